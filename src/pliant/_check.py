@@ -1,0 +1,66 @@
+"""Shape, dtype and device checks: one voice for every error."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+LOW = (torch.bfloat16, torch.float16)
+
+
+def pair(op: str, name: str, value: int | Sequence[int], least: int) -> tuple[int, int]:
+    """Return `value` as (vertical, horizontal), each at least `least`."""
+    both = (value, value) if isinstance(value, int | torch.SymInt) else tuple(value)
+    if len(both) != 2 or not all(isinstance(v, int | torch.SymInt) for v in both):
+        raise TypeError(f"{op}: {name} must be an int or a pair of ints, got {value!r}")
+    if both[0] < least or both[1] < least:
+        raise ValueError(f"{op}: {name} must be at least {least}, got {value!r}")
+    return both
+
+
+def shape(op: str, name: str, tensor: Tensor, letters: str, expected: tuple[int, ...], hint: str = "") -> None:
+    """Raise ValueError unless `tensor` has the `expected` shape, which `letters` spells out."""
+    if tensor.dim() != len(expected) or any(a != b for a, b in zip(tensor.shape, expected, strict=True)):
+        wanted, got = tuple(int(n) for n in expected), tuple(int(n) for n in tensor.shape)
+        raise ValueError(f"{op}: {name} must have shape {letters} = {wanted}, got {got}." + (hint and f" {hint}"))
+
+
+def rank(op: str, name: str, tensor: Tensor, letters: str) -> None:
+    """Raise ValueError unless `tensor` has as many dimensions as `letters` names."""
+    if tensor.dim() != len(letters.split()):
+        spelled = ", ".join(letters.split())
+        raise ValueError(f"{op}: {name} must have shape ({spelled}), got {tuple(int(n) for n in tensor.shape)}")
+
+
+def tensors(op: str, **named: object) -> None:
+    """Raise TypeError unless every value is a tensor."""
+    for name, value in named.items():
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{op}: {name} must be a tensor, got {type(value).__name__}")
+
+
+def device(op: str, first: str, tensor: Tensor, **others: Tensor | None) -> None:
+    """Raise ValueError unless every tensor is on the device of the first."""
+    for name, other in others.items():
+        if other is not None and other.device != tensor.device:
+            raise ValueError(f"{op}: {name} is on {other.device}, {first} on {tensor.device}; move one of them")
+
+
+def dtype(op: str, name: str, tensor: Tensor, allowed: Sequence[torch.dtype] = DTYPES) -> None:
+    """Raise TypeError unless the dtype of `tensor` is one of `allowed`."""
+    if tensor.dtype not in allowed:
+        spelled = " or ".join(str(d).removeprefix("torch.") for d in allowed)
+        raise TypeError(f"{op}: {name} must be {spelled}, got {str(tensor.dtype).removeprefix('torch.')}")
+
+
+def autocast(first: Tensor, *others: Tensor | None) -> tuple[Tensor | None, ...]:
+    """Return the tensors in autocast's low precision where it is on; float64 stays, as in PyTorch."""
+    kind = first.device.type
+    everything = (first, *others)
+    if kind == "meta" or not torch.is_autocast_enabled(kind):
+        return everything
+    low = torch.get_autocast_dtype(kind)
+    return tuple(t if t is None or t.dtype not in (torch.float32, *LOW) else t.to(low) for t in everything)

@@ -1,0 +1,239 @@
+"""Deformable convolution: the public function, and what torch must know about it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pliant import _check, _native
+from pliant.ops._sampling import BOUNDARIES
+from pliant.ops.deform_conv2d import reference
+
+_OP = "deform_conv2d"
+_Pair = tuple[int, int]
+
+
+def deform_conv2d(
+    input: Tensor,
+    offset: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+    mask: Tensor | None = None,
+    *,
+    boundary: str = "zeros",
+    implementation: str = "auto",
+) -> Tensor:
+    """Convolve with every tap moved by its own offset: DCNv1, and with `mask` DCNv2.
+
+    ``y[n,o,p] = bias[o] + Σ_k Σ_c weight[o,c,k] · mask[n,G(c),k,p] · x[n,c, p·stride − padding + k·dilation + Δ]``
+    with ``Δ = offset[n,G(c),k,p]`` and ``x(·)`` sampled bilinearly.
+
+    At the edges: with ``boundary="zeros"`` pixels outside the map are 0 and a sample counts when −1 < y < H and
+    −1 < x < W (torchvision, mmcv, detectron2, ONNX). With ``"clamp"`` it counts when 0 ≤ y < H and 0 ≤ x < W, and the
+    far neighbour clamps to the last row or column (the original DCNv1 operator). A NaN or infinite coordinate samples
+    nothing. At integer positions the offset gradient is the right-sided one. Coordinates, bilinear weights and sums
+    are float32 (float64 for float64 input), whatever the storage type. Under autocast input, weight and bias run in
+    the low precision, offset and mask stay as they are.
+
+    Args:
+        input: (N, C, H, W), the map; channels_last is kept, without copies.
+        offset: (N, 2·G·Kh·Kw, Ho, Wo), in pixels of the input; channel ``(g·K + k)·2 + {0: dy, 1: dx}``, taps
+            row-major (``k = i·Kw + j``). Offset group j owns input channels ``[j·C/G, (j+1)·C/G)``.
+        weight: (O, C/groups, Kh, Kw), input's dtype; `groups` is read from its shape.
+        bias: (O,), input's dtype.
+        stride: step of the output grid in input pixels, at least 1.
+        padding: rows and columns added around the map, at least 0.
+        dilation: distance of adjacent taps in input pixels, at least 1.
+        mask: (N, G·Kh·Kw, Ho, Wo), factor of every sample; channel ``g·K + k``.
+        boundary: "zeros" or "clamp".
+        implementation: "auto", "native" (the compiled kernel or an error) or "reference" (plain PyTorch).
+
+    Returns:
+        (N, O, Ho, Wo) in input's dtype, with ``Ho = (H + 2·padding − dilation·(Kh − 1) − 1)//stride + 1``.
+        Differentiable twice in input, offset, weight, bias and mask; the backward is deterministic bit for bit for a
+        fixed number of threads.
+
+    Raises:
+        TypeError: `offset` and `mask` have neither input's dtype nor, beside float16 and bfloat16, float32.
+        ValueError: a shape does not fit, tensors are on different devices, the output would be empty.
+        RuntimeError: ``implementation="native"`` where there is no kernel.
+
+    Source: Dai et al., "Deformable Convolutional Networks", ICCV 2017, equation 2; Zhu et al., "Deformable ConvNets
+    v2", CVPR 2019, equation 1. Argument order of torchvision.ops.deform_conv2d.
+
+    >>> x = torch.arange(25.0).view(1, 1, 5, 5)
+    >>> offset = torch.full((1, 18, 5, 5), 0.5)
+    >>> deform_conv2d(x, offset, torch.ones(1, 1, 3, 3), padding=1)[0, 0, 0]
+    tensor([30.0000, 41.2500, 48.7500, 45.0000, 28.7500])
+    """
+    _check.tensors(_OP, input=input, offset=offset, weight=weight)
+    _check.tensors(_OP, **{name: t for name, t in (("bias", bias), ("mask", mask)) if t is not None})
+    cast_input, cast_weight, bias = _check.autocast(input, weight, bias)
+    assert cast_input is not None and cast_weight is not None
+    input, weight = cast_input, cast_weight
+    step, pad, reach = (
+        _check.pair(_OP, "stride", stride, 1),
+        _check.pair(_OP, "padding", padding, 0),
+        _check.pair(_OP, "dilation", dilation, 1),
+    )
+    if boundary not in BOUNDARIES:
+        raise ValueError(f"{_OP}: boundary must be one of {BOUNDARIES}, got {boundary!r}")
+    _check_tensors(input, offset, weight, bias, mask, step, pad, reach)
+    if not _native.chosen(_OP, implementation, input):
+        return reference.deform_conv2d(input, offset, weight, bias, mask, step, pad, reach, boundary)
+    result: Tensor = torch.ops.pliant.deform_conv2d(
+        input, offset, weight, bias, mask, *step, *pad, *reach, boundary == "clamp"
+    )
+    return result
+
+
+def _check_tensors(
+    input: Tensor,
+    offset: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    mask: Tensor | None,
+    stride: _Pair,
+    padding: _Pair,
+    dilation: _Pair,
+) -> tuple[int, int]:
+    """Raise unless the tensors fit each other; return the size of the output map."""
+    _check.rank(_OP, "input", input, "N C H W")
+    _check.rank(_OP, "weight", weight, "O C/groups Kh Kw")
+    _check.device(_OP, "input", input, offset=offset, weight=weight, bias=bias, mask=mask)
+    _check.dtype(_OP, "input", input)
+    beside = (input.dtype, torch.float32) if input.dtype in _check.LOW else (input.dtype,)
+    for name, tensor, allowed in (
+        ("offset", offset, beside),
+        ("weight", weight, (input.dtype,)),
+        ("bias", bias, (input.dtype,)),
+        ("mask", mask, beside),
+    ):
+        if tensor is not None:
+            _check.dtype(_OP, name, tensor, allowed)
+
+    N, C, H, W = input.shape
+    O, Cg, Kh, Kw = weight.shape
+    if O < 1 or Cg < 1 or Kh < 1 or Kw < 1:
+        raise ValueError(f"{_OP}: weight must not be empty, got {tuple(int(n) for n in weight.shape)}")
+    if C < 1 or C % Cg != 0 or O % (C // Cg) != 0:
+        raise ValueError(
+            f"{_OP}: weight has {int(Cg)} input channels a group and {int(O)} outputs, which does not divide the "
+            f"{int(C)} channels of input into groups"
+        )
+    size = tuple(
+        (n + 2 * p - d * (k - 1) - 1) // s + 1
+        for n, p, d, k, s in zip((H, W), padding, dilation, (Kh, Kw), stride, strict=True)
+    )
+    Ho, Wo = size
+    if H < 1 or W < 1 or Ho < 1 or Wo < 1:
+        raise ValueError(
+            f"{_OP}: the output would be {int(Ho)}×{int(Wo)}, the {int(Kh)}×{int(Kw)} kernel with dilation "
+            f"{tuple(dilation)} and padding {tuple(padding)} does not fit into the {int(H)}×{int(W)} input"
+        )
+    K = Kh * Kw
+    _check.rank(_OP, "offset", offset, "N 2·G·Kh·Kw Ho Wo")
+    G = offset.shape[1] // (2 * K)
+    if G < 1 or C % G != 0 or offset.shape[1] != 2 * G * K:
+        hint = "Did you pass only one coordinate per tap?" if offset.shape[1] == K else ""
+        _check.shape(_OP, "offset", offset, "(N, 2·G·Kh·Kw, Ho, Wo)", (N, 2 * K, Ho, Wo), hint)
+        raise AssertionError("unreachable")
+    _check.shape(_OP, "offset", offset, "(N, 2·G·Kh·Kw, Ho, Wo)", (N, 2 * G * K, Ho, Wo))
+    if mask is not None:
+        _check.shape(_OP, "mask", mask, "(N, G·Kh·Kw, Ho, Wo)", (N, G * K, Ho, Wo))
+    if bias is not None:
+        _check.shape(_OP, "bias", bias, "(O,)", (O,))
+    return Ho, Wo
+
+
+# What torch must know: schema, fake kernels, autograd. The CPU kernels are in csrc/deform_conv2d.cpp.
+
+_GEOMETRY = "SymInt sh, SymInt sw, SymInt ph, SymInt pw, SymInt dh, SymInt dw, bool clamp"
+_native.library.define(
+    f"{_OP}(Tensor input, Tensor offset, Tensor weight, Tensor? bias, Tensor? mask, {_GEOMETRY}) -> Tensor"
+)
+# `wanted` holds one bit per gradient, in the order of the outputs; those not asked for come back empty.
+_native.library.define(
+    f"{_OP}_backward(Tensor grad, Tensor input, Tensor offset, Tensor weight, Tensor? mask, {_GEOMETRY}, int wanted)"
+    " -> (Tensor input, Tensor offset, Tensor weight, Tensor bias, Tensor mask)"
+)
+
+
+@torch.library.register_fake(f"pliant::{_OP}", lib=_native.library)
+def _fake(
+    input: Tensor, offset: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor | None, *geometry: Any
+) -> Tensor:
+    sh, sw, ph, pw, dh, dw, _ = geometry
+    Ho, Wo = _check_tensors(input, offset, weight, bias, mask, (sh, sw), (ph, pw), (dh, dw))
+    result = input.new_empty((input.shape[0], weight.shape[0], Ho, Wo))
+    return result.to(memory_format=torch._prims_common.suggest_memory_format(input))
+
+
+@torch.library.register_fake(f"pliant::{_OP}_backward", lib=_native.library)
+def _fake_backward(
+    grad: Tensor, input: Tensor, offset: Tensor, weight: Tensor, mask: Tensor | None, *geometry: Any
+) -> tuple[Tensor, ...]:
+    wanted = geometry[-1]
+    like = (input, offset, weight, weight.new_empty(weight.shape[0]), mask)
+    formats = (torch._prims_common.suggest_memory_format(input), *[torch.contiguous_format] * 4)
+    return tuple(
+        t.new_empty(t.shape).to(memory_format=f) if t is not None and wanted >> i & 1 else grad.new_empty(0)
+        for i, (t, f) in enumerate(zip(like, formats, strict=True))
+    )
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    input, offset, weight, _, mask, *ctx.geometry = inputs
+    ctx.save_for_backward(input, offset, weight, mask)
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    input, offset, weight, mask = ctx.saved_tensors
+    need = ctx.needs_input_grad[:5]
+    wanted = sum(1 << i for i, n in enumerate(need) if n)
+    grads = torch.ops.pliant.deform_conv2d_backward(grad, input, offset, weight, mask, *ctx.geometry, wanted)
+    return (*(g if n else None for g, n in zip(grads, need, strict=True)), *[None] * len(ctx.geometry))
+
+
+def _setup_context_twice(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    grad, input, offset, weight, mask, *ctx.geometry, ctx.wanted = inputs
+    ctx.save_for_backward(grad, input, offset, weight, mask)
+
+
+def _backward_twice(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+    """Differentiate the gradients by way of the reference, which is differentiable any number of times."""
+    sh, sw, ph, pw, dh, dw, clamp = ctx.geometry
+    again = torch.is_grad_enabled()
+    with torch.enable_grad():
+        # Own nodes for every tensor: where a third derivative is asked for they stay tied to the saved ones.
+        saved = [None if t is None else t.view_as(t) if again else t.detach() for t in ctx.saved_tensors]
+        for t in saved:
+            if t is not None and not t.requires_grad:
+                t.requires_grad_()
+        grad, input, offset, weight, mask = saved
+        bias = weight.new_zeros(weight.shape[0]).requires_grad_()
+        boundary = "clamp" if clamp else "zeros"
+        output = reference.deform_conv2d(
+            input, offset, weight, bias, mask, (sh, sw), (ph, pw), (dh, dw), boundary
+        )
+        inputs = (input, offset, weight, bias, mask)
+        asked = [i for i in range(5) if ctx.wanted >> i & 1 and grads[i] is not None]
+        first = torch.autograd.grad(output, [inputs[i] for i in asked], grad, create_graph=True)
+        second = torch.autograd.grad(
+            first, [t for t in saved if t is not None], [grads[i] for i in asked], create_graph=again, allow_unused=True
+        )
+    found = iter(second)
+    result = [None if t is None else next(found) for t in saved]
+    return (*result, *[None] * (len(ctx.geometry) + 1))
+
+
+torch.library.register_autograd(f"pliant::{_OP}", _backward, setup_context=_setup_context, lib=_native.library)
+torch.library.register_autograd(
+    f"pliant::{_OP}_backward", _backward_twice, setup_context=_setup_context_twice, lib=_native.library
+)

@@ -1,0 +1,101 @@
+"""The cases every operator is tested, benchmarked and documented on, and one table of tolerances."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+# Largest max|actual − expected|/max|expected| against the float64 reference of the same (rounded) inputs.
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
+
+
+def error(actual: Tensor, expected: Tensor) -> float:
+    """Return max|actual − expected|/max|expected|, in float64; NaN in the same places counts as equal."""
+    actual, expected = actual.detach().double(), expected.detach().double()
+    if actual.shape != expected.shape:
+        raise AssertionError(f"shapes differ: {tuple(actual.shape)} and {tuple(expected.shape)}")
+    if actual.numel() == 0:
+        return 0.0
+    same = (actual == expected) | (actual.isnan() & expected.isnan())
+    difference = torch.where(same, 0, (actual - expected).abs()).max()
+    scale = expected.nan_to_num(0, 0, 0).abs().max()
+    return float(difference / scale) if scale > 0 else float(difference)
+
+
+@dataclass(frozen=True)
+class DeformConvCase:
+    """One shape of deformable convolution; `tensors` draws its inputs: N(0, 1), offsets 2·N(0, 1), masks U(0, 1)."""
+
+    name: str
+    input: tuple[int, int, int, int]
+    out_channels: int
+    kernel: tuple[int, int] = (3, 3)
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int] = (1, 1)
+    dilation: tuple[int, int] = (1, 1)
+    groups: int = 1
+    offset_groups: int = 1
+
+    @property
+    def output(self) -> tuple[int, int]:
+        """Return (Ho, Wo)."""
+        sizes = zip(self.input[2:], self.padding, self.dilation, self.kernel, self.stride, strict=True)
+        Ho, Wo = ((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, p, d, k, s in sizes)
+        return Ho, Wo
+
+    def tensors(
+        self, dtype: torch.dtype = torch.float32, *, seed: int = 0, channels_last: bool = False
+    ) -> dict[str, Tensor]:
+        """Return input, offset, weight, bias and mask, drawn in float64 and rounded to `dtype`."""
+        random = torch.Generator().manual_seed(seed)
+        N, C, _, _ = self.input
+        Ho, Wo = self.output
+        K = self.kernel[0] * self.kernel[1]
+
+        def draw(*shape: int) -> Tensor:
+            return torch.randn(shape, generator=random, dtype=torch.float64)
+
+        tensors = {
+            "input": draw(*self.input),
+            "offset": 2 * draw(N, 2 * self.offset_groups * K, Ho, Wo),
+            "weight": draw(self.out_channels, C // self.groups, *self.kernel),
+            "bias": draw(self.out_channels),
+            "mask": torch.rand(N, self.offset_groups * K, Ho, Wo, generator=random, dtype=torch.float64),
+        }
+        tensors = {name: t.to(dtype) for name, t in tensors.items()}
+        if channels_last:
+            tensors["input"] = tensors["input"].contiguous(memory_format=torch.channels_last)
+        return tensors
+
+    @property
+    def geometry(self) -> dict[str, tuple[int, int]]:
+        """Return stride, padding and dilation as keyword arguments."""
+        return {"stride": self.stride, "padding": self.padding, "dilation": self.dilation}
+
+
+# Small and crooked on purpose: nothing square, nothing symmetric, sizes that no tile or vector divides.
+DEFORM_CONV_CASES = (
+    DeformConvCase("plain", (2, 5, 7, 6), 4),
+    DeformConvCase("crooked", (2, 6, 11, 9), 4, (3, 2), (2, 1), (1, 0), (2, 1), groups=2, offset_groups=3),
+    DeformConvCase("pointwise", (1, 3, 4, 5), 7, (1, 1), padding=(0, 0)),
+    DeformConvCase("one_pixel", (3, 4, 1, 1), 4, offset_groups=2),
+    DeformConvCase("depthwise", (2, 8, 9, 7), 8, groups=8),
+    DeformConvCase("multiplier", (1, 4, 6, 7), 12, groups=4, offset_groups=2),
+    DeformConvCase("wide", (1, 48, 13, 17), 33),
+    DeformConvCase("tiles", (1, 19, 20, 23), 17, (3, 3), offset_groups=19),
+    DeformConvCase("stem", (1, 3, 20, 22), 9, (7, 7), (2, 2), (3, 3)),
+)
+
+# The shapes on which speed is promised: ResNet stages of a detector, small maps, grouped, depthwise, a stem.
+DEFORM_CONV_SPEED = (
+    DeformConvCase("S1", (1, 256, 50, 84), 256),
+    DeformConvCase("S2", (1, 512, 25, 42), 512),
+    DeformConvCase("S3", (2, 128, 100, 168), 128),
+    DeformConvCase("S4", (1, 64, 64, 64), 64),
+    DeformConvCase("S5", (8, 64, 28, 28), 64),
+    DeformConvCase("S6", (1, 256, 50, 84), 256, offset_groups=4),
+    DeformConvCase("S7", (1, 128, 56, 56), 128, groups=128),
+    DeformConvCase("S8", (1, 3, 224, 224), 64, (7, 7), (2, 2), (3, 3)),
+)
