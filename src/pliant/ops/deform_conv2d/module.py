@@ -79,7 +79,9 @@ class DeformConv2d(nn.Module):
             if least < 1:
                 raise ValueError(f"{name}: {what} must be at least 1, got {least}")
         if in_channels % groups or out_channels % groups:
-            raise ValueError(f"{name}: groups={groups} must divide {in_channels} input and {out_channels} output channels")
+            raise ValueError(
+                f"{name}: groups={groups} must divide {in_channels} input and {out_channels} output channels"
+            )
         if offset_groups < 1 or in_channels % offset_groups:
             raise ValueError(f"{name}: offset_groups={offset_groups} must divide {in_channels} input channels")
         if version not in (1, 2):

@@ -161,7 +161,7 @@ _native.library.define(
 # `wanted` holds one bit per gradient, in the order of the outputs; those not asked for come back empty.
 _native.library.define(
     f"{_OP}_backward(Tensor grad, Tensor input, Tensor offset, Tensor weight, Tensor? mask, {_GEOMETRY}, int wanted)"
-    " -> (Tensor input, Tensor offset, Tensor weight, Tensor bias, Tensor mask)"
+    " -> (Tensor input, Tensor offset, Tensor weight, Tensor mask)"
 )
 
 
@@ -180,11 +180,10 @@ def _fake_backward(
     grad: Tensor, input: Tensor, offset: Tensor, weight: Tensor, mask: Tensor | None, *geometry: Any
 ) -> tuple[Tensor, ...]:
     wanted = geometry[-1]
-    like = (input, offset, weight, weight.new_empty(weight.shape[0]), mask)
-    formats = (torch._prims_common.suggest_memory_format(input), *[torch.contiguous_format] * 4)
+    formats = (torch._prims_common.suggest_memory_format(input), *[torch.contiguous_format] * 3)
     return tuple(
-        t.new_empty(t.shape).to(memory_format=f) if t is not None and wanted >> i & 1 else grad.new_empty(0)
-        for i, (t, f) in enumerate(zip(like, formats, strict=True))
+        t.new_empty(t.shape).to(memory_format=f) if t is not None and wanted >> i & 1 else input.new_empty(0)
+        for i, (t, f) in enumerate(zip((input, offset, weight, mask), formats, strict=True))
     )
 
 
@@ -195,10 +194,15 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     input, offset, weight, mask = ctx.saved_tensors
-    need = ctx.needs_input_grad[:5]
+    need_bias = ctx.needs_input_grad[3]
+    need = (*ctx.needs_input_grad[:3], ctx.needs_input_grad[4])
     wanted = sum(1 << i for i, n in enumerate(need) if n)
-    grads = torch.ops.pliant.deform_conv2d_backward(grad, input, offset, weight, mask, *ctx.geometry, wanted)
-    return (*(g if n else None for g, n in zip(grads, need, strict=True)), *[None] * len(ctx.geometry))
+    found = (None,) * 4
+    if wanted:
+        grads = torch.ops.pliant.deform_conv2d_backward(grad, input, offset, weight, mask, *ctx.geometry, wanted)
+        found = tuple(g if n else None for g, n in zip(grads, need, strict=True))
+    bias = grad.sum((0, 2, 3)) if need_bias else None
+    return (*found[:3], bias, found[3], *[None] * len(ctx.geometry))
 
 
 def _setup_context_twice(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -217,13 +221,10 @@ def _backward_twice(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...
             if t is not None and not t.requires_grad:
                 t.requires_grad_()
         grad, input, offset, weight, mask = saved
-        bias = weight.new_zeros(weight.shape[0]).requires_grad_()
         boundary = "clamp" if clamp else "zeros"
-        output = reference.deform_conv2d(
-            input, offset, weight, bias, mask, (sh, sw), (ph, pw), (dh, dw), boundary
-        )
-        inputs = (input, offset, weight, bias, mask)
-        asked = [i for i in range(5) if ctx.wanted >> i & 1 and grads[i] is not None]
+        output = reference.deform_conv2d(input, offset, weight, None, mask, (sh, sw), (ph, pw), (dh, dw), boundary)
+        inputs = (input, offset, weight, mask)
+        asked = [i for i in range(4) if ctx.wanted >> i & 1 and grads[i] is not None]
         first = torch.autograd.grad(output, [inputs[i] for i in asked], grad, create_graph=True)
         second = torch.autograd.grad(
             first, [t for t in saved if t is not None], [grads[i] for i in asked], create_graph=again, allow_unused=True
