@@ -1,0 +1,162 @@
+"""Draw objects on a canvas under known transformations, from a seeded generator."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+CANVAS = 64  # side of the canvas in pixels
+INK = 0.1  # a pixel belongs to the object where it is brighter
+_PART = 32
+
+
+@dataclass(frozen=True)
+class Ranges:
+    """From where every transformation is drawn: (least, most) of its magnitude; 1 or 0 leaves the object alone.
+
+    Args:
+        scale: factor of both sides, log-uniform.
+        rotation: degrees, to either side.
+        aspect: ratio of the sides at equal area, at least 1, log-uniform; either side gets longer.
+        shear: tangent of the angle by which upright lines lean, to either side.
+        bend: amplitude of the waves that bend the object, as a share of its side; up to 0.2 nothing folds over.
+        shift: most pixels by which the object leaves the middle of the canvas, along each axis.
+    """
+
+    scale: tuple[float, float] = (1.0, 1.0)
+    rotation: tuple[float, float] = (0.0, 0.0)
+    aspect: tuple[float, float] = (1.0, 1.0)
+    shear: tuple[float, float] = (0.0, 0.0)
+    bend: tuple[float, float] = (0.0, 0.0)
+    shift: float = 0.0
+
+    def __post_init__(self) -> None:
+        for field in fields(self)[:5]:
+            least, most = getattr(self, field.name)
+            floor = {"scale": 1e-3, "aspect": 1.0}.get(field.name, 0.0)
+            if not floor <= least <= most < math.inf:
+                raise ValueError(
+                    f"Ranges: {field.name} must be (least, most) with {floor:g} ≤ least ≤ most, got {(least, most)}"
+                )
+        if not 0 <= self.shift < math.inf:
+            raise ValueError(f"Ranges: shift must be at least 0, got {self.shift}")
+
+
+class Poses(NamedTuple):
+    """How N objects lie on their canvases.
+
+    `matrix` (N, 2, 2) takes an object's (x, y), from its middle, y downwards, to the canvas; `shift` (N, 2) is added
+    in pixels; `bend` (N,) is the amplitude of the waves in shares of the side, `wave` (N, 2) their number along a
+    side and `phase` (N, 2) where they start, in radians.
+    """
+
+    matrix: Tensor
+    shift: Tensor
+    bend: Tensor
+    wave: Tensor
+    phase: Tensor
+
+
+def draw(ranges: Ranges, count: int, random: torch.Generator) -> Poses:
+    """Return `count` poses drawn from `ranges`.
+
+    The matrix is rotation (counter-clockwise as seen) · shear · diag(scale·√aspect, scale/√aspect). Every
+    transformation takes its numbers from the generator whether it is in use or not, so that two ranges that differ in
+    one transformation agree in all others.
+    """
+
+    def uniform(least: float, most: float, *shape: int) -> Tensor:
+        return least + (most - least) * torch.rand(count, *shape, generator=random)
+
+    def either(values: Tensor) -> Tensor:
+        return values * (1 - 2 * torch.randint(2, (count,), generator=random))
+
+    scale = uniform(math.log(ranges.scale[0]), math.log(ranges.scale[1])).exp()
+    angle = either(uniform(*ranges.rotation)) * (math.pi / 180)
+    stretch = (either(uniform(math.log(ranges.aspect[0]), math.log(ranges.aspect[1]))) / 2).exp()
+    shear = either(uniform(*ranges.shear))
+    bend = uniform(*ranges.bend)
+    wave, phase = uniform(0.4, 0.8, 2), uniform(0, 2 * math.pi, 2)
+    shift = uniform(-ranges.shift, ranges.shift, 2)
+
+    cos, sin = angle.cos(), angle.sin()
+    turn = torch.stack((cos, sin, -sin, cos), 1).view(count, 2, 2)
+    one, zero = torch.ones_like(shear), torch.zeros_like(shear)
+    lean = torch.stack((one, shear, zero, one), 1).view(count, 2, 2)
+    size = torch.stack((scale * stretch, scale / stretch), 1)
+    return Poses(turn @ lean * size[:, None], shift, bend, wave, phase)
+
+
+def render(pictures: Tensor, poses: Poses, canvas: int = CANVAS) -> Tensor:
+    """Return every picture drawn in its pose on a black canvas: (N, 1, canvas, canvas), float32 in [0, 1].
+
+    Bilinear. Where an object shrinks by a factor s < 1, four samples half of 1/s − 1 object pixels from the middle
+    are averaged: the exact area average at s = 1/2, continuous with the single sample at s = 1. What leaves the
+    canvas is cut off.
+
+    Args:
+        pictures: (N, H, W), uint8 or float, 0 … 255.
+        poses: N poses.
+        canvas: side of the canvas in pixels.
+    """
+    N = len(pictures)
+    if len(poses.bend) != N:
+        raise ValueError(f"render: there must be one pose a picture, got {len(poses.bend)} for {N}")
+    drawn = torch.empty(N, 1, canvas, canvas)
+    # In parts that stay in the cache: three times as fast as all at once.
+    for part in (slice(start, start + _PART) for start in range(0, N, _PART)):
+        drawn[part] = _render(pictures[part], Poses(*(field[part] for field in poses)), canvas)
+    return drawn
+
+
+def object_size(canvas: Tensor) -> Tensor:
+    """Return the size (N,) of the object on every canvas (N, 1, H, W): √(pixels brighter than `INK`), in pixels."""
+    return (canvas > INK).sum((1, 2, 3)).float().sqrt()
+
+
+def _render(pictures: Tensor, poses: Poses, canvas: int) -> Tensor:
+    H, W = pictures.shape[1:]
+    source = pictures[:, None].float() / 255
+    inverse = torch.linalg.inv(poses.matrix)
+    middle = (torch.arange(canvas) + 0.5) - canvas / 2
+    grid = torch.stack(torch.meshgrid(middle, middle, indexing="xy"), -1).view(1, -1, 2)
+    at = (grid - poses.shift[:, None]) @ inverse.mT  # (N, canvas², 2): (x, y) from the object's middle
+
+    # The smaller singular value of a 2×2 matrix, from its norm and determinant.
+    norm, det = poses.matrix.square().sum((1, 2)), torch.linalg.det(poses.matrix)
+    least = ((norm - (norm.square() - 4 * det.square()).clamp(min=0).sqrt()) / 2).sqrt()
+    # Rounding makes `least` of a plain rotation a little less than 1: that is no shrinking.
+    shrinks = least < 0.999
+
+    at = _bent(at, poses, (W, H))
+    drawn = _sample(source, at, canvas)
+    if shrinks.any():
+        reach = (1 - least[shrinks]) / 2  # in canvas pixels
+        samples = []
+        for corner in ((-1, -1), (-1, 1), (1, -1), (1, 1)):
+            step = torch.tensor(corner, dtype=torch.float32) * reach[:, None]
+            samples.append(_sample(source[shrinks], at[shrinks] + step[:, None] @ inverse[shrinks].mT, canvas))
+        drawn[shrinks] = torch.stack(samples).mean(0)
+    return drawn
+
+
+def _bent(at: Tensor, poses: Poses, side: tuple[int, int]) -> Tensor:
+    """Return object coordinates (N, P, 2) moved by waves: x by one that runs along y, y by one that runs along x."""
+    if not poses.bend.any():
+        return at
+    sides = torch.tensor(side, dtype=torch.float32)
+    across = at.flip(-1) / sides.flip(0)
+    waves = (2 * math.pi * poses.wave[:, None] * across + poses.phase[:, None]).sin()
+    return at + poses.bend[:, None, None] * sides * waves
+
+
+def _sample(source: Tensor, at: Tensor, canvas: int) -> Tensor:
+    """Return `source` (N, 1, H, W) read at (x, y) from its middle: (N, 1, canvas, canvas)."""
+    sides = torch.tensor(source.shape[:1:-1], dtype=torch.float32)
+    grid = (at * (2 / sides)).view(len(source), canvas, canvas, 2)
+    return F.grid_sample(source, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
