@@ -1,0 +1,97 @@
+# `make demo` and `make test` are the two commands to know: each first installs into .venv what is missing there.
+#
+#   PYTHON=python3.12    another Python than python3
+#   TORCH_ARGS=...       where pip finds torch, such as TORCH_ARGS="--index-url https://download.pytorch.org/whl/cpu"
+#   ARGS=...             more arguments for the program a target runs, such as make test ARGS="-k lrn"
+
+PYTHON ?= python3
+TORCH_ARGS ?=
+ARGS ?=
+
+PY := .venv/bin/python
+PIP := $(PY) -m pip install --disable-pip-version-check
+TORCH := $(shell grep '^torch==' constraints.txt)
+
+.PHONY: help install demo test slow lint bench docs wheel clean
+
+help:
+	@echo 'make demo    the main experiment, the quick version: what deformable layers do on real pictures'
+	@echo 'make test    the tests'
+	@echo 'make bench   the speed of every operator beside its limit'
+	@echo 'make lint    ruff and mypy'
+	@echo 'make docs    the documentation, into site/'
+	@echo 'make slow    the tests that take longer'
+	@echo 'make wheel   a wheel for this platform, into dist/'
+	@echo 'make clean   remove everything made here except runs/'
+
+demo: install
+	.venv/bin/pliant study geometry --quick $(ARGS)
+
+test: install
+	$(PY) -m pytest $(ARGS)
+
+slow: install
+	$(PY) -m pytest -m slow $(ARGS)
+
+bench: install
+	$(PY) benchmarks/run.py $(ARGS)
+
+lint: .venv/.lint
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+
+docs: .venv/.docs
+	.venv/bin/mkdocs build --strict
+
+wheel: install
+	$(PY) -m pip wheel --no-build-isolation --no-deps --wheel-dir dist .
+
+clean:
+	rm -rf .venv build dist site .pytest_cache .mypy_cache .ruff_cache
+
+# A file in .venv stands for "installed": made again when what decides about the installation is newer.
+install: .venv/.installed
+
+define CHECK
+@failed=; say() { failed=1; printf 'pliant: %s\n' "$$1" >&2; }; \
+if ! command -v $(PYTHON) > /dev/null; then \
+  say "there is no $(PYTHON) here; install Python 3.10 or newer (Debian: apt install python3 python3-venv) or name one: make PYTHON=..."; \
+elif ! $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))'; then \
+  say "$(PYTHON) is $$($(PYTHON) -V 2>&1), older than 3.10; name a newer one: make PYTHON=python3.12"; \
+elif ! $(PYTHON) -c 'import venv, ensurepip' 2> /dev/null; then \
+  say "$(PYTHON) cannot make virtual environments; install its venv module (Debian: apt install python3-venv)"; \
+fi; \
+if [ -n "$$CXX" ]; then set -- "$$CXX"; else set -- c++ g++ clang++; fi; \
+compiler=; for name; do \
+  if echo 'int main() {}' | $$name -std=c++20 -fsyntax-only -x c++ - 2> /dev/null; then compiler=$$name; fi; \
+done; \
+if [ -z "$$compiler" ]; then \
+  say "there is no C++20 compiler here; install one (Debian: apt install g++, macOS: xcode-select --install) or name one: CXX=..."; \
+fi; \
+test -z "$$failed"
+endef
+
+# Torch goes first and alone: its pin must hold before anything that depends on torch is resolved. The build then uses
+# that torch (--no-build-isolation), because -c does not reach a build environment.
+.venv/.installed: pyproject.toml constraints.txt CMakeLists.txt $(wildcard csrc/*)
+	$(CHECK)
+	@$(PY) -m pip --version > /dev/null 2>&1 || { echo 'making .venv'; $(PYTHON) -m venv --clear .venv; }
+	@echo 'installing $(TORCH)'
+	@$(PIP) --quiet $(TORCH_ARGS) $(TORCH) \
+	  || { echo 'pliant: $(TORCH) could not be installed; TORCH_ARGS="--index-url ..." points pip elsewhere' >&2; exit 1; }
+	@echo 'installing build tools'
+	@$(PIP) --quiet -c constraints.txt pip scikit-build-core cmake ninja
+	@echo 'compiling and installing pliant, with what its studies and tests need'
+	@$(PIP) --quiet -c constraints.txt --no-build-isolation --group test -e '.[study]'
+	@touch $@
+
+.venv/.lint: .venv/.installed
+	@echo 'installing ruff and mypy'
+	@$(PIP) --quiet -c constraints.txt --group lint
+	@touch $@
+
+.venv/.docs: .venv/.installed
+	@echo 'installing mkdocs'
+	@$(PIP) --quiet -c constraints.txt --group docs
+	@touch $@

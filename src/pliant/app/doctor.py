@@ -1,0 +1,107 @@
+"""``pliant doctor``: what is installed, what is missing, and whether every operator agrees with its reference."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import textwrap
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+import pliant
+from pliant import _native, testing
+from pliant.ops import deform_conv2d, local_response_norm, lrn
+
+
+@dataclass(frozen=True)
+class Check:
+    """One operator on one small float32 case; `tensors` are differentiated, `options` are not."""
+
+    operator: Callable[..., Tensor]
+    tensors: dict[str, Tensor]
+    options: dict[str, object] = field(default_factory=dict)
+
+    def errors(self) -> tuple[float, float]:
+        """Return the kernel's error against the float64 reference, forward and the largest of the backward.
+
+        Raises:
+            RuntimeError: there is no kernel.
+        """
+        expected, expected_gradients = self._run("reference", torch.float64)
+        actual, gradients = self._run("native", torch.float32)
+        pairs = zip(gradients, expected_gradients, strict=True)
+        return testing.error(actual, expected), max(testing.error(a, e) for a, e in pairs)
+
+    def _run(self, implementation: str, dtype: torch.dtype) -> tuple[Tensor, tuple[Tensor, ...]]:
+        tensors = {name: t.detach().to(dtype).requires_grad_() for name, t in self.tensors.items()}
+        output = self.operator(**tensors, **self.options, implementation=implementation)
+        gradient = torch.linspace(-1, 1, output.numel(), dtype=dtype).view(output.shape)
+        return output, torch.autograd.grad(output, list(tensors.values()), gradient)
+
+
+def checks() -> list[Check]:
+    """Return one check for every operator of :mod:`pliant.ops`."""
+    case = next(case for case in testing.DEFORM_CONV_CASES if case.name == "crooked")
+    activations = torch.randn(2, 7, 5, 6, generator=torch.Generator().manual_seed(0))
+    return [
+        Check(deform_conv2d, case.tensors(), {**case.geometry}),
+        Check(local_response_norm, {"input": activations}, {"size": 5, "alpha": 1.0}),
+        Check(lrn, {"input": activations}, {"depth_radius": 2}),
+    ]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add nothing: the command has no arguments."""
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print what is installed and check every operator; return 1 if one failed."""
+    level = _native.instruction_level()
+    for title, text in (
+        ("pliant", pliant.__version__),
+        ("python", f"{platform.python_version()} on {platform.platform()}"),
+        ("torch", torch.__version__),
+        ("kernels", f"{_native.path}, {level}" if _native.path else f"none: {_native.reason}"),
+        ("threads", f"{torch.get_num_threads()} of torch, {os.cpu_count()} cores"),
+        ("triton", _triton()),
+        ("gpu", _gpu()),
+    ):
+        print(f"{title:<8} {text}")
+    limit = testing.TOLERANCE[torch.float32]
+    print(f"\nkernels against their references, float32, largest relative error (limit {limit:.0e})")
+    agree = [_report(check, limit) for check in checks()]
+    return 0 if all(agree) else 1
+
+
+def _report(check: Check, limit: float) -> bool:
+    """Print one line about an operator; return whether it agrees with its reference."""
+    name = check.operator.__name__
+    try:
+        forward, backward = check.errors()
+    except Exception as error:
+        # Whatever it is, the other operators are still to be checked.
+        print(f"{name:<20} failed: {textwrap.shorten(str(error), 160)}")
+        return False
+    # Written so that a NaN fails.
+    agrees = forward <= limit and backward <= limit
+    print(f"{name:<20} forward {forward:.0e}  backward {backward:.0e}  {'ok' if agrees else 'failed'}")
+    return agrees
+
+
+def _triton() -> str:
+    if importlib.util.find_spec("triton") is None:
+        return "not installed"
+    return importlib.metadata.version("triton")
+
+
+def _gpu() -> str:
+    if not torch.cuda.is_available():
+        return "none that torch can use"
+    names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return ", ".join(names)

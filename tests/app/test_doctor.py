@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+
+import pliant
+from pliant import _native, app
+from pliant.app import doctor
+
+
+def test_every_operator_is_checked_and_agrees(capsys: pytest.CaptureFixture[str]) -> None:
+    assert app.main(["doctor"]) == 0
+    out = capsys.readouterr().out
+    for name in pliant.ops.__all__:
+        assert re.search(rf"^{name} +forward \S+  backward \S+  ok$", out, re.MULTILINE), name
+    for text in (pliant.__version__, torch.__version__, str(_native.path), _native.instruction_level()):
+        assert text in out
+
+
+def test_wrong_kernel_is_found(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    right = doctor.checks()
+
+    def wrong(input: torch.Tensor, implementation: str, **options: object) -> torch.Tensor:
+        factor = 1.001 if implementation == "native" else 1.0
+        return factor * pliant.ops.lrn(input, implementation="reference")
+
+    monkeypatch.setattr(doctor, "checks", lambda: [doctor.Check(wrong, right[-1].tensors), right[-1]])
+    assert app.main(["doctor"]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-2].startswith("wrong") and lines[-2].endswith("failed")
+    assert lines[-1].startswith("lrn") and lines[-1].endswith("ok")
+
+
+def test_missing_kernels_are_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(_native, "path", None)
+    monkeypatch.setattr(_native, "reason", "pliant/_C.so is not installed beside the Python files")
+    assert app.main(["doctor"]) == 1
+    out = capsys.readouterr().out
+    assert "kernels  none: pliant/_C.so is not installed" in out
+    assert re.search(r"^deform_conv2d +failed: .*not installed", out, re.MULTILINE)

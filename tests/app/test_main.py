@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+import types
+
+import pytest
+
+from pliant import app
+
+
+def pretend(monkeypatch: pytest.MonkeyPatch, run: object) -> None:
+    """Put a module of ours in the place of ``pliant study``."""
+    module = types.ModuleType("pliant.app.study")
+    module.add_arguments = lambda parser: parser.add_argument("--seeds", type=int, default=5)
+    module.run = run
+    monkeypatch.setitem(sys.modules, "pliant.app.study", module)
+
+
+def failing(error: BaseException) -> object:
+    def run(args: object) -> int:
+        raise error
+
+    return run
+
+
+def test_command_gets_its_arguments_and_gives_its_status(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    pretend(monkeypatch, lambda args: seen.append(args.seeds) or 3)
+    assert app.main(["study", "--seeds", "2"]) == 3
+    assert seen == [2]
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "sentence"),
+    [
+        (ValueError("study geometry: seeds must be at least 1, got 0"), 2, "seeds must be at least 1, got 0"),
+        (FileNotFoundError(2, "No such file or directory", "/data/x"), 2, "No such file or directory: '/data/x'"),
+        (OSError(28, "No space left on device"), 2, "No space left on device"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (ModuleNotFoundError("No module named 'cv2.x'", name="cv2.x"), 2, 'cv2: pip install "pliant[study]"'),
+    ],
+    ids=["value", "file", "disk", "ctrl-c", "extra"],
+)
+def test_error_is_one_sentence(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    error: BaseException,
+    status: int,
+    sentence: str,
+) -> None:
+    pretend(monkeypatch, failing(error))
+    assert app.main(["study"]) == status
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("pliant study: ")
+    assert err.endswith(sentence + "\n")
+    assert err.count("\n") == 1
+
+
+def test_traceback_on_request_and_for_bugs(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch, failing(ValueError("bad")))
+    with pytest.raises(ValueError, match="bad"):
+        app.main(["--traceback", "study"])
+    pretend(monkeypatch, failing(KeyError("a bug")))
+    with pytest.raises(KeyError):
+        app.main(["study"])
+    pretend(monkeypatch, failing(ModuleNotFoundError("No module named 'pliant.nowhere'", name="pliant.nowhere")))
+    with pytest.raises(ModuleNotFoundError):
+        app.main(["study"])
+
+
+@pytest.mark.parametrize("arguments", [[], ["cure"], ["--traceback"]])
+def test_wrong_command_names_the_right_ones(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        app.main(arguments)
+    assert stopped.value.code == 2
+    assert "COMMAND" in capsys.readouterr().err
+
+
+def test_help_lists_every_command_and_imports_none(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        app.main(["--help"])
+    assert stopped.value.code == 0
+    out = capsys.readouterr().out
+    assert all(command in out for command in app.COMMANDS)
+    code = "import sys, pliant.app; print([m for m in sys.modules if m.startswith('pliant.app.')])"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
