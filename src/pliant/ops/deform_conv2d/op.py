@@ -197,7 +197,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     need_bias = ctx.needs_input_grad[3]
     need = (*ctx.needs_input_grad[:3], ctx.needs_input_grad[4])
     wanted = sum(1 << i for i, n in enumerate(need) if n)
-    found = (None,) * 4
+    found: tuple[Tensor | None, ...] = (None,) * 4
     if wanted:
         grads = torch.ops.pliant.deform_conv2d_backward(grad, input, offset, weight, mask, *ctx.geometry, wanted)
         found = tuple(g if n else None for g, n in zip(grads, need, strict=True))
@@ -216,7 +216,7 @@ def _backward_twice(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...
     again = torch.is_grad_enabled()
     with torch.enable_grad():
         # Own nodes for every tensor: where a third derivative is asked for they stay tied to the saved ones.
-        saved = [None if t is None else t.view_as(t) if again else t.detach() for t in ctx.saved_tensors]
+        saved: list[Any] = [None if t is None else t.view_as(t) if again else t.detach() for t in ctx.saved_tensors]
         for t in saved:
             if t is not None and not t.requires_grad:
                 t.requires_grad_()
