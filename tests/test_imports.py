@@ -1,4 +1,4 @@
-"""``import pliant``, the layers of both operators and ``pliant doctor`` need torch and nothing else."""
+"""``import pliant``, the layers and ``pliant doctor`` need torch and nothing else."""
 
 from __future__ import annotations
 
@@ -27,7 +27,9 @@ y = pliant.nn.DeformConv2d(4, 6, 3, padding=1)(x)
 y = pliant.nn.LocalResponseNorm(5)(y)
 y.sum().backward()
 assert x.grad.shape == x.shape and x.grad.isfinite().all() and x.grad.abs().sum() > 0
-sys.exit(main(["doctor"]))
+status = main(["doctor"])
+assert [name for name in sys.modules if name.startswith("pliant.app.")] == ["pliant.app.doctor"]
+sys.exit(status)
 """
 
 

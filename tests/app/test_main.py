@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import subprocess
 import sys
 import types
 
@@ -78,11 +77,9 @@ def test_wrong_command_names_the_right_ones(arguments: list[str], capsys: pytest
     assert "COMMAND" in capsys.readouterr().err
 
 
-def test_help_lists_every_command_and_imports_none(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         app.main(["--help"])
     assert stopped.value.code == 0
     out = capsys.readouterr().out
     assert all(command in out for command in app.COMMANDS)
-    code = "import sys, pliant.app; print([m for m in sys.modules if m.startswith('pliant.app.')])"
-    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
