@@ -44,20 +44,23 @@ std::vector<Segment> segments(const Shape& s) {
 }
 
 // Tiles never cross an image and depend on its shape alone, so a batch computes what its images compute one by one.
+// A tile's columns take at most 3 MiB, of which the product's cost per call wants as much as it can get; with several
+// threads there are as many tiles an image as threads, or a multiple.
 struct Tiles {
   int64_t P, per_image, count, largest;
 
-  Tiles(const Shape& s, int64_t target) : P(s.P), per_image((s.P + target - 1) / target), count(s.N * per_image),
-        largest((s.P + per_image - 1) / per_image) {}
+  Tiles(const Shape& s, int64_t bytes) : P(s.P) {
+    const int64_t threads = torch::stable::get_num_threads();
+    const int64_t target = std::clamp<int64_t>((int64_t(3) << 20) / (s.K * s.C * bytes), 16, 256);
+    per_image = (P + target - 1) / target;
+    per_image = std::min((per_image + threads - 1) / threads * threads, std::max<int64_t>(P / 48, per_image));
+    count = s.N * per_image;
+    largest = (P + per_image - 1) / per_image;
+  }
   int64_t image(int64_t tile) const { return tile / per_image; }
   int64_t begin(int64_t tile) const { return P * (tile % per_image) / per_image; }
   int64_t size(int64_t tile) const { return P * (tile % per_image + 1) / per_image - begin(tile); }
 };
-
-// Positions a tile, so that its columns take about half a MiB.
-int64_t tile_target(const Shape& s, size_t bytes) {
-  return std::clamp<int64_t>((int64_t(1) << 19) / int64_t(s.K * s.C * bytes) / 16 * 16, 48, 256);
-}
 
 // Aligned pieces of one allocation: made before the parallel loop, which must not throw.
 class Arena {
@@ -146,6 +149,15 @@ Tensor empty_map(const Tensor& like, int64_t N, int64_t C, int64_t H, int64_t W,
       last ? torch::headeronly::MemoryFormat::ChannelsLast : torch::headeronly::MemoryFormat::Contiguous);
 }
 
+constexpr int64_t kBlock = 16;
+
+// out[i][j] = in[j][i] for a block that fits in level-1 cache, `i` rows of `j` written whole.
+template <class T, class A>
+PLIANT_INLINE void transpose(T* out, int64_t out_stride, const A* in, int64_t in_stride, int64_t rows, int64_t cols) {
+  for (int64_t i = 0; i < rows; ++i)
+    for (int64_t j = 0; j < cols; ++j) out[i * out_stride + j] = T(in[j * in_stride + i]);
+}
+
 // The map as A, channels-last and dense: the tensor's own memory where it is that already, else one converted copy.
 template <class A>
 struct Map {
@@ -161,35 +173,48 @@ struct Map {
     copy.reset(new A[s.N * s.H * s.W * s.C]);
     data = copy.get();
     const Planes planes(t);
-    constexpr int64_t kBlock = 32;
-    const int64_t blocks = (s.H * s.W + kBlock - 1) / kBlock;
+    const int64_t HW = s.H * s.W, blocks = (HW + kBlock - 1) / kBlock;
     parallel(s.N * blocks, 8, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
-        const int64_t n = i / blocks, p = i % blocks * kBlock, count = std::min(kBlock, s.H * s.W - p);
-        A* out = copy.get() + (n * s.H * s.W + p) * s.C;
-        for (int64_t c = 0; c < s.C; ++c) planes.read(n, c, s.W, p, count, out + c, s.C);
+        const int64_t n = i / blocks, p = i % blocks * kBlock, count = std::min(kBlock, HW - p);
+        A block[kBlock * kBlock];
+        for (int64_t c = 0; c < s.C; c += kBlock) {
+          const int64_t channels = std::min(kBlock, s.C - c);
+          for (int64_t r = 0; r < channels; ++r) planes.read(n, c + r, s.W, p, count, block + r * kBlock);
+          transpose(copy.get() + (n * HW + p) * s.C + c, s.C, block, kBlock, count, channels);
+        }
       }
     });
   }
 };
 
-// The weight as [O][K][C/g], each group one matrix; depthwise as [K][C].
+// The weight as [O][K][C/g], each group one matrix: a channels_last weight is that already. Depthwise as [K][C].
 template <class A>
-std::unique_ptr<A[]> packed(const Tensor& weight, const Shape& s) {
-  std::unique_ptr<A[]> out(new A[s.O * s.K * s.Cg]);
-  const Planes planes(weight);
-  parallel(s.O, 16, [&](int64_t begin, int64_t end) {
-    for (int64_t o = begin; o < end; ++o) {
-      for (int64_t c = 0; c < s.Cg; ++c) {
-        if (s.depthwise)
-          planes.read(o, 0, s.Kw, 0, s.K, out.get() + o, s.C);
-        else
-          planes.read(o, c, s.Kw, 0, s.K, out.get() + o * s.K * s.Cg + c, s.Cg);
-      }
+struct Weights {
+  const A* data;
+  std::unique_ptr<A[]> copy;
+
+  Weights(const Tensor& t, const Shape& s) {
+    const Planes from(t);
+    if (int32_t(from.type) == kScalarType<A> && !s.depthwise && from.w == s.Cg && from.h == s.Kw * s.Cg &&
+        from.n == s.K * s.Cg && (from.c == 1 || s.Cg == 1)) {
+      data = static_cast<const A*>(from.data);
+      return;
     }
-  });
-  return out;
-}
+    copy.reset(new A[s.O * s.K * s.Cg]);
+    data = copy.get();
+    const int64_t so = s.depthwise ? 1 : s.K * s.Cg, sk = s.depthwise ? s.C : s.Cg;
+    dispatch(from.type, [&](auto zero) {
+      const auto* in = static_cast<const decltype(zero)*>(from.data);
+      parallel(s.O, 16, [&](int64_t begin, int64_t end) {
+        for (int64_t o = begin; o < end; ++o)
+          for (int64_t k = 0; k < s.K; ++k)
+            for (int64_t c = 0; c < s.Cg; ++c)
+              copy[o * so + k * sk + c] = A(in[o * from.n + c * from.c + k / s.Kw * from.h + k % s.Kw * from.w]);
+      });
+    });
+  }
+};
 
 // Everything one thread needs of its own to sample a tile.
 template <class A>
@@ -247,9 +272,8 @@ Tensor deform_conv2d(
   dispatch(input.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     using A = typename Work<T>::type;
-    constexpr bool direct = std::is_same_v<T, A>;
     const Map<A> map(input, s);
-    const auto weights = packed<A>(weight, s);
+    const Weights<A> weights(weight, s);
     std::vector<A> biases(s.O), zeros(s.C);
     if (bias) dispatch(bias->scalar_type(), [&](auto z) {
       const auto* b = static_cast<const decltype(z)*>(bias->const_data_ptr());
@@ -257,10 +281,10 @@ Tensor deform_conv2d(
     });
 
     const auto parts = segments(s);
-    const Tiles tiles(s, tile_target(s, sizeof(A)));
+    const Tiles tiles(s, sizeof(A));
     const int64_t KC = s.K * s.C, KCg = s.K * s.Cg, lanes = std::min<int64_t>(torch::stable::get_num_threads(), tiles.count);
-    // Strides of the output: between channels, between positions.
-    const int64_t so = last ? 1 : s.P, sp = last ? s.O : 1;
+    // Products are [positions][O]: written where they belong if that is the output's form, else put there afterwards.
+    const bool direct = std::is_same_v<T, A> && last && !s.depthwise;
     T* const out = static_cast<T*>(output.mutable_data_ptr());
 
     struct Lane {
@@ -272,7 +296,7 @@ Tensor deform_conv2d(
     for (auto& lane : own) {
       lane.sampler = std::make_unique<Sampler<A>>(s, offset, mask, lane.arena, tiles.largest, 1);
       lane.arena.reserve(lane.columns, tiles.largest * KC);
-      lane.arena.reserve(lane.result, direct && !s.depthwise ? 0 : tiles.largest * s.O);
+      lane.arena.reserve(lane.result, direct ? 0 : tiles.largest * s.O);
       lane.arena.allocate();
     }
 
@@ -288,37 +312,31 @@ Tensor deform_conv2d(
               gather(lane.columns + part.first + k * part.step, KC, at, image + part.c0, zeros.data(), s.C, part.size, count);
         }
 
-      T* const first = out + n * s.O * s.P + p0 * sp;
+      T* const first = out + n * s.O * s.P + p0 * (last ? s.O : 1);
+      A* const result = direct ? reinterpret_cast<A*>(first) : lane.result;
       if (s.depthwise) {
         for (int64_t p = 0; p < count; ++p) {
-          A* row = lane.result + p * s.C;
-          std::fill_n(row, s.C, A(0));
+          std::copy_n(biases.data(), s.C, result + p * s.C);
           for (int64_t k = 0; k < s.K; ++k)
-            for (int64_t c = 0; c < s.C; ++c) row[c] += weights[k * s.C + c] * lane.columns[p * KC + k * s.C + c];
+            for (int64_t c = 0; c < s.C; ++c)
+              result[p * s.C + c] += weights.data[k * s.C + c] * lane.columns[p * KC + k * s.C + c];
         }
       } else {
-        for (int64_t q = 0; q < s.g; ++q) {
-          const A* w = weights.get() + q * s.Og * KCg;
-          const A* columns = lane.columns + q * KCg;
-          A* result = direct ? reinterpret_cast<A*>(first) + q * s.Og * so : lane.result + q * s.Og;
-          const int64_t rp = direct ? sp : s.O, ro = direct ? so : 1;
-          // The side whose stride is 1 is the row, in which the product is written without a copy.
-          if (ro == 1)
-            ok = mm<A>({result, count, s.Og, rp, 1}, {columns, count, KCg, KC, 1}, {w, KCg, s.Og, 1, KCg}) && ok;
-          else
-            ok = mm<A>({result, s.Og, count, ro, 1}, {w, s.Og, KCg, KCg, 1}, {columns, KCg, count, 1, KC}) && ok;
-        }
+        for (int64_t q = 0; q < s.g; ++q)
+          ok = mm<A>({result + q * s.Og, count, s.Og, s.O, 1}, {lane.columns + q * KCg, count, KCg, KC, 1},
+                     {weights.data + q * s.Og * KCg, KCg, s.Og, 1, KCg}) && ok;
+        if (bias)
+          for (int64_t p = 0; p < count; ++p)
+            for (int64_t o = 0; o < s.O; ++o) result[p * s.O + o] += biases[o];
       }
-      // Bias, conversion, layout.
-      const A* result = direct && !s.depthwise ? reinterpret_cast<const A*>(first) : lane.result;
-      const int64_t rp = direct && !s.depthwise ? sp : s.O, ro = direct && !s.depthwise ? so : 1;
-      if (result == reinterpret_cast<const A*>(first) && !bias) return;
-      if (last)
-        for (int64_t p = 0; p < count; ++p)
-          for (int64_t o = 0; o < s.O; ++o) first[p * sp + o] = T(result[p * rp + o * ro] + biases[o]);
-      else
-        for (int64_t o = 0; o < s.O; ++o)
-          for (int64_t p = 0; p < count; ++p) first[o * so + p] = T(result[p * rp + o * ro] + biases[o]);
+      if (direct) return;
+      if (last) {
+        for (int64_t i = 0; i < count * s.O; ++i) first[i] = T(result[i]);
+        return;
+      }
+      for (int64_t p = 0; p < count; p += kBlock)
+        for (int64_t o = 0; o < s.O; o += kBlock)
+          transpose(first + o * s.P + p, s.P, result + p * s.O + o, s.O, std::min(kBlock, s.O - o), std::min(kBlock, count - p));
     };
     parallel(lanes, 1, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i)
@@ -350,11 +368,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> deform_conv2d_backward(
     using A = typename Work<T>::type;
     constexpr bool direct = std::is_same_v<T, A>;
     const Map<A> map(input, s);
-    const auto weights = packed<A>(weight, s);
+    const Weights<A> weights(weight, s);
     const std::vector<A> zeros(s.C);
     const Planes grads(grad);
     const auto parts = segments(s);
-    const Tiles tiles(s, tile_target(s, sizeof(A)));
+    const Tiles tiles(s, sizeof(A));
     const int64_t KC = s.K * s.C, KCg = s.K * s.Cg;
     const int64_t lanes = std::clamp<int64_t>(torch::stable::get_num_threads(), 1, std::max<int64_t>(tiles.count, 1));
     const bool want_columns_grad = want_input || want_offset || want_mask;
@@ -418,11 +436,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> deform_conv2d_backward(
           for (int64_t p = 0; p < count; ++p)
             for (int64_t k = 0; k < s.K; ++k)
               for (int64_t c = 0; c < s.C; ++c)
-                lane.columns_grad[p * KC + k * s.C + c] = go[p * gp + c * gc] * weights[k * s.C + c];
+                lane.columns_grad[p * KC + k * s.C + c] = go[p * gp + c * gc] * weights.data[k * s.C + c];
         } else {
           for (int64_t q = 0; q < s.g; ++q)
             ok = mm<A>({lane.columns_grad + q * KCg, count, KCg, KC, 1}, {go + q * s.Og * gc, count, s.Og, gp, gc},
-                       {weights.get() + q * s.Og * KCg, s.Og, KCg, KCg, 1}) && ok;
+                       {weights.data + q * s.Og * KCg, s.Og, KCg, KCg, 1}) && ok;
         }
       }
 
@@ -515,17 +533,17 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> deform_conv2d_backward(
     if (summed) {
       T* to = static_cast<T*>(grad_input.mutable_data_ptr());
       const int64_t HW = s.H * s.W;
-      constexpr int64_t kBlock = 32;
-      parallel(s.N * ((HW + kBlock - 1) / kBlock), 8, [&](int64_t begin, int64_t end) {
-        const int64_t blocks = (HW + kBlock - 1) / kBlock;
+      const int64_t blocks = (HW + kBlock - 1) / kBlock;
+      parallel(s.N * blocks, 8, [&](int64_t begin, int64_t end) {
         for (int64_t i = begin; i < end; ++i) {
-          const int64_t n = i / blocks, p = i % blocks * kBlock, stop = std::min(p + kBlock, HW);
-          const A* from = summed.get() + n * HW * s.C;
+          const int64_t n = i / blocks, p = i % blocks * kBlock, count = std::min(kBlock, HW - p);
+          const A* from = summed.get() + (n * HW + p) * s.C;
           if (last) {
-            for (int64_t at = p * s.C; at < stop * s.C; ++at) to[n * HW * s.C + at] = T(from[at]);
+            T* row = to + (n * HW + p) * s.C;
+            for (int64_t at = 0; at < count * s.C; ++at) row[at] = T(from[at]);
           } else {
-            for (int64_t c = 0; c < s.C; ++c)
-              for (int64_t at = p; at < stop; ++at) to[(n * s.C + c) * HW + at] = T(from[at * s.C + c]);
+            for (int64_t c = 0; c < s.C; c += kBlock)
+              transpose(to + (n * s.C + c) * HW + p, HW, from + c, s.C, std::min(kBlock, s.C - c), count);
           }
         }
       });

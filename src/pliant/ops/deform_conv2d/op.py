@@ -75,7 +75,8 @@ def deform_conv2d(
     _check.tensors(_OP, input=input, offset=offset, weight=weight)
     _check.tensors(_OP, **{name: t for name, t in (("bias", bias), ("mask", mask)) if t is not None})
     cast_input, cast_weight, bias = _check.autocast(input, weight, bias)
-    assert cast_input is not None and cast_weight is not None
+    assert cast_input is not None
+    assert cast_weight is not None
     input, weight = cast_input, cast_weight
     step, pad, reach = (
         _check.pair(_OP, "stride", stride, 1),
