@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch import Tensor
 
+from pliant import _check, _native
 from pliant.ops.local_response_norm import reference
+
+_OP = "local_response_norm"
+REGIONS = ("channel", "spatial")
+EVEN = ("left", "right")
 
 
 def local_response_norm(
@@ -18,13 +26,67 @@ def local_response_norm(
     even: str = "left",
     implementation: str = "auto",
 ) -> Tensor:
-    """Normalize each value by its neighbours' energy, PyTorch's convention."""
-    if region == "spatial":
-        return reference.within_channel(input, size, alpha / size**2, beta, k)
-    before, after = size // 2, (size - 1) // 2
-    if even == "right":
-        before, after = after, before
-    return reference.local_response_norm(input, 1, before, after, alpha / size, beta, k)
+    """Normalize each value by the energy of its neighbours: PyTorch's, Caffe's and ONNX's convention.
+
+    ``y_i = x_i·(k + alpha/n·Σ_{j∈W(i)} x_j²)^−beta``, where n is the number of places in the window: `size`, or size²
+    with ``region="spatial"``. For TensorFlow's convention, a sum instead of a mean, see :func:`lrn`.
+
+    At the edges places outside the tensor are 0 and counted. The divisor may be 0 only where ``k = 0`` and the whole
+    window is 0: 0/0 is NaN there. Sums are taken over the window anew, never by adding a head and subtracting a tail;
+    they are float32 (float64 for float64 input), so that float16 does not overflow at 256. Under autocast the operator
+    runs in the low precision.
+
+    Args:
+        input: (N, C, ...), at least two dimensions; for "spatial" (N, C, ..., H, W), at least four. Contiguous and
+            channels_last tensors are read as they lie, the output has input's memory format.
+        size: places in the window, at least 1; odd for "spatial". Larger than the tensor is allowed.
+        alpha: weight of the mean square.
+        beta: exponent; 0.5, 0.75 and 1 are the fast ones.
+        k: added to the mean square. Caffe ignores its k in the spatial region: ``k=1`` reproduces it.
+        region: "channel", `size` neighbours along dimension 1, or "spatial", size × size neighbours in the last two
+            dimensions (Caffe's WITHIN_CHANNEL).
+        even: where the longer side of an even channel window lies: "left" is ``[i − size//2, i + (size−1)//2]``, as
+            in PyTorch; "right" is its mirror, as in ONNX and cuDNN.
+        implementation: "auto", "native" (the compiled kernel or an error) or "reference" (plain PyTorch).
+
+    Returns:
+        input's shape and dtype. Differentiable twice natively, further through the reference; forward and backward are
+        deterministic bit for bit, for any number of threads.
+
+    Raises:
+        TypeError: `input` is not a tensor of float32, float64, bfloat16 or float16, `size` not an int, `alpha`, `beta`
+            or `k` not a number.
+        ValueError: too few dimensions, ``size < 1``, an even `size` with "spatial", an unknown region, side or
+            implementation.
+        RuntimeError: ``implementation="native"`` where there is no kernel.
+
+    Source: Krizhevsky, Sutskever, Hinton, "ImageNet Classification with Deep Convolutional Neural Networks", NIPS 2012,
+    section 3.3. Arguments of torch.nn.functional.local_response_norm.
+
+    >>> x = torch.tensor([1.0, 2.0, 3.0, 4.0]).view(1, 4, 1, 1)
+    >>> local_response_norm(x, 3, alpha=3.0, beta=1.0, k=0.0).flatten()
+    tensor([0.2000, 0.1429, 0.1034, 0.1600])
+    """
+    _check.tensors(_OP, input=input)
+    _integer(_OP, "size", size, 1)
+    _numbers(_OP, alpha=alpha, beta=beta, k=k)
+    if region not in REGIONS:
+        raise ValueError(f"{_OP}: region must be one of {REGIONS}, got {region!r}")
+    if even not in EVEN:
+        raise ValueError(f"{_OP}: even must be one of {EVEN}, got {even!r}")
+    spatial = region == "spatial"
+    least, letters = (4, "(N, C, ..., H, W)") if spatial else (2, "(N, C, ...)")
+    _check_input(_OP, input, least, letters)
+    if spatial and size % 2 == 0:
+        raise ValueError(f"{_OP}: size must be odd with region='spatial', got {int(size)}")
+    if spatial:
+        before = after = int(size) // 2
+        places = int(size) ** 2
+    else:
+        before, after, places = int(size) // 2, (int(size) - 1) // 2, int(size)
+        if even == "right":
+            before, after = after, before
+    return _run(_OP, input, 1, before, after, spatial, alpha / places, beta, k, implementation)
 
 
 def lrn(
@@ -36,5 +98,146 @@ def lrn(
     *,
     implementation: str = "auto",
 ) -> Tensor:
-    """Normalize each value by its neighbours' energy over the last dimension, TensorFlow's convention."""
-    return reference.local_response_norm(input, -1, depth_radius, depth_radius, alpha, beta, bias)
+    """Normalize each value by the energy of its neighbours in the last dimension: TensorFlow's convention.
+
+    ``y_i = x_i·(bias + alpha·Σ_{j=i−r}^{i+r} x_j²)^−beta`` with ``r = depth_radius``: alpha multiplies the sum, not the
+    mean. ``lrn(x, r, bias, alpha, beta)`` of a channels-last array is ``local_response_norm(x, 2·r + 1,
+    (2·r + 1)·alpha, beta, bias)`` of the same array with its channels in dimension 1.
+
+    At the edges the window is cut off. The divisor may be 0 only where ``bias = 0`` and the whole window is 0: 0/0 is
+    NaN there. Precision, sums, autocast and determinism are those of :func:`local_response_norm`.
+
+    Args:
+        input: (..., C), at least one dimension.
+        depth_radius: r, neighbours on each side, at least 0. Larger than C is allowed.
+        bias: added to the sum of squares.
+        alpha: weight of the sum of squares.
+        beta: exponent; 0.5, 0.75 and 1 are the fast ones.
+        implementation: "auto", "native" (the compiled kernel or an error) or "reference" (plain PyTorch).
+
+    Returns:
+        input's shape, dtype and memory format.
+
+    Raises:
+        TypeError: `input` is not a tensor of float32, float64, bfloat16 or float16, `depth_radius` not an int, `bias`,
+            `alpha` or `beta` not a number.
+        ValueError: no dimension, ``depth_radius < 0``, an unknown implementation.
+        RuntimeError: ``implementation="native"`` where there is no kernel.
+
+    Source: tf.nn.local_response_normalization (tf.nn.lrn); AlexNet's own constants are ``lrn(x, 2, 2.0, 1e-4, 0.75)``.
+
+    >>> x = torch.arange(1.0, 33.0).view(2, 2, 2, 4)
+    >>> y = lrn(x, depth_radius=2, bias=0, alpha=1, beta=1)
+    >>> y[0, 0, 0]
+    tensor([0.0714, 0.0667, 0.1000, 0.1379])
+    >>> y[1, 1, 1]
+    tensor([0.0107, 0.0081, 0.0083, 0.0111])
+    """
+    op = "lrn"
+    _check.tensors(op, input=input)
+    _integer(op, "depth_radius", depth_radius, 0)
+    _numbers(op, bias=bias, alpha=alpha, beta=beta)
+    _check_input(op, input, 1, "(..., C)")
+    r = int(depth_radius)
+    return _run(op, input, input.dim() - 1, r, r, False, alpha, beta, bias, implementation)
+
+
+def _run(
+    op: str,
+    input: Tensor,
+    dim: int,
+    before: int,
+    after: int,
+    spatial: bool,
+    a: float,
+    beta: float,
+    k: float,
+    implementation: str,
+) -> Tensor:
+    cast = _check.autocast(input)[0]
+    assert cast is not None
+    native = _native.chosen(op, implementation, cast)
+    form = torch.ops.pliant.local_response_norm if native else _reference
+    result: Tensor = form(cast, dim, before, after, spatial, float(a), float(beta), float(k))
+    return result
+
+
+def _reference(
+    input: Tensor, dim: int, before: int, after: int, spatial: bool, a: float, beta: float, k: float
+) -> Tensor:
+    if spatial:
+        return reference.within_channel(input, before, a, beta, k)
+    return reference.local_response_norm(input, dim, before, after, a, beta, k)
+
+
+def _integer(op: str, name: str, value: object, least: int) -> None:
+    if not isinstance(value, int | torch.SymInt) or isinstance(value, bool):
+        raise TypeError(f"{op}: {name} must be an int, got {value!r}")
+    if value < least:
+        raise ValueError(f"{op}: {name} must be at least {least}, got {int(value)}")
+
+
+def _numbers(op: str, **named: object) -> None:
+    for name, value in named.items():
+        if not isinstance(value, int | float | torch.SymInt | torch.SymFloat):
+            raise TypeError(f"{op}: {name} must be a number, got {value!r}")
+
+
+def _check_input(op: str, input: Tensor, least: int, letters: str) -> None:
+    if input.dim() < least:
+        raise ValueError(f"{op}: input must have shape {letters}, got {tuple(int(n) for n in input.shape)}")
+    _check.dtype(op, "input", input)
+
+
+# What torch must know: schema, fake kernels, autograd. The CPU kernels are in csrc/local_response_norm.cpp.
+
+_WINDOW = "int dim, int before, int after, bool spatial, float a, float beta, float k"
+_native.library.define(f"{_OP}(Tensor input, {_WINDOW}) -> Tensor")
+_native.library.define(f"{_OP}_backward(Tensor grad, Tensor input, {_WINDOW}) -> Tensor")
+
+
+@torch.library.register_fake(f"pliant::{_OP}", lib=_native.library)
+def _fake(input: Tensor, *window: Any) -> Tensor:
+    return torch.empty_like(input)
+
+
+@torch.library.register_fake(f"pliant::{_OP}_backward", lib=_native.library)
+def _fake_backward(grad: Tensor, input: Tensor, *window: Any) -> Tensor:
+    return torch.empty_like(input)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    # Only the input is kept: the backward computes the sums again, which is cheaper than reading them.
+    input, *ctx.window = inputs
+    ctx.save_for_backward(input)
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    (input,) = ctx.saved_tensors
+    return (torch.ops.pliant.local_response_norm_backward(grad, input, *ctx.window), *[None] * len(ctx.window))
+
+
+def _setup_context_twice(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    grad, input, *ctx.window = inputs
+    ctx.save_for_backward(grad, input)
+
+
+def _backward_twice(ctx: Any, wanted: Tensor) -> tuple[Tensor | None, ...]:
+    """Differentiate the gradient by way of the reference, which is differentiable any number of times."""
+    again = torch.is_grad_enabled()
+    with torch.enable_grad():
+        # Own nodes for both tensors: where a third derivative is asked for they stay tied to the saved ones.
+        saved = [t.view_as(t) if again else t.detach() for t in ctx.saved_tensors]
+        for t in saved:
+            if not t.requires_grad:
+                t.requires_grad_()
+        grad, input = saved
+        (first,) = torch.autograd.grad(_reference(input, *ctx.window), input, grad, create_graph=True)
+        second = torch.autograd.grad(first, saved, wanted, create_graph=again, allow_unused=True)
+    return (*second, *[None] * len(ctx.window))
+
+
+torch.library.register_autograd(f"pliant::{_OP}", _backward, setup_context=_setup_context, lib=_native.library)
+torch.library.register_autograd(
+    f"pliant::{_OP}_backward", _backward_twice, setup_context=_setup_context_twice, lib=_native.library
+)

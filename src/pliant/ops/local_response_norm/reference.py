@@ -1,4 +1,4 @@
-"""Local response normalization in plain PyTorch: the formula."""
+"""Local response normalization in plain PyTorch: the formula, differentiable any number of times."""
 
 from __future__ import annotations
 
@@ -8,19 +8,32 @@ from torch import Tensor
 
 
 def local_response_norm(input: Tensor, dim: int, before: int, after: int, a: float, beta: float, k: float) -> Tensor:
-    """Compute ``y_i = x_i·(k + a·Σ_{j=i−before}^{i+after} x_j²)^−β`` along `dim`, the window cut off at the ends."""
-    work = torch.float64 if input.dtype == torch.float64 else torch.float32
-    x = input.to(work).movedim(dim, -1)
+    """Compute ``y_i = x_i·(k + a·Σ_{j=i−before}^{i+after} x_j²)^−β`` along `dim`, the window cut off at the ends.
+
+    Arguments are already checked. Low precision computes in float32 and rounds once, at the end.
+    """
+    if input.numel() == 0:
+        return input.clone()
+    # A window cannot reach further than the other end; without this a huge one would pad a huge tensor.
+    before, after = min(before, input.shape[dim] - 1), min(after, input.shape[dim] - 1)
+    x = _work(input).movedim(dim, -1)
     squares = F.pad(x * x, (before, after))
     total = squares.unfold(-1, before + after + 1, 1).sum(-1)
     return (x * (k + a * total).pow(-beta)).movedim(-1, dim).to(input.dtype)
 
 
-def within_channel(input: Tensor, size: int, a: float, beta: float, k: float) -> Tensor:
-    """Compute the same over a `size` × `size` window of the last two dimensions, zeros counted outside."""
-    work = torch.float64 if input.dtype == torch.float64 else torch.float32
-    x = input.to(work)
-    half = size // 2
-    squares = F.pad(x * x, (half, half, half, half))
-    total = squares.unfold(-1, size, 1).sum(-1).unfold(-2, size, 1).sum(-1)
+def within_channel(input: Tensor, half: int, a: float, beta: float, k: float) -> Tensor:
+    """Compute the same over the (2·half + 1)² window of the last two dimensions, zeros outside the map."""
+    if input.numel() == 0:
+        return input.clone()
+    H, W = input.shape[-2:]
+    tall, wide = min(half, H - 1), min(half, W - 1)
+    x = _work(input)
+    squares = F.pad(x * x, (wide, wide, tall, tall))
+    total = squares.unfold(-1, 2 * wide + 1, 1).sum(-1).unfold(-2, 2 * tall + 1, 1).sum(-1)
     return (x * (k + a * total).pow(-beta)).to(input.dtype)
+
+
+def _work(input: Tensor) -> Tensor:
+    return input if input.dtype == torch.float64 else input.float()
+

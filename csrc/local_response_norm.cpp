@@ -1,0 +1,476 @@
+// Local response normalization, y = x·S^−β with S = k + a·Σ x² over a window W, and its gradient
+//   dx_i = g_i·S_i^−β − 2aβ·x_i·Σ_{j: i∈W(j)} g_j·x_j·S_j^(−β−1).
+// A dense tensor is seen as [outer][rows][width][inner] in the order of its memory. The window runs over rows and, in
+// the spatial region, over width too. Channels-first: rows = C, inner = H·W; channels-last: rows = C, inner = 1.
+// The work is cut into blocks of rows × width × columns of inner that fit into the cache. A block writes its squares
+// into a scratch with zeros around them, where a step along the window is one fixed distance (the pitch), so every loop
+// is a plain sum of shifted rows. Neighbouring blocks compute the squares at their seam twice; nothing is shared,
+// which makes the result the same for any number of threads.
+#include "common.h"
+
+#include <memory>
+
+namespace pliant {
+namespace {
+
+struct Shape {
+  int64_t outer, rows, width, inner;
+};
+
+struct Window {
+  int64_t before, after, half;  // over rows, and on both sides over width
+  double a, beta, k;
+};
+
+enum class Power { half, three_quarters, one, general };
+
+// One call: `batch` outer items × `chunk` rows × width × `columns` of inner make a block.
+template <class T>
+struct Job {
+  using S = typename Work<T>::type;
+  const T* x;
+  const T* grad;
+  T* out;
+  Shape shape;
+  int64_t before, after, half, taps, fused;  // fused: taps that the loops sum themselves, or 1
+  S a, k, beta, beta_rest, factor;  // factor = 2·a·β
+  Power power;
+  int64_t batch, chunk, columns, chunks, tiles, blocks;
+  int64_t pitch, item;  // elements from row to row of the scratch, and from outer item to outer item
+
+  int64_t wide() const { return shape.width + 2 * half; }
+};
+
+// The part of a tensor that a block covers.
+struct Block {
+  int64_t items, first, row0, row1, column0, columns;
+};
+
+template <class T>
+Block block_at(const Job<T>& job, int64_t index) {
+  const int64_t chunk = index % job.chunks, tile = index / job.chunks % job.tiles;
+  const int64_t first = index / job.chunks / job.tiles * job.batch;
+  Block b;
+  b.first = first, b.items = std::min(job.batch, job.shape.outer - first);
+  b.row0 = chunk * job.chunk, b.row1 = std::min(b.row0 + job.chunk, job.shape.rows);
+  b.column0 = tile * job.columns, b.columns = std::min(job.columns, job.shape.inner - b.column0);
+  return b;
+}
+
+// Call f(offset in the tensor, offset in the scratch, length) for every contiguous run of rows [row0, row1) of outer
+// item `item`; `base` is the row that lies at the start of the scratch.
+template <class T, class F>
+void each_run(const Job<T>& job, const Block& b, int64_t item, int64_t row0, int64_t row1, int64_t base, F&& f) {
+  const Shape& s = job.shape;
+  const int64_t line = s.width * s.inner;
+  const int64_t tensor = (b.first + item) * s.rows * line + b.column0, scratch = item * job.item;
+  if (b.columns == s.inner && job.pitch == line) {
+    f(tensor + row0 * line, scratch + (row0 - base) * job.pitch, (row1 - row0) * line);
+  } else if (b.columns == s.inner && job.columns == s.inner) {
+    for (int64_t r = row0; r < row1; ++r) f(tensor + r * line, scratch + (r - base) * job.pitch, line);
+  } else {
+    for (int64_t r = row0; r < row1; ++r)
+      for (int64_t w = 0; w < s.width; ++w)
+        f(tensor + r * line + w * s.inner, scratch + (r - base) * job.pitch + w * job.columns, b.columns);
+  }
+}
+
+// The loops. Each works on one run; S is the type of sums, T that of tensors. What is computed for a run depends on
+// nothing but its values and its length.
+
+template <class T, class S>
+PLIANT_INLINE void square_loop(const T* __restrict x, S* __restrict to, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) {
+    const S value = static_cast<S>(x[i]);
+    to[i] = value * value;
+  }
+}
+
+// Sum `taps` elements that lie `step` apart, in place: q_i ← Σ_{j<taps} q_{i + j·step} for i < count. Doubling: sums of
+// 1, 2, 4, … elements, of which the binary digits of `taps` take their share. Needs as much room in `sum`.
+template <class S>
+PLIANT_INLINE void window_loop(S* q, S* __restrict sum, int64_t count, int64_t taps, int64_t step) {
+  const int64_t length = count + (taps - 1) * step;
+  std::fill(sum, sum + count, S(0));
+  for (int64_t power = 1, done = 0;; power *= 2) {
+    if (taps & power) {
+      const S* from = q + done * step;
+      for (int64_t i = 0; i < count; ++i) sum[i] += from[i];
+      done += power;
+    }
+    if (done == taps) break;
+    const int64_t reach = power * step;
+#pragma GCC ivdep
+    for (int64_t i = 0; i < length - reach; ++i) q[i] += q[i + reach];
+  }
+  std::memcpy(q, sum, count * sizeof(S));
+}
+
+constexpr int64_t STRIP = 256;
+
+// sum ← the sums of windows that start at q, `pitch` apart; with taps = 1 window_loop has been there already.
+template <class S>
+PLIANT_INLINE void sum_strip(const S* __restrict q, S* __restrict sum, int64_t n, int64_t taps, int64_t pitch) {
+  if (taps == 5) {
+    for (int64_t i = 0; i < n; ++i)
+      sum[i] = q[i] + q[i + pitch] + q[i + 2 * pitch] + q[i + 3 * pitch] + q[i + 4 * pitch];
+  } else if (taps == 3) {
+    for (int64_t i = 0; i < n; ++i) sum[i] = q[i] + q[i + pitch] + q[i + 2 * pitch];
+  } else {
+    for (int64_t i = 0; i < n; ++i) sum[i] = q[i];
+  }
+}
+
+// p ← s^−β by std::pow for double.
+PLIANT_INLINE void power_loop(const double* s, double* p, int64_t n, double beta, double) {
+  for (int64_t i = 0; i < n; ++i) p[i] = std::pow(s[i], -beta);
+}
+
+// float: 2^(−β·(e + log2 m)) with s = m·2^e, m in [√½, √2). β is given as a head of 16 bits, whose product with e is
+// exact, and a rest. What is not a positive normal number, or has such a power, sends the strip through std::pow.
+PLIANT_INLINE void power_loop(const float* __restrict s, float* __restrict p, int64_t n, float beta, float rest) {
+  uint32_t odd = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    uint32_t bits;
+    std::memcpy(&bits, s + i, 4);
+    const int32_t e = static_cast<int32_t>(bits - 0x3f3504f3u) >> 23;
+    const uint32_t mantissa = bits - (static_cast<uint32_t>(e) << 23);
+    float m;
+    std::memcpy(&m, &mantissa, 4);
+    // log2 m = 2/ln 2·(z + z³/3 + z⁵/5 + …)
+    const float z = (m - 1.0f) / (m + 1.0f), zz = z * z;
+    const float series = 0.961796694f + zz * (0.577078016f + zz * (0.412198583f + zz * 0.320598898f));
+    const float log2m = z * (2.885390082f + zz * series);
+    const float exact = -beta * static_cast<float>(e);
+    const float small = -(beta + rest) * log2m - rest * static_cast<float>(e);
+    const float t = exact + small;
+    // Adding 1.5·2²³ rounds to an integer.
+    const float whole = (t + 12582912.0f) - 12582912.0f;
+    const float f = (exact - whole) + small;
+    const float tail = 9.61812911e-3f + f * (1.33335581e-3f + f * (1.54035304e-4f + f * 1.52527338e-5f));
+    const float fraction = 1.0f + f * (0.693147181f + f * (0.240226507f + f * (0.0555041087f + f * tail)));
+    const bool fine = s[i] >= 1.17549435e-38f && s[i] <= 3.40282347e+38f && t > -126.0f && t < 127.0f;
+    odd |= fine ? 0u : 1u;
+    const uint32_t scale = static_cast<uint32_t>(static_cast<int32_t>(fine ? whole : 0.0f) + 127) << 23;
+    float power;
+    std::memcpy(&power, &scale, 4);
+    p[i] = fraction * power;
+  }
+  if (odd) {
+    const double exponent = -(static_cast<double>(beta) + rest);
+    for (int64_t i = 0; i < n; ++i) p[i] = static_cast<float>(std::pow(static_cast<double>(s[i]), exponent));
+  }
+}
+
+// y ← x·S^−β
+template <class T, class S>
+PLIANT_INLINE void forward_loop(const Job<T>& job, const T* __restrict x, const S* q, T* __restrict y, int64_t n,
+                                int64_t taps) {
+  const S a = job.a, k = job.k;
+  S s[STRIP], p[STRIP];
+  for (int64_t start = 0; start < n; start += STRIP, x += STRIP, y += STRIP) {
+    const int64_t count = std::min(STRIP, n - start);
+    sum_strip(q + start, s, count, taps, job.pitch);
+    if (job.power == Power::half) {
+      for (int64_t i = 0; i < count; ++i) y[i] = static_cast<T>(static_cast<S>(x[i]) / std::sqrt(k + a * s[i]));
+    } else if (job.power == Power::three_quarters) {
+      for (int64_t i = 0; i < count; ++i) {
+        const S r = std::sqrt(k + a * s[i]);
+        y[i] = static_cast<T>(static_cast<S>(x[i]) / (r * std::sqrt(r)));
+      }
+    } else if (job.power == Power::one) {
+      for (int64_t i = 0; i < count; ++i) y[i] = static_cast<T>(static_cast<S>(x[i]) / (k + a * s[i]));
+    } else {
+      for (int64_t i = 0; i < count; ++i) s[i] = k + a * s[i];
+      power_loop(s, p, count, job.beta, job.beta_rest);
+      for (int64_t i = 0; i < count; ++i) y[i] = static_cast<T>(static_cast<S>(x[i]) * p[i]);
+    }
+  }
+}
+
+// scaled ← g·S^−β, ratio ← g·x·S^(−β−1)
+template <class T, class S>
+PLIANT_INLINE void ratio_loop(const Job<T>& job, const T* __restrict x, const T* __restrict g, const S* q,
+                              S* __restrict scaled, S* __restrict ratio, int64_t n, int64_t taps) {
+  const S a = job.a, k = job.k;
+  S s[STRIP], p[STRIP];
+  for (int64_t start = 0; start < n; start += STRIP, x += STRIP, g += STRIP, scaled += STRIP, ratio += STRIP) {
+    const int64_t count = std::min(STRIP, n - start);
+    sum_strip(q + start, s, count, taps, job.pitch);
+    for (int64_t i = 0; i < count; ++i) s[i] = k + a * s[i];
+    if (job.power == Power::half) {
+      for (int64_t i = 0; i < count; ++i) p[i] = 1 / std::sqrt(s[i]);
+    } else if (job.power == Power::three_quarters) {
+      for (int64_t i = 0; i < count; ++i) {
+        const S r = std::sqrt(s[i]);
+        p[i] = 1 / (r * std::sqrt(r));
+      }
+    } else if (job.power == Power::one) {
+      for (int64_t i = 0; i < count; ++i) p[i] = 1 / s[i];
+    } else {
+      power_loop(s, p, count, job.beta, job.beta_rest);
+    }
+    for (int64_t i = 0; i < count; ++i) {
+      const S gp = static_cast<S>(g[i]) * p[i];
+      scaled[i] = gp;
+      ratio[i] = gp * static_cast<S>(x[i]) / s[i];
+    }
+  }
+}
+
+// out ← scaled − 2aβ·x·Σ ratio
+template <class T, class S>
+PLIANT_INLINE void gather_loop(const Job<T>& job, const T* __restrict x, const S* __restrict scaled, const S* ratio,
+                               T* __restrict out, int64_t n, int64_t taps) {
+  const S factor = job.factor;
+  S s[STRIP];
+  for (int64_t start = 0; start < n; start += STRIP, x += STRIP, scaled += STRIP, out += STRIP) {
+    const int64_t count = std::min(STRIP, n - start);
+    sum_strip(ratio + start, s, count, taps, job.pitch);
+    for (int64_t i = 0; i < count; ++i) out[i] = static_cast<T>(scaled[i] - factor * static_cast<S>(x[i]) * s[i]);
+  }
+}
+
+// Clones cannot be templates.
+#define PLIANT_LOOPS(T, S)                                                                                            \
+  PLIANT_CLONES void square_run(const T* x, S* to, int64_t n) { square_loop(x, to, n); }                              \
+  PLIANT_CLONES void forward_run(const Job<T>& job, const T* x, const S* q, T* y, int64_t n, int64_t taps) {          \
+    forward_loop(job, x, q, y, n, taps);                                                                              \
+  }                                                                                                                   \
+  PLIANT_CLONES void ratio_run(const Job<T>& job, const T* x, const T* g, const S* q, S* scaled, S* ratio, int64_t n, \
+                               int64_t taps) {                                                                        \
+    ratio_loop(job, x, g, q, scaled, ratio, n, taps);                                                                 \
+  }                                                                                                                   \
+  PLIANT_CLONES void gather_run(const Job<T>& job, const T* x, const S* scaled, const S* ratio, T* out, int64_t n,    \
+                                int64_t taps) {                                                                       \
+    gather_loop(job, x, scaled, ratio, out, n, taps);                                                                 \
+  }
+PLIANT_LOOPS(float, float)
+PLIANT_LOOPS(double, double)
+PLIANT_LOOPS(BFloat16, float)
+PLIANT_LOOPS(Half, float)
+#undef PLIANT_LOOPS
+
+PLIANT_CLONES void window_sum(float* q, float* sum, int64_t count, int64_t taps, int64_t step) {
+  window_loop(q, sum, count, taps, step);
+}
+PLIANT_CLONES void window_sum(double* q, double* sum, int64_t count, int64_t taps, int64_t step) {
+  window_loop(q, sum, count, taps, step);
+}
+
+// What a block does.
+
+// Zero the places of the scratch that rows [row0, row1) of item leave out: outside the tensor, between its lines.
+template <class T, class S>
+void clear(const Job<T>& job, const Block& b, int64_t row0, int64_t row1, S* scratch) {
+  const int64_t from = std::max<int64_t>(row0, 0), to = std::min(row1, job.shape.rows);
+  const bool gaps = job.half > 0 || b.columns < job.columns;
+  std::fill(scratch, scratch + (gaps ? row1 - row0 : from - row0) * job.pitch, S(0));
+  std::fill(scratch + (to - row0) * job.pitch, scratch + (row1 - row0) * job.pitch, S(0));
+}
+
+// Write the squares of rows [row0, row1) of every item into q, with zeros where the window leaves the tensor.
+template <class T, class S>
+void squares(const Job<T>& job, const Block& b, int64_t row0, int64_t row1, S* q) {
+  const int64_t from = std::max<int64_t>(row0, 0), to = std::min(row1, job.shape.rows);
+  for (int64_t item = 0; item < b.items; ++item) {
+    clear(job, b, row0, row1, q + item * job.item);
+    each_run(job, b, item, from, to, row0, [&](int64_t at, int64_t place, int64_t n) {
+      square_run(job.x + at, q + place + job.half * job.columns, n);
+    });
+  }
+}
+
+// Replace q by its sums over the window, `rows` rows of every item, where the loops do not sum themselves.
+template <class T, class S>
+void sums(const Job<T>& job, const Block& b, int64_t rows, S* q, S* spare) {
+  if (job.fused > 1) return;
+  const int64_t margin = 2 * job.half * job.columns;
+  for (int64_t item = 0; item < b.items; ++item) {
+    S* const mine = q + item * job.item;
+    if (job.half > 0)
+      window_sum(mine, spare, (rows + job.taps - 1) * job.pitch - margin, 2 * job.half + 1, job.columns);
+    if (job.taps > 1) window_sum(mine, spare, rows * job.pitch - margin, job.taps, job.pitch);
+  }
+}
+
+template <class T, class S>
+void forward_block(const Job<T>& job, const Block& b, S* q, S* spare) {
+  squares(job, b, b.row0 - job.before, b.row1 + job.after, q);
+  sums(job, b, b.row1 - b.row0, q, spare);
+  for (int64_t item = 0; item < b.items; ++item)
+    each_run(job, b, item, b.row0, b.row1, b.row0, [&](int64_t at, int64_t place, int64_t n) {
+      forward_run(job, job.x + at, q + place, job.out + at, n, job.fused);
+    });
+}
+
+template <class T, class S>
+void backward_block(const Job<T>& job, const Block& b, S* q, S* spare, S* ratio, S* scaled) {
+  // The gradient of row i gathers from rows i − after … i + before, whose own windows reach further.
+  const int64_t row0 = b.row0 - job.after, row1 = b.row1 + job.before;
+  const int64_t from = std::max<int64_t>(row0, 0), to = std::min(row1, job.shape.rows);
+  squares(job, b, row0 - job.before, row1 + job.after, q);
+  sums(job, b, row1 - row0, q, spare);
+  for (int64_t item = 0; item < b.items; ++item) {
+    clear(job, b, row0, row1, ratio + item * job.item);
+    each_run(job, b, item, from, to, row0, [&](int64_t at, int64_t place, int64_t n) {
+      ratio_run(job, job.x + at, job.grad + at, q + place, scaled + place, ratio + place + job.half * job.columns, n,
+                job.fused);
+    });
+  }
+  sums(job, b, b.row1 - b.row0, ratio, spare);
+  for (int64_t item = 0; item < b.items; ++item)
+    each_run(job, b, item, b.row0, b.row1, b.row0, [&](int64_t at, int64_t place, int64_t n) {
+      gather_run(job, job.x + at, scaled + place + job.after * job.pitch, ratio + place, job.out + at, n, job.fused);
+    });
+}
+
+template <class T>
+void run(const Job<T>& job, int64_t begin, int64_t end) {
+  using S = typename Work<T>::type;
+  const int64_t size = job.batch * job.item;
+  const auto scratch = std::make_unique_for_overwrite<S[]>((job.grad ? 4 : 2) * size);
+  S* const q = scratch.get();
+  for (int64_t index = begin; index < end; ++index) {
+    const Block b = block_at(job, index);
+    if (job.grad) backward_block(job, b, q, q + size, q + 2 * size, q + 3 * size);
+    else forward_block(job, b, q, q + size);
+  }
+}
+
+// Cut the tensor into blocks of about `budget` elements. The cut depends on the shape alone.
+template <class T>
+void plan(Job<T>& job, int64_t budget) {
+  const Shape& s = job.shape;
+  const int64_t reach = (job.taps - 1) * (job.grad ? 2 : 1);
+  const int64_t least = std::min(s.rows, std::max<int64_t>(16, 4 * reach));
+  job.columns = s.inner;
+  const int64_t room = std::max<int64_t>(budget / (least * s.width) / 16 * 16, 32);
+  if (s.inner > room + room / 2) {
+    job.tiles = (s.inner + room - 1) / room;
+    job.columns = ((s.inner + job.tiles - 1) / job.tiles + 15) / 16 * 16;
+  }
+  job.tiles = (s.inner + job.columns - 1) / job.columns;
+  job.chunk = std::clamp<int64_t>(budget / (job.columns * s.width), least, s.rows);
+  job.chunks = (s.rows + job.chunk - 1) / job.chunk;
+  job.chunk = (s.rows + job.chunks - 1) / job.chunks;
+  job.pitch = job.wide() * job.columns;
+  job.item = (job.chunk + reach) * job.pitch;
+  job.batch = job.tiles * job.chunks > 1 ? 1 : std::clamp<int64_t>(budget / job.item, 1, s.outer);
+  job.blocks = (s.outer + job.batch - 1) / job.batch * job.tiles * job.chunks;
+}
+
+template <class T>
+void launch(const Tensor& input, const Tensor* grad, Tensor& out, const Shape& shape, const Window& window) {
+  Job<T> job;
+  job.x = input.const_data_ptr<T>();
+  job.grad = grad ? grad->const_data_ptr<T>() : nullptr;
+  job.out = out.mutable_data_ptr<T>();
+  job.shape = shape;
+  // A window cannot reach further than the other end.
+  job.before = std::min(window.before, shape.rows - 1);
+  job.after = std::min(window.after, shape.rows - 1);
+  job.half = std::min(window.half, shape.width - 1);
+  job.taps = job.before + job.after + 1;
+  job.fused = job.half == 0 && (job.taps == 3 || job.taps == 5) ? job.taps : 1;
+  job.a = window.a, job.k = window.k, job.factor = 2 * window.a * window.beta;
+  job.beta = window.beta;
+  if constexpr (!std::is_same_v<T, double>) {
+    uint32_t bits;
+    std::memcpy(&bits, &job.beta, 4);
+    bits &= 0xffffff00u;
+    std::memcpy(&job.beta, &bits, 4);
+  }
+  job.beta_rest = window.beta - job.beta;
+  job.power = window.beta == 0.5    ? Power::half
+              : window.beta == 0.75 ? Power::three_quarters
+              : window.beta == 1.0  ? Power::one
+                                    : Power::general;
+  plan(job, 4096);
+  parallel(job.blocks, 32768 / (job.batch * job.chunk * shape.width * job.columns),
+           [&](int64_t begin, int64_t end) { run(job, begin, end); });
+}
+
+// Whether the elements of a tensor fill one piece of memory, in whatever order of dimensions.
+bool is_dense(const Tensor& t) {
+  std::vector<std::pair<int64_t, int64_t>> dims;
+  for (int64_t d = 0; d < t.dim(); ++d)
+    if (t.size(d) != 1) dims.emplace_back(t.stride(d), t.size(d));
+  std::sort(dims.begin(), dims.end());
+  int64_t expected = 1;
+  for (const auto& [stride, size] : dims) {
+    if (stride != expected) return false;
+    expected *= size;
+  }
+  return true;
+}
+
+bool same_layout(const Tensor& a, const Tensor& b) {
+  for (int64_t d = 0; d < a.dim(); ++d)
+    if (a.size(d) != 1 && a.stride(d) != b.stride(d)) return false;
+  return true;
+}
+
+// How a dense tensor lies in memory around the dimensions of the window; nothing where those two do not lie together.
+std::optional<Shape> seen(const Tensor& x, int64_t dim, bool spatial) {
+  const int64_t count = x.numel();
+  if (!spatial) {
+    const int64_t C = x.size(dim);
+    // The stride of a dimension of size 1 means nothing: all elements are alike.
+    const int64_t inner = C == 1 ? count : x.stride(dim);
+    return Shape{count / (C * inner), C, 1, inner};
+  }
+  int64_t tall = x.dim() - 2, wide = x.dim() - 1;
+  if (x.size(tall) == 1 && x.size(wide) == 1) return Shape{1, 1, 1, count};
+  // The window is a square: rows and columns may change places.
+  if (x.size(tall) == 1 || (x.size(wide) != 1 && x.stride(tall) < x.stride(wide))) std::swap(tall, wide);
+  const int64_t H = x.size(tall), W = x.size(wide);
+  if (W == 1) return Shape{count / (H * x.stride(tall)), H, 1, x.stride(tall)};
+  if (x.stride(tall) != W * x.stride(wide)) return std::nullopt;
+  return Shape{count / (H * x.stride(tall)), H, W, x.stride(wide)};
+}
+
+Tensor normalize(Tensor x, const Tensor* grad, int64_t dim, bool spatial, const Window& window) {
+  if (x.numel() == 0) return torch::stable::empty_like(x);
+  // clone keeps the order of the dimensions, contiguous does not.
+  if (!is_dense(x)) x = torch::stable::clone(x);
+  Tensor result = torch::stable::empty_like(x), out = result;
+  std::optional<Shape> shape = seen(x, dim, spatial);
+  if (!shape) {
+    x = torch::stable::contiguous(x);
+    out = torch::stable::empty_like(x);
+    shape = seen(x, dim, spatial);
+  }
+  Tensor g = x;
+  if (grad) {
+    g = *grad;
+    if (!same_layout(g, x)) {
+      g = torch::stable::empty_like(x);
+      torch::stable::copy_(g, *grad);
+    }
+  }
+  dispatch(x.scalar_type(), [&](auto zero) {
+    using T = decltype(zero);
+    launch<T>(x, grad ? &g : nullptr, out, *shape, window);
+  });
+  if (out.get() != result.get()) torch::stable::copy_(result, out);
+  return result;
+}
+
+Tensor forward(const Tensor& input, int64_t dim, int64_t before, int64_t after, bool spatial, double a, double beta,
+               double k) {
+  return normalize(input, nullptr, dim, spatial, {before, after, spatial ? before : 0, a, beta, k});
+}
+
+Tensor backward(const Tensor& grad, const Tensor& input, int64_t dim, int64_t before, int64_t after, bool spatial,
+                double a, double beta, double k) {
+  return normalize(input, &grad, dim, spatial, {before, after, spatial ? before : 0, a, beta, k});
+}
+
+}  // namespace
+}  // namespace pliant
+
+STABLE_TORCH_LIBRARY_IMPL(pliant, CPU, m) {
+  m.impl("local_response_norm", TORCH_BOX(&pliant::forward));
+  m.impl("local_response_norm_backward", TORCH_BOX(&pliant::backward));
+}
