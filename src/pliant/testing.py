@@ -99,3 +99,77 @@ DEFORM_CONV_SPEED = (
     DeformConvCase("S7", (1, 128, 56, 56), 128, groups=128),
     DeformConvCase("S8", (1, 3, 224, 224), 64, (7, 7), (2, 2), (3, 3)),
 )
+
+
+@dataclass(frozen=True)
+class LRNCase:
+    """One shape of local response normalization; `tensors` draws its input and the gradient: 3·N(0, 1) and N(0, 1).
+
+    The constants make the windowed sum as large as `k`, so that a wrong window shows in the first digits.
+    """
+
+    name: str
+    input: tuple[int, ...]
+    size: int = 5
+    alpha: float = 0.5
+    beta: float = 0.75
+    k: float = 2.0
+    region: str = "channel"
+    even: str = "left"
+
+    def tensors(
+        self, dtype: torch.dtype = torch.float32, *, seed: int = 0, channels_last: bool = False
+    ) -> dict[str, Tensor]:
+        """Return input and the output's gradient, drawn in float64 and rounded to `dtype`."""
+        random = torch.Generator().manual_seed(seed)
+        scales = {"input": 3.0, "grad": 1.0}
+        tensors = {
+            name: (scale * torch.randn(self.input, generator=random, dtype=torch.float64)).to(dtype)
+            for name, scale in scales.items()
+        }
+        if channels_last:
+            formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+            tensors = {name: t.contiguous(memory_format=formats[t.dim()]) for name, t in tensors.items()}
+        return tensors
+
+    @property
+    def arguments(self) -> dict[str, int | float | str]:
+        """Return everything but the input as keyword arguments of `local_response_norm`."""
+        names = ("size", "alpha", "beta", "k", "region", "even")
+        return {name: getattr(self, name) for name in names}
+
+
+# Every exponent with a path of its own, windows odd, even, mirrored, wider than the tensor, of one place; maps of one
+# pixel, small maps, maps that no tile divides, more channels than a block holds; both regions.
+LRN_CASES = (
+    LRNCase("alexnet", (2, 11, 7, 6)),
+    LRNCase("wide_map", (1, 10, 41, 43)),
+    LRNCase("many_channels", (3, 301, 3, 3), beta=0.5),
+    LRNCase("thousands", (1, 5003, 1, 2), 3, beta=1.0),
+    LRNCase("vector", (3, 70), 3, beta=0.75),
+    LRNCase("sequence", (2, 9, 5), 4, beta=0.5),
+    LRNCase("volume", (2, 5, 3, 4, 3), 3, beta=1.0),
+    LRNCase("even_left", (2, 9, 5, 4), 4),
+    LRNCase("even_right", (2, 9, 5, 4), 4, even="right"),
+    LRNCase("even_two", (1, 6, 20, 33), 2, beta=0.6, even="right"),
+    LRNCase("general", (2, 13, 9, 8), 7, beta=0.6),
+    LRNCase("steep", (1, 7, 8, 9), 5, beta=2.5),
+    LRNCase("flat", (1, 7, 4, 4), 5, beta=0.0),
+    LRNCase("growing", (1, 7, 4, 4), 3, beta=-0.5),
+    LRNCase("own_energy", (2, 5, 6, 7), 1),
+    LRNCase("one_channel", (2, 1, 6, 7), 5),
+    LRNCase("wider_than_all", (2, 4, 6, 7), 25),
+    LRNCase("wider_and_even", (1, 4, 40, 41), 10, even="right"),
+    LRNCase("spatial", (2, 3, 9, 8), 3, region="spatial"),
+    LRNCase("spatial_general", (1, 40, 7, 13), 5, beta=0.6, region="spatial"),
+    LRNCase("spatial_tiles", (1, 70, 40, 9), 5, beta=0.5, region="spatial"),
+    LRNCase("spatial_line", (2, 3, 1, 9), 3, beta=1.0, region="spatial"),
+    LRNCase("spatial_wider_than_all", (1, 3, 4, 3), 11, region="spatial"),
+)
+
+# The shapes on which speed is promised: AlexNet's two layers at batch 32, GoogLeNet's first at batch 1.
+LRN_SPEED = (
+    LRNCase("A1", (32, 96, 55, 55), alpha=5e-4),
+    LRNCase("A2", (32, 256, 27, 27), alpha=5e-4),
+    LRNCase("G1", (1, 64, 56, 56), alpha=1e-4, k=1.0),
+)

@@ -10,8 +10,8 @@ from pliant.ops.local_response_norm.op import local_response_norm
 class LocalResponseNorm(nn.Module):
     """Normalize each value by the energy of its neighbours: `torch.nn.LocalResponseNorm` and more.
 
-    ``y_i = x_i·(k + alpha/n·Σ_{j∈W(i)} x_j²)^−beta``, as :func:`pliant.ops.local_response_norm`, which says what happens
-    at the edges. The layer has no parameters.
+    ``y_i = x_i·(k + alpha/n·Σ_{j∈W(i)} x_j²)^−beta``, as :func:`pliant.ops.local_response_norm`, which says what
+    happens at the edges. The layer has no parameters.
 
     Args:
         size: places in the window, at least 1; odd for ``region="spatial"``.
@@ -45,9 +45,7 @@ class LocalResponseNorm(nn.Module):
         self.region, self.even = region, even
 
     def forward(self, input: Tensor) -> Tensor:
-        return local_response_norm(
-            input, self.size, self.alpha, self.beta, self.k, region=self.region, even=self.even
-        )
+        return local_response_norm(input, self.size, self.alpha, self.beta, self.k, region=self.region, even=self.even)
 
     def extra_repr(self) -> str:
         text = f"{self.size}, alpha={self.alpha}, beta={self.beta}, k={self.k}"

@@ -19,7 +19,7 @@ def local_response_norm(input: Tensor, dim: int, before: int, after: int, a: flo
     x = _work(input).movedim(dim, -1)
     squares = F.pad(x * x, (before, after))
     total = squares.unfold(-1, before + after + 1, 1).sum(-1)
-    return (x * (k + a * total).pow(-beta)).movedim(-1, dim).to(input.dtype)
+    return (x / (k + a * total).pow(beta)).movedim(-1, dim).to(input.dtype)
 
 
 def within_channel(input: Tensor, half: int, a: float, beta: float, k: float) -> Tensor:
@@ -31,9 +31,8 @@ def within_channel(input: Tensor, half: int, a: float, beta: float, k: float) ->
     x = _work(input)
     squares = F.pad(x * x, (wide, wide, tall, tall))
     total = squares.unfold(-1, 2 * wide + 1, 1).sum(-1).unfold(-2, 2 * tall + 1, 1).sum(-1)
-    return (x * (k + a * total).pow(-beta)).to(input.dtype)
+    return (x / (k + a * total).pow(beta)).to(input.dtype)
 
 
 def _work(input: Tensor) -> Tensor:
     return input if input.dtype == torch.float64 else input.float()
-
