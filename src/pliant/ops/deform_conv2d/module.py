@@ -37,7 +37,8 @@ class DeformConv2d(nn.Module):
         mask_scale: factor of the sigmoid: 2.0 starts at mask 1 (the official example), 1.0 at 0.5 (the paper's text,
             mmcv, detectron2).
         boundary: "zeros" or "clamp".
-        device, dtype: of the parameters.
+        device: of the parameters.
+        dtype: of the parameters.
 
     Shape:
         (N, C, H, W) → (N, O, Ho, Wo). `conv_offset` has 2·G·K channels, or 3·G·K: all offsets, then all masks.
