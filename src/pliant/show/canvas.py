@@ -1,0 +1,86 @@
+"""Colours and the few strokes every picture shares."""
+
+from __future__ import annotations
+
+import io
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# The palette of Okabe and Ito: told apart by every kind of colour vision.
+ORANGE, SKY, GREEN, YELLOW = "#E69F00", "#56B4E9", "#009E73", "#F0E442"
+BLUE, VERMILION, PURPLE = "#0072B2", "#D55E00", "#CC79A7"
+TAPS, REGULAR, CENTRE, BACKGROUND, INK = VERMILION, BLUE, GREEN, "#FFFFFF", "#222222"
+
+
+def sheet(width: float, height: float) -> Figure:
+    """Return an empty white figure of `width` × `height` inches that saves without a display."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), facecolor=BACKGROUND)
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def png(figure: Figure, dpi: int = 100) -> bytes:
+    """Return a figure as the bytes of a PNG file."""
+    buffer = io.BytesIO()
+    # The program's version in the file would make equal pictures differ.
+    figure.savefig(buffer, format="png", dpi=dpi, facecolor=figure.get_facecolor(), metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def show_picture(axes: Axes, picture: np.ndarray, title: str = "", *, margin: float = 0.0) -> None:
+    """Draw a picture as ink on paper, light enough for points on top; `margin` pixels of paper around it.
+
+    Args:
+        axes: matplotlib axes to draw on.
+        picture: (H, W) with 0 the background and its maximum the darkest, or (H, W, 3) in 0 … 1.
+        title: above the picture.
+        margin: paper around the picture in pixels, for points that lie outside.
+    """
+    from matplotlib.colors import LinearSegmentedColormap
+    from matplotlib.patches import Rectangle
+
+    H, W = picture.shape[:2]
+    kind: dict[str, Any] = {}
+    if picture.ndim == 2:
+        kind = {"cmap": LinearSegmentedColormap.from_list("ink", ["#FFFFFF", "#6E6E6E"]), "vmin": 0}
+    axes.imshow(picture, interpolation="nearest", zorder=0, **kind)
+    axes.add_patch(Rectangle((-0.5, -0.5), W, H, fill=False, edgecolor="#B5B5B5", linewidth=0.8, zorder=1))
+    axes.set_xlim(-0.5 - margin, W - 0.5 + margin)
+    axes.set_ylim(H - 0.5 + margin, -0.5 - margin)
+    axes.set_axis_off()
+    if title:
+        axes.set_title(title, fontsize=11, color=INK, pad=5)
+
+
+def scatter(
+    axes: Axes,
+    points: np.ndarray,
+    color: str,
+    *,
+    size: float,
+    alpha: float | np.ndarray = 1.0,
+    hollow: bool = False,
+    outlined: bool = True,
+    marker: str = "o",
+    layer: int = 4,
+) -> None:
+    """Draw (P, 2) points given as (y, x); outlined ones keep a white rim, so that they show on any ground."""
+    ring = color if hollow else BACKGROUND
+    axes.scatter(
+        points[:, 1],
+        points[:, 0],
+        s=size,
+        marker=marker,
+        facecolors="none" if hollow else color,
+        edgecolors=ring if hollow or outlined else "none",
+        linewidths=(1.1 if hollow else 0.6) if hollow or outlined else 0,
+        alpha=alpha,
+        zorder=layer,
+    )
