@@ -49,7 +49,7 @@ def show_picture(axes: Axes, picture: np.ndarray, title: str = "", *, margin: fl
     H, W = picture.shape[:2]
     kind: dict[str, Any] = {}
     if picture.ndim == 2:
-        kind = {"cmap": LinearSegmentedColormap.from_list("ink", ["#FFFFFF", "#6E6E6E"]), "vmin": 0}
+        kind = {"cmap": LinearSegmentedColormap.from_list("ink", ["#FFFFFF", "#8C8C8C"]), "vmin": 0}
     axes.imshow(picture, interpolation="nearest", zorder=0, **kind)
     axes.add_patch(Rectangle((-0.5, -0.5), W, H, fill=False, edgecolor="#B5B5B5", linewidth=0.8, zorder=1))
     axes.set_xlim(-0.5 - margin, W - 0.5 + margin)
@@ -65,13 +65,16 @@ def scatter(
     color: str,
     *,
     size: float,
-    alpha: float | np.ndarray = 1.0,
+    alpha: Any = 1.0,
     hollow: bool = False,
     outlined: bool = True,
     marker: str = "o",
     layer: int = 4,
 ) -> None:
-    """Draw (P, 2) points given as (y, x); outlined ones keep a white rim, so that they show on any ground."""
+    """Draw (P, 2) points given as (y, x); outlined ones keep a white rim, so that they show on any ground.
+
+    `alpha` is one number or one for each point.
+    """
     ring = color if hollow else BACKGROUND
     axes.scatter(
         points[:, 1],

@@ -82,8 +82,13 @@ def inhibition(
             if i != j:
                 taken[i, j] = (x[i].abs() * (total[i] - energy[j]).pow(-beta) - out[i]).mean()
     sign, shape = x.sign(), (C, H, W)
-    parts = (x, sign * out, sign * alone, (alone - out).clamp_min(0))
-    return Inhibition(*(t.reshape(shape).numpy() for t in parts), taken.numpy())
+    return Inhibition(
+        before=x.reshape(shape).numpy(),
+        after=(sign * out).reshape(shape).numpy(),
+        alone=(sign * alone).reshape(shape).numpy(),
+        lost=(alone - out).clamp_min(0).reshape(shape).numpy(),
+        taken=taken.numpy(),
+    )
 
 
 def draw(figure: Figure, found: Inhibition, picture: np.ndarray | None = None) -> None:

@@ -19,9 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from pliant.nn import DeformConv2d, LocalResponseNorm
+from pliant.show.canvas import CENTRE, TAPS, scatter, show_picture
 
 if TYPE_CHECKING:
     import numpy as np
+    from matplotlib.axes import Axes
 
 # Layers that change values and move nothing.
 _POINTWISE = (
@@ -180,6 +182,32 @@ def support(layers: nn.Module | Iterable[nn.Module], picture: Tensor, position: 
     for step in reversed(chain):
         reach, points = _follow(step, reach, points, splits=False)
     return reach.reshape(picture.shape[-2:]).numpy()
+
+
+def draw(
+    axes: Axes, picture: np.ndarray, found: Trace, *, title: str = "", margin: float = 0.0, color: str = TAPS
+) -> None:
+    """Draw sampling points over a picture: the heavier a point, the less transparent; those outside grey and hollow.
+
+    Args:
+        axes: matplotlib axes to draw on.
+        picture: (H, W) with 0 the background, or (H, W, 3) in 0 … 1.
+        found: from :func:`trace`.
+        title: above the picture.
+        margin: paper around the picture in pixels; points further out are cut off.
+        color: of the points.
+    """
+    show_picture(axes, picture, title, margin=margin)
+    few = len(found.points) <= 100
+    size = 30.0 if len(found.points) <= 9 else 14.0 if few else 7.0
+    lost = found.points[~found.inside]
+    if len(lost):
+        scatter(axes, lost, "#8A8A8A", size=size, hollow=True, alpha=0.8 if few else 0.35)
+    kept, weights = found.points[found.inside], found.weights[found.inside]
+    if len(kept):
+        alpha = (0.35 + 0.65 * weights / weights.max()) * (1.0 if few else 0.8)
+        scatter(axes, kept, color, size=size, alpha=alpha, outlined=few)
+    scatter(axes, found.centre[None], CENTRE, size=110, marker="P", layer=6)
 
 
 def steps(layers: nn.Module | Iterable[nn.Module], picture: Tensor) -> list[Step]:
