@@ -13,7 +13,7 @@ LOW = (torch.bfloat16, torch.float16)
 
 def pair(op: str, name: str, value: int | Sequence[int], least: int) -> tuple[int, int]:
     """Return `value` as (vertical, horizontal), each at least `least`."""
-    both = (value, value) if isinstance(value, int | torch.SymInt) else tuple(value)
+    both = tuple(value) if isinstance(value, Sequence) else (value, value)
     if len(both) != 2 or not all(isinstance(v, int | torch.SymInt) for v in both):
         raise TypeError(f"{op}: {name} must be an int or a pair of ints, got {value!r}")
     if both[0] < least or both[1] < least:
@@ -25,7 +25,9 @@ def shape(op: str, name: str, tensor: Tensor, letters: str, expected: tuple[int,
     """Raise ValueError unless `tensor` has the `expected` shape, which `letters` spells out."""
     if tensor.dim() != len(expected) or any(a != b for a, b in zip(tensor.shape, expected, strict=True)):
         wanted, got = tuple(int(n) for n in expected), tuple(int(n) for n in tensor.shape)
-        raise ValueError(f"{op}: {name} must have shape {letters} = {wanted}, got {got}." + (hint and f" {hint}"))
+        # One format string: torch.compile follows it with sizes unknown too, it does not follow string + string.
+        hint = f" {hint}" if hint else ""
+        raise ValueError(f"{op}: {name} must have shape {letters} = {wanted}, got {got}.{hint}")
 
 
 def rank(op: str, name: str, tensor: Tensor, letters: str) -> None:

@@ -86,11 +86,11 @@ def deform_conv2d(
     if boundary not in BOUNDARIES:
         raise ValueError(f"{_OP}: boundary must be one of {BOUNDARIES}, got {boundary!r}")
     _check_tensors(input, offset, weight, bias, mask, step, pad, reach)
+    result: Tensor
     if not _native.chosen(_OP, implementation, input):
-        return reference.deform_conv2d(input, offset, weight, bias, mask, step, pad, reach, boundary)
-    result: Tensor = torch.ops.pliant.deform_conv2d(
-        input, offset, weight, bias, mask, *step, *pad, *reach, boundary == "clamp"
-    )
+        result = reference.deform_conv2d(input, offset, weight, bias, mask, step, pad, reach, boundary)
+        return result.contiguous(memory_format=torch._prims_common.suggest_memory_format(input))
+    result = torch.ops.pliant.deform_conv2d(input, offset, weight, bias, mask, *step, *pad, *reach, boundary == "clamp")
     return result
 
 
@@ -141,7 +141,12 @@ def _check_tensors(
     K = Kh * Kw
     _check.rank(_OP, "offset", offset, "N 2·G·Kh·Kw Ho Wo")
     G = offset.shape[1] // (2 * K)
-    if G < 1 or C % G != 0 or offset.shape[1] != 2 * G * K:
+    if G > 0 and C % G != 0 and offset.shape[1] == 2 * G * K:
+        raise ValueError(
+            f"{_OP}: offset must have shape (N, 2·G·Kh·Kw, Ho, Wo), where G divides the {int(C)} channels of input, "
+            f"got {tuple(int(n) for n in offset.shape)}, which is G = {int(G)}"
+        )
+    if G < 1 or offset.shape[1] != 2 * G * K:
         hint = "Did you pass only one coordinate per tap?" if offset.shape[1] == K else ""
         _check.shape(_OP, "offset", offset, "(N, 2·G·Kh·Kw, Ho, Wo)", (N, 2 * K, Ho, Wo), hint)
         raise AssertionError("unreachable")

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch import Tensor
 
 from pliant.ops._sampling import bilinear
+
+
+def _without_autocast(kind: str) -> AbstractContextManager[object]:
+    return nullcontext() if kind == "meta" else torch.autocast(kind, enabled=False)
 
 
 def deform_conv2d(
@@ -47,7 +53,10 @@ def deform_conv2d(
         sampled = sampled * mask.to(work).reshape(N, G, 1, K, Ho, Wo)
 
     columns = sampled.reshape(N, g, Cg * K, Ho * Wo)
-    output = (weight.to(work).reshape(g, O // g, Cg * K) @ columns).reshape(N, O, Ho, Wo)
+    taps = weight.to(work).reshape(g, O // g, Cg * K)
+    # Autocast would run this product in low precision, and with it everything it is compared with.
+    with _without_autocast(input.device.type):
+        output = (taps @ columns).reshape(N, O, Ho, Wo)
     if bias is not None:
         output = output + bias.to(work).reshape(1, O, 1, 1)
     return output.to(input.dtype)

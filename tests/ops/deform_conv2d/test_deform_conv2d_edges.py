@@ -1,0 +1,292 @@
+"""Deformable convolution at the edges: borders, NaN and infinity, empty and huge tensors, layouts, autocast."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from pliant.ops import deform_conv2d
+from pliant.testing import DEFORM_CONV_CASES, TOLERANCE, error
+
+Operator = Callable[..., Tensor]
+BY_NAME = {case.name: case for case in DEFORM_CONV_CASES}
+H, W = 4, 5
+
+
+def _one_sample(deform: Operator, y: float, x: float, map: Tensor, **options: object) -> tuple[Tensor, ...]:
+    """Return value, gradient in the map, (d/dy, d/dx) and mask gradient of one sample at (y, x) of an (H, W) map."""
+    map = map.detach().clone().view(1, 1, *map.shape).requires_grad_()
+    offset = torch.tensor([y, x], dtype=torch.float64).to(map.dtype)
+    # One tap at output pixel (0, 0); everything else of the output is masked away.
+    offset = torch.cat([offset, offset.new_zeros(2)]).view(2, 2).T.reshape(1, 2, 1, 2).clone().requires_grad_()
+    mask = offset.new_tensor([1.0, 0.0]).view(1, 1, 1, 2).requires_grad_()
+    weight = map.new_ones(1, 1, 1, 1)
+    stride = (map.shape[2], map.shape[3] - 1)
+    value = deform(map, offset, weight, stride=stride, mask=mask, **options)
+    value[0, 0, 0, 0].backward()
+    return value[0, 0, 0, 0], map.grad[0, 0], offset.grad[0, :, 0, 0], mask.grad[0, 0, 0, 0]
+
+
+RAMP = torch.arange(1.0, 1 + H * W, dtype=torch.float64).view(H, W) ** 2
+
+
+@pytest.mark.parametrize("x", [-1.5, -1.0, -0.25, 0.0, 1.0, 1.75, W - 1.0, W - 0.5, float(W)])
+@pytest.mark.parametrize("y", [-1.001, -1.0, -0.999, 0.0, 2.0, H - 1.0, H - 0.001, float(H), H + 3.0])
+def test_zeros_outside_the_map(deform: Operator, y: float, x: float) -> None:
+    def pixel(row: int, column: int) -> float:
+        return float(RAMP[row, column]) if 0 <= row < H and 0 <= column < W else 0.0
+
+    value, _, (dy, dx), d_mask = _one_sample(deform, y, x, RAMP)
+    top, left = math.floor(y), math.floor(x)
+    fy, fx = y - top, x - left
+    (a, b), (c, d) = ([pixel(row, column) for column in (left, left + 1)] for row in (top, top + 1))
+    expected = (1 - fy) * ((1 - fx) * a + fx * b) + fy * ((1 - fx) * c + fx * d)
+    inside = -1 <= y < H and -1 <= x < W
+    assert value.item() == pytest.approx(expected if inside else 0, abs=1e-12)
+    assert d_mask.item() == pytest.approx(value.item(), abs=1e-12)
+    # The right-sided derivatives: at -1 they already see the first row and column.
+    assert dy.item() == pytest.approx((1 - fx) * (c - a) + fx * (d - b) if inside else 0, abs=1e-9)
+    assert dx.item() == pytest.approx((1 - fy) * (b - a) + fy * (d - c) if inside else 0, abs=1e-9)
+
+
+@pytest.mark.parametrize("x", [-0.25, 0.0, 1.75, W - 1.0, W - 0.5, float(W)])
+@pytest.mark.parametrize("y", [-1.0, -0.001, 0.0, 2.5, H - 1.0, H - 0.001, float(H)])
+def test_clamp_at_the_border(deform: Operator, y: float, x: float) -> None:
+    value, _, slopes, d_mask = _one_sample(deform, y, x, RAMP, boundary="clamp")
+    if not (0 <= y < H and 0 <= x < W):
+        assert value == d_mask == 0
+        assert not slopes.any()
+        return
+    top, left = math.floor(y), math.floor(x)
+    low, right = min(top + 1, H - 1), min(left + 1, W - 1)
+    fy, fx = y - top, x - left
+    a, b, c, d = RAMP[top, left], RAMP[top, right], RAMP[low, left], RAMP[low, right]
+    assert value.item() == pytest.approx(float((1 - fy) * ((1 - fx) * a + fx * b) + fy * ((1 - fx) * c + fx * d)))
+    assert slopes[0].item() == pytest.approx(float((1 - fx) * (c - a) + fx * (d - b)), abs=1e-9)
+    assert slopes[1].item() == pytest.approx(float((1 - fy) * (b - a) + fy * (d - c)), abs=1e-9)
+
+
+def test_right_sided_derivative_where_training_starts(deform: Operator) -> None:
+    # Padding 1 and zero offsets put the first row of samples at exactly -1.
+    x = torch.ones(1, 1, 3, 3, dtype=torch.float64)
+    offset = torch.zeros(1, 18, 3, 3, dtype=torch.float64, requires_grad=True)
+    deform(x, offset, torch.ones(1, 1, 3, 3, dtype=torch.float64), padding=1).sum().backward()
+    # Tap (0, 1) of output (0, 1) samples (-1, 1): moving down finds the ones. Tap (2, 1) of output (2, 1) samples
+    # (3, 1), which is H: outside for good.
+    assert offset.grad[0, 2 * 1, 0, 1] == 1
+    assert offset.grad[0, 2 * 7, 2, 1] == 0
+    # Tap (2, 1) of output (1, 1) samples the last row: moving down leaves the map.
+    assert offset.grad[0, 2 * 7, 1, 1] == -1
+
+
+FAR = [math.nan, math.inf, -math.inf, 1e30, -1e30, 1e9, -1e9, 2.0**31, -(2.0**31), 2.0**63, 1e5, -1e5]
+
+
+@pytest.mark.parametrize("boundary", ["zeros", "clamp"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("far", FAR)
+def test_a_coordinate_that_is_nowhere_samples_nothing(
+    deform: Operator, far: float, dtype: torch.dtype, boundary: str
+) -> None:
+    for y, x in ((far, 1.5), (1.5, far), (far, far)):
+        value, d_map, slopes, d_mask = _one_sample(deform, y, x, RAMP.to(dtype), boundary=boundary)
+        assert value == d_mask == 0
+        assert not slopes.any()
+        assert not d_map.any()
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("boundary", ["zeros", "clamp"])
+def test_wild_offsets_among_tame_ones(
+    deform: Operator, boundary: str, dtype: torch.dtype, layout: torch.memory_format
+) -> None:
+    # Every seventh offset is wild; the rest must come out as if the wild taps were masked away.
+    case = BY_NAME["tiles"]
+    t = case.tensors(dtype, channels_last=layout == torch.channels_last)
+    wild = torch.tensor(FAR).to(dtype).repeat(t["offset"].numel())[: t["offset"].numel()].view_as(t["offset"])
+    chosen = torch.arange(t["offset"].numel()).view_as(t["offset"]) % 7 == 0
+    lost = chosen[:, 0::2] | chosen[:, 1::2]
+    results = []
+    for offset, mask in (
+        (torch.where(chosen, wild, t["offset"]), t["mask"]),
+        (t["offset"], t["mask"].masked_fill(lost, 0)),
+    ):
+        leaves = {**t, "offset": offset, "mask": mask}
+        leaves = {name: x.detach().requires_grad_() for name, x in leaves.items()}
+        y = deform(**leaves, **case.geometry, boundary=boundary)
+        y.square().sum().backward()
+        results.append((y, {name: x.grad for name, x in leaves.items()}))
+    (y, wild_grads), (expected, grads) = results
+    assert error(y, expected) < TOLERANCE[dtype]
+    grads["mask"] = grads["mask"].masked_fill(lost, 0)
+    grads["offset"] = grads["offset"].masked_fill(lost.repeat_interleave(2, 1), 0)
+    for name, gradient in grads.items():
+        assert gradient.isfinite().all()
+        assert error(wild_grads[name], gradient) < TOLERANCE[dtype], name
+
+
+def test_a_nan_mask_stays_at_its_output(deform: Operator) -> None:
+    case = BY_NAME["plain"]
+    t = case.tensors()
+    clean = deform(**t, **case.geometry)
+    t["mask"][1, 4, 2, 3] = math.nan
+    y = deform(**t, **case.geometry)
+    assert y[1, :, 2, 3].isnan().all()
+    clean[1, :, 2, 3] = math.nan
+    assert torch.equal(y.nan_to_num(7), clean.nan_to_num(7))
+
+
+@pytest.mark.parametrize("boundary", ["zeros", "clamp"])
+@pytest.mark.parametrize("bad", [math.inf, math.nan])
+def test_pixels_beside_the_sample_do_not_leak(deform: Operator, bad: float, boundary: str) -> None:
+    # (1.5, 2.25) reads rows 1, 2 and columns 2, 3. Whatever stands elsewhere, in the next column of memory too,
+    # is not multiplied by zero: it is not there.
+    map = torch.full((H, W), bad, dtype=torch.float64)
+    map[1:3, 2:4] = torch.tensor([[1.0, 2], [3, 4]])
+    value, d_map, slopes, d_mask = _one_sample(deform, 1.5, 2.25, map, boundary=boundary)
+    assert value == d_mask == 2.25
+    assert torch.equal(slopes, torch.tensor([2.0, 1.0], dtype=torch.float64))
+    assert d_map.sum() == 1
+
+
+@pytest.mark.parametrize(("y", "x"), [(-0.5, 1.5), (H - 0.5, 1.5), (1.5, -0.5), (1.5, W - 0.5), (-3.0, 1.5), (1.5, W)])
+def test_nothing_leaks_across_the_border(deform: Operator, y: float, x: float) -> None:
+    # In memory the pixel right of the last column is the first one of the next row.
+    map = torch.full((H, W), math.inf, dtype=torch.float64)
+    inside = [
+        (row, column)
+        for row in (math.floor(y), math.floor(y) + 1)
+        for column in (math.floor(x), math.floor(x) + 1)
+        if 0 <= row < H and 0 <= column < W
+    ]
+    for row, column in inside:
+        map[row, column] = 8
+    value, _, slopes, _ = _one_sample(deform, y, x, map)
+    assert value == (4 if inside else 0)
+    assert slopes.isfinite().all()
+
+
+def test_an_infinite_pixel_reaches_the_samples_that_read_it(deform: Operator) -> None:
+    map = torch.zeros(H, W, dtype=torch.float64)
+    map[1, 2] = math.inf
+    assert _one_sample(deform, 1.5, 2.25, map)[0] == math.inf
+
+
+# Sizes.
+
+
+@pytest.mark.parametrize("modulated", [False, True])
+def test_an_empty_batch(deform: Operator, modulated: bool) -> None:
+    x = torch.zeros(0, 4, 6, 5, requires_grad=True)
+    offset, weight = torch.zeros(0, 18, 6, 5, requires_grad=True), torch.ones(3, 4, 3, 3, requires_grad=True)
+    bias, mask = torch.ones(3, requires_grad=True), torch.zeros(0, 9, 6, 5, requires_grad=True)
+    y = deform(x, offset, weight, bias, padding=1, mask=mask if modulated else None)
+    assert y.shape == (0, 3, 6, 5)
+    y.sum().backward()
+    assert x.grad.shape == x.shape
+    assert offset.grad.shape == offset.shape
+    assert torch.equal(weight.grad, torch.zeros_like(weight))
+    assert torch.equal(bias.grad, torch.zeros_like(bias))
+    if modulated:
+        assert mask.grad.shape == mask.shape
+
+
+def test_a_map_of_one_pixel_and_one_tap(deform: Operator) -> None:
+    x = torch.full((1, 1, 1, 1), 3.0)
+    y = deform(x, torch.full((1, 2, 1, 1), 0.5), torch.full((1, 1, 1, 1), 2.0))
+    assert y.item() == 3 * 0.25 * 2
+
+
+def test_shapes_beyond_two_to_the_31_on_meta() -> None:
+    # Meta tensors have shapes and no memory: the fake kernels answer.
+    x = torch.empty(2, 32768, 256, 256, device="meta", requires_grad=True)
+    offset = torch.empty(2, 2 * 9 * 4096, 256, 256, device="meta", requires_grad=True)
+    weight = torch.empty(8, 32768, 3, 3, device="meta", requires_grad=True)
+    y = deform_conv2d(x, offset, weight, padding=1)
+    assert x.numel() > 2**31
+    assert offset.numel() > 2**31
+    assert y.shape == (2, 8, 256, 256)
+    y.sum().backward()
+    assert x.grad.shape == x.shape
+    assert offset.grad.shape == offset.shape
+
+
+# Layouts.
+
+
+def _is_channels_last(t: Tensor) -> bool:
+    return t.is_contiguous(memory_format=torch.channels_last) and not t.is_contiguous()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_output_has_the_layout_of_the_input(deform: Operator, dtype: torch.dtype) -> None:
+    case = BY_NAME["crooked"]
+    assert _is_channels_last(deform(**case.tensors(dtype, channels_last=True), **case.geometry))
+    assert deform(**case.tensors(dtype), **case.geometry).is_contiguous()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_gradient_has_the_layout_of_the_input(dtype: torch.dtype) -> None:
+    case = BY_NAME["crooked"]
+    for channels_last in (True, False):
+        t = case.tensors(dtype, channels_last=channels_last)
+        # torch.autograd.grad hands out what the operator computed; .grad would be laid out anew.
+        leaf = t["input"].requires_grad_()
+        (gradient,) = torch.autograd.grad(deform_conv2d(**t, **case.geometry).square().sum(), leaf)
+        assert _is_channels_last(gradient) == channels_last
+
+
+# Autocast.
+
+
+@pytest.mark.parametrize("low", [torch.bfloat16, torch.float16], ids=str)
+def test_autocast_runs_low_and_keeps_wide_offsets(deform: Operator, low: torch.dtype) -> None:
+    case = BY_NAME["crooked"]
+    t = {name: x.requires_grad_() for name, x in case.tensors().items()}
+    with torch.autocast("cpu", low):
+        y = deform(**t, **case.geometry)
+    assert y.dtype == low
+    # The same as casting by hand: offsets and masks are not rounded on the way.
+    rounded = {name: x if name in ("offset", "mask") else x.to(low) for name, x in t.items()}
+    assert torch.equal(y, deform(**rounded, **case.geometry))
+    assert error(y, deform_conv2d(**t, **case.geometry, implementation="reference")) < 4 * TOLERANCE[low]
+    y.square().sum().backward()
+    for name, x in t.items():
+        assert x.grad.dtype == torch.float32, name
+        assert x.grad.isfinite().all()
+        assert x.grad.abs().max() > 0
+
+
+def test_autocast_accepts_what_low_convolutions_produce(deform: Operator) -> None:
+    case = BY_NAME["plain"]
+    t = case.tensors()
+    with torch.autocast("cpu", torch.bfloat16):
+        y = deform(**{**t, "input": t["input"].bfloat16(), "offset": t["offset"].bfloat16()}, **case.geometry)
+    assert y.dtype == torch.bfloat16
+
+
+def test_autocast_leaves_float64_alone(deform: Operator) -> None:
+    case = BY_NAME["plain"]
+    t = case.tensors(torch.float64)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = deform(**t, **case.geometry)
+    assert torch.equal(y, deform(**t, **case.geometry))
+
+
+# A second derivative at integers is that of one smooth piece, not NaN.
+
+
+def test_second_derivative_at_integers_is_finite(deform: Operator) -> None:
+    case = BY_NAME["plain"]
+    t = case.tensors(torch.float64)
+    t["offset"] = torch.zeros_like(t["offset"])
+    leaves = {name: x.requires_grad_() for name, x in t.items()}
+    y = deform(**leaves, **case.geometry)
+    (first,) = torch.autograd.grad(y.square().sum(), leaves["offset"], create_graph=True)
+    for gradient in torch.autograd.grad(first.square().sum(), list(leaves.values())):
+        assert gradient.isfinite().all()

@@ -1,0 +1,253 @@
+"""Deformable convolution computes the right numbers, in every dtype and layout."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from deform_conv2d_oracle import deform_conv2d as one_by_one
+from torch import Tensor
+
+from pliant.ops.deform_conv2d import reference
+from pliant.testing import DEFORM_CONV_CASES, TOLERANCE, DeformConvCase, error
+
+Operator = Callable[..., Tensor]
+BOUNDARIES = ("zeros", "clamp")
+BY_NAME = {case.name: case for case in DEFORM_CONV_CASES}
+
+# Everything different in the two directions; offset groups finer than, coarser than and equal to the groups.
+SMALL = (
+    DeformConvCase("finer", (2, 4, 5, 4), 6, (2, 3), (1, 2), (2, 1), (2, 1), groups=2, offset_groups=4),
+    DeformConvCase("coarser", (1, 4, 3, 6), 4, (3, 1), (2, 1), (0, 2), (1, 3), groups=4, offset_groups=2),
+    DeformConvCase("equal", (2, 6, 4, 3), 3, (1, 2), (1, 1), (1, 0), (1, 2), groups=3, offset_groups=3),
+    DeformConvCase("across", (1, 6, 4, 5), 4, (2, 2), (2, 3), (1, 2), (1, 1), groups=2, offset_groups=3),
+    DeformConvCase("one pixel", (2, 2, 1, 1), 3, (3, 3)),
+)
+
+
+@pytest.mark.parametrize("optional", ["bias and mask", "neither"])
+@pytest.mark.parametrize("boundary", BOUNDARIES)
+@pytest.mark.parametrize("case", SMALL, ids=lambda case: case.name)
+def test_equals_one_sample_at_a_time(deform: Operator, case: DeformConvCase, boundary: str, optional: str) -> None:
+    tensors = case.tensors(torch.float64)
+    # A third of the offsets are whole numbers: there every derivative is the right-sided one.
+    whole = torch.arange(tensors["offset"].numel()).view_as(tensors["offset"]) % 3 == 0
+    tensors["offset"] = torch.where(whole, tensors["offset"].round(), tensors["offset"])
+    if optional == "neither":
+        del tensors["bias"], tensors["mask"]
+    grad = torch.randn(case.input[0], case.out_channels, *case.output, dtype=torch.float64)
+    arrays = {name: t.numpy() for name, t in tensors.items()}
+    expected = one_by_one(
+        **{"bias": None, "mask": None, **arrays}, **case.geometry, boundary=boundary, grad=grad.numpy()
+    )
+
+    for t in tensors.values():
+        t.requires_grad_()
+    actual = deform(**tensors, **case.geometry, boundary=boundary)
+    actual.backward(grad)
+    assert error(actual, torch.from_numpy(expected[0])) < 1e-12
+    for name, gradient in zip(("input", "offset", "weight", "bias", "mask"), expected[1:], strict=True):
+        if name in tensors:
+            assert error(tensors[name].grad, torch.from_numpy(gradient)) < 1e-12, name
+
+
+# Values that other projects' tests hold: detectron2, ONNX and mmcv.
+
+
+@pytest.mark.parametrize(
+    ("boundary", "expected"),
+    [
+        (
+            "zeros",
+            [
+                [30, 41.25, 48.75, 45, 28.75],
+                [62.25, 81, 90, 80.25, 50.25],
+                [99.75, 126, 135, 117.75, 72.75],
+                [105, 131.25, 138.75, 120, 73.75],
+                [71.75, 89.25, 93.75, 80.75, 49.5],
+            ],
+        ),
+        (
+            "clamp",
+            [
+                [24, 39, 45, 50, 35],
+                [51, 81, 90, 97.5, 67.5],
+                [81, 126, 135, 142.5, 97.5],
+                [106, 163.5, 172.5, 180, 122.5],
+                [79, 121.5, 127.5, 132.5, 90],
+            ],
+        ),
+    ],
+)
+def test_known_values_of_detectron2(deform: Operator, boundary: str, expected: list[list[float]]) -> None:
+    x, weight = torch.arange(25.0).view(1, 1, 5, 5), torch.ones(1, 1, 3, 3)
+    offset, half = torch.full((1, 18, 5, 5), 0.5), torch.full((1, 9, 5, 5), 0.5)
+    known = torch.tensor(expected)[None, None]
+    assert torch.equal(deform(x, offset, weight, padding=1, boundary=boundary), known)
+    assert torch.equal(deform(x, offset, weight, padding=1, mask=half, boundary=boundary), known / 2)
+
+
+def _offset(*shape: int, **at: float) -> Tensor:
+    """Return zeros with values at the named places, such as c5_1_2=-0.1 for [0, 5, 1, 2]."""
+    offset = torch.zeros(1, *shape)
+    for place, value in at.items():
+        offset[(0, *map(int, place[1:].split("_")))] = value
+    return offset
+
+
+NINE = torch.arange(9.0).view(1, 1, 3, 3)
+ONES = torch.ones(1, 1, 2, 2)
+
+
+def test_known_values_of_onnx_padded(deform: Operator) -> None:
+    y = deform(NINE, _offset(8, 4, 4, c0_0_0=0.5, c5_1_2=-0.1), ONES, padding=1)
+    known = torch.tensor([[0, 1, 3, 2], [3, 8, 11.9, 7], [9, 20, 24, 13], [6, 13, 15, 8]])
+    assert error(y[0, 0], known) < 1e-6
+
+
+def test_known_values_of_onnx_unpadded(deform: Operator) -> None:
+    y = deform(NINE, _offset(8, 2, 2, c0_0_0=0.5, c5_0_1=-0.1), ONES)
+    assert error(y[0, 0], torch.tensor([[9.5, 11.9], [20, 24]])) < 1e-6
+
+
+def test_known_values_of_onnx_bias_and_mask(deform: Operator) -> None:
+    mask = torch.ones(1, 4, 2, 2)
+    mask[0, 2, 1, 1] = 0.2
+    y = deform(NINE, _offset(8, 2, 2, c0_0_0=0.5, c5_0_1=-0.1), ONES, torch.ones(1), mask=mask)
+    assert error(y[0, 0], torch.tensor([[10.5, 12.9], [21, 19.4]])) < 1e-6
+
+
+def test_known_values_of_onnx_offset_groups(deform: Operator) -> None:
+    x = torch.cat([NINE, 8 - NINE], 1)
+    y = deform(x, _offset(16, 2, 2, c0_0_0=0.5, c13_0_1=-0.1), torch.ones(1, 2, 2, 2))
+    assert error(y[0, 0], torch.tensor([[33.5, 32.1], [32, 32]])) < 1e-6
+
+
+def test_known_values_of_mmcv(deform: Operator) -> None:
+    x = torch.tensor([1.0, 2, 3]).expand(1, 1, 3, 3)
+    known = torch.tensor([[0.5, 1.5, 2.5, 1.5], [1, 3, 5, 3], [1, 3, 5, 3], [0.5, 1.5, 2.5, 1.5]])
+    y = deform(x, torch.zeros(1, 8, 4, 4), ONES, padding=1, mask=torch.full((1, 4, 4, 4), 0.5))
+    assert torch.equal(y[0, 0], known)
+    assert torch.equal(deform(x, torch.zeros(1, 8, 4, 4), ONES, padding=1)[0, 0], 2 * known)
+
+
+# Every dtype and layout against the float64 reference of the same rounded inputs.
+
+
+@functools.cache
+def _expected(name: str, dtype: torch.dtype, boundary: str) -> Tensor:
+    case = BY_NAME[name]
+    t = {k: v.double() for k, v in case.tensors(dtype).items()}
+    return reference.deform_conv2d(
+        t["input"], t["offset"], t["weight"], t["bias"], t["mask"], *case.geometry.values(), boundary
+    )
+
+
+def _sliced(t: Tensor) -> Tensor:
+    """Return the same values at every second place of larger memory, dimensions in another order."""
+    room = t.new_full([2 * n + 1 for n in reversed(t.shape)], torch.nan)
+    view = room.permute(*reversed(range(t.dim())))[tuple(slice(1, None, 2) for _ in t.shape)]
+    return view.copy_(t)
+
+
+def _channels_last(t: Tensor) -> Tensor:
+    return t.contiguous(memory_format=torch.channels_last) if t.dim() == 4 else t
+
+
+LAYOUTS: dict[str, Callable[[str, Tensor], Tensor]] = {
+    "contiguous": lambda name, t: t,
+    "channels_last": lambda name, t: _channels_last(t) if name == "input" else t,
+    "all channels_last": lambda name, t: _channels_last(t),
+    "channels_last offsets": lambda name, t: _channels_last(t) if name in ("offset", "mask") else t,
+    "sliced": lambda name, t: _sliced(t),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("case", DEFORM_CONV_CASES, ids=lambda case: case.name)
+def test_matches_the_float64_reference(deform: Operator, case: DeformConvCase, dtype: torch.dtype, layout: str) -> None:
+    tensors = {name: LAYOUTS[layout](name, t) for name, t in case.tensors(dtype).items()}
+    y = deform(**tensors, **case.geometry)
+    assert y.dtype == dtype
+    assert error(y, _expected(case.name, dtype, "zeros")) < TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("case", DEFORM_CONV_CASES, ids=lambda case: case.name)
+def test_matches_the_float64_reference_clamped(deform: Operator, case: DeformConvCase, dtype: torch.dtype) -> None:
+    y = deform(**case.tensors(dtype), **case.geometry, boundary="clamp")
+    assert error(y, _expected(case.name, dtype, "clamp")) < TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("wide", [("offset",), ("mask",), ("offset", "mask")], ids="+".join)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_float32_offset_and_mask_beside_low_precision(
+    deform: Operator, dtype: torch.dtype, wide: tuple[str, ...]
+) -> None:
+    case = BY_NAME["crooked"]
+    exact = case.tensors(torch.float32)
+    t = {name: x if name in wide else x.to(dtype) for name, x in exact.items()}
+    d = {name: x.double() for name, x in t.items()}
+    expected = reference.deform_conv2d(
+        d["input"], d["offset"], d["weight"], d["bias"], d["mask"], *case.geometry.values(), "zeros"
+    )
+    y = deform(**t, **case.geometry)
+    assert y.dtype == dtype
+    assert error(y, expected) < TOLERANCE[dtype]
+
+
+def test_float16_coordinates_stay_exact_beyond_1024(deform: Operator) -> None:
+    # float16 has no fractions of a pixel above 1024 and no odd pixels above 2048; coordinates are float32.
+    W = 3000
+    x = (torch.arange(W) % 4).to(torch.float16).expand(1, 1, 1, W)
+    offset = torch.zeros(1, 2, 1, W)
+    offset[:, 1] = 0.25
+    after = torch.cat([x[..., 1:], x.new_zeros(1, 1, 1, 1)], -1)
+    y = deform(x, offset, torch.ones(1, 1, 1, 1, dtype=torch.float16))
+    assert torch.equal(y, 0.75 * x + 0.25 * after)
+
+
+# Properties that hold whatever the numbers are.
+
+
+@pytest.mark.parametrize("modulated", [False, True])
+@pytest.mark.parametrize("case", DEFORM_CONV_CASES, ids=lambda case: case.name)
+def test_zero_offset_is_a_convolution(deform: Operator, case: DeformConvCase, modulated: bool) -> None:
+    t = case.tensors(torch.float64)
+    mask = torch.ones_like(t["mask"]) if modulated else None
+    y = deform(t["input"], torch.zeros_like(t["offset"]), t["weight"], t["bias"], **case.geometry, mask=mask)
+    assert error(y, F.conv2d(t["input"], t["weight"], t["bias"], **case.geometry, groups=case.groups)) < 1e-12
+
+
+@pytest.mark.parametrize(("dy", "dx"), [(1, 0), (0, -2), (-3, 2)])
+def test_integer_offset_is_a_shift(deform: Operator, dy: int, dx: int) -> None:
+    case = BY_NAME["plain"]
+    t = case.tensors(torch.float64)
+    offset = torch.zeros_like(t["offset"])
+    offset[:, 0::2], offset[:, 1::2] = dy, dx
+    # Padded by 4 on every side, then cut so that the convolution's origin lies (dy, dx) further.
+    wide = F.pad(t["input"], (4, 4, 4, 4))
+    H, W = case.input[2:]
+    shifted = wide[:, :, 3 + dy : 5 + dy + H, 3 + dx : 5 + dx + W]
+    y = deform(t["input"], offset, t["weight"], t["bias"], padding=1)
+    assert error(y, F.conv2d(shifted, t["weight"], t["bias"])) < 1e-12
+
+
+def test_mask_zero_leaves_the_bias(deform: Operator) -> None:
+    case = BY_NAME["crooked"]
+    t = case.tensors()
+    y = deform(**{**t, "mask": torch.zeros_like(t["mask"])}, **case.geometry)
+    assert torch.equal(y, t["bias"].view(1, -1, 1, 1).expand_as(y))
+
+
+def test_one_offset_for_all_images_may_be_expanded(deform: Operator) -> None:
+    case = BY_NAME["plain"]
+    t = case.tensors()
+    for name in ("offset", "mask"):
+        t[name] = t[name][:1].expand_as(t[name])
+    whole = {name: x.contiguous() for name, x in t.items()}
+    assert torch.equal(deform(**t, **case.geometry), deform(**whole, **case.geometry))
