@@ -86,13 +86,14 @@ def test_compiles_whole_and_dynamic(name: str) -> None:
         return torch._dynamo.lookup_backend("aot_eager")(graph, inputs)
 
     compiled = torch.compile(_network, fullgraph=True, dynamic=True, backend=backend)
-    case = BY_NAME[name]
-    for n, extra in ((2, 0), (3, 4), (5, 7)):
-        wider = (n, case.input[1], case.input[2] + extra, case.input[3] + extra)
-        case = DeformConvCase(**{**case.__dict__, "input": wider})
-        t = case.tensors()
-        for actual, expected in zip(_step(t, compiled, case), _step(t, _network, case), strict=True):
-            assert error(actual, expected) < TOLERANCE[torch.float32]
+    # Sizes that are equal by chance (a batch of 2, a kernel of 2) are not equal by necessity.
+    with torch.fx.experimental._config.patch(use_duck_shape=False):
+        for n, extra in ((2, 0), (3, 4), (5, 7)):
+            _, C, H, W = BY_NAME[name].input
+            case = DeformConvCase(**{**BY_NAME[name].__dict__, "input": (n, C, H + extra, W + extra)})
+            t = case.tensors()
+            for actual, expected in zip(_step(t, compiled, case), _step(t, _network, case), strict=True):
+                assert error(actual, expected) < TOLERANCE[torch.float32]
     assert len(seen) == 1, "other sizes must not be compiled anew"
 
 
@@ -110,11 +111,12 @@ def test_the_reference_compiles_too() -> None:
         assert error(actual, expected) < TOLERANCE[torch.float32]
 
 
-@LAYOUTS
-def test_inductor(channels_last: bool) -> None:
+# Importing inductor makes torch warn about itself.
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+def test_inductor() -> None:
     torch._dynamo.reset()
     case = BY_NAME["plain"]
-    t = case.tensors(channels_last=channels_last)
+    t = case.tensors(channels_last=True)
     compiled = torch.compile(_network, fullgraph=True, dynamic=True)
     for actual, expected in zip(_step(t, compiled, case), _step(t, _network, case), strict=True):
         assert error(actual, expected) < TOLERANCE[torch.float32]

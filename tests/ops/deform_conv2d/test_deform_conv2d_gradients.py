@@ -156,15 +156,19 @@ def test_gradcheck(deform: Operator, case: DeformConvCase, boundary: str, modula
     assert gradcheck(call, tuple(tensors.values()))
 
 
+# Every entry of the second derivative where there are few, random projections of it where there are many.
+TWICE = (DeformConvCase("tiny", (1, 2, 2, 2), 1, (2, 1), padding=(1, 0)), *CHECKED)
+
+
 @pytest.mark.parametrize("boundary", ["zeros", "clamp"])
-@pytest.mark.parametrize("case", CHECKED, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", TWICE, ids=lambda case: case.name)
 def test_gradgradcheck(deform: Operator, case: DeformConvCase, boundary: str) -> None:
     tensors = _away_from_integers(case)
 
     def call(*values: Tensor) -> Tensor:
         return deform(**dict(zip(tensors, values, strict=True)), **case.geometry, boundary=boundary)
 
-    assert gradgradcheck(call, tuple(tensors.values()), fast_mode=case.name == "crooked")
+    assert gradgradcheck(call, tuple(tensors.values()), fast_mode=case.name != "tiny")
 
 
 @pytest.mark.parametrize("fixed", ["input", "offset", "weight", "mask"])
@@ -207,12 +211,12 @@ def threads(request: pytest.FixtureRequest) -> Iterator[int]:
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
-@pytest.mark.parametrize("name", ["crooked", "depthwise", "wide", "tiles"])
+@pytest.mark.parametrize("name", ["crooked", "depthwise", "tiles"])
 def test_repeats_bit_for_bit(deform: Operator, name: str, layout: torch.memory_format, threads: int) -> None:
     case = BY_NAME[name]
     tensors = case.tensors(channels_last=layout == torch.channels_last)
     first = _gradients(deform, case, tensors)
-    for _ in range(4):
+    for _ in range(3):
         again = _gradients(deform, case, tensors)
         for what, value in first.items():
             assert torch.equal(value, again[what]), what
