@@ -47,12 +47,13 @@ class Check:
 
 def checks() -> list[Check]:
     """Return one check for every operator of :mod:`pliant.ops`."""
-    case = next(case for case in testing.DEFORM_CONV_CASES if case.name == "crooked")
-    activations = torch.randn(2, 7, 5, 6, generator=torch.Generator().manual_seed(0))
+    moved = next(case for case in testing.DEFORM_CONV_CASES if case.name == "crooked")
+    normed = next(case for case in testing.LRN_CASES if case.name == "alexnet")
+    activations = {"input": normed.tensors()["input"]}
     return [
-        Check(deform_conv2d, case.tensors(), {**case.geometry}),
-        Check(local_response_norm, {"input": activations}, {"size": 5, "alpha": 1.0}),
-        Check(lrn, {"input": activations}, {"depth_radius": 2}),
+        Check(deform_conv2d, moved.tensors(), {**moved.geometry}),
+        Check(local_response_norm, activations, {**normed.arguments}),
+        Check(lrn, activations),
     ]
 
 
