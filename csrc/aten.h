@@ -1,14 +1,15 @@
 // The ATen calls that torch::stable does not wrap: matrix products on memory of ours.
 #pragma once
 
-#include "common.h"
-
 #include <torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h>
+
+#include "common.h"
 
 namespace pliant {
 
 template <class A>
-inline constexpr int32_t kScalarType = static_cast<int32_t>(std::is_same_v<A, double> ? ScalarType::Double : ScalarType::Float);
+inline constexpr int32_t kScalarType =
+    static_cast<int32_t>(std::is_same_v<A, double> ? ScalarType::Double : ScalarType::Float);
 
 // A tensor over `data`, without a copy: rows × cols with the given strides. Never throws: an empty handle is an error
 // that `mm` reports.
@@ -19,8 +20,8 @@ class Matrix {
     int64_t sizes[] = {rows, cols}, strides[] = {row_stride, col_stride};
     // The handle is also used for outputs; torch takes the address without const.
     void* memory = const_cast<A*>(data);
-    if (aoti_torch_create_tensor_from_blob(
-            memory, 2, sizes, strides, 0, kScalarType<A>, aoti_torch_device_type_cpu(), 0, &handle_) != AOTI_TORCH_SUCCESS)
+    if (aoti_torch_create_tensor_from_blob(memory, 2, sizes, strides, 0, kScalarType<A>, aoti_torch_device_type_cpu(),
+                                           0, &handle_) != AOTI_TORCH_SUCCESS)
       handle_ = nullptr;
   }
   ~Matrix() {

@@ -1,4 +1,4 @@
-// What every kernel includes: the stable ABI, the multi-ISA macro, dtype dispatch, the parallel loop.
+// What every kernel includes: the stable ABI, the multi-ISA macro, dtype dispatch, the parallel loop, memory.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -11,8 +11,9 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
-#include <cstring>
+#include <memory>
 #include <optional>
+#include <utility>
 #include <vector>
 
 // Plain loops, compiled for several instruction levels; the loader picks one. Clones do not reach into what they call,
@@ -45,11 +46,16 @@ struct Work<double> {
 template <class F>
 void dispatch(ScalarType type, F&& f) {
   switch (type) {
-    case ScalarType::Float: return f(float{});
-    case ScalarType::Double: return f(double{});
-    case ScalarType::BFloat16: return f(BFloat16{});
-    case ScalarType::Half: return f(Half{});
-    default: STD_TORCH_CHECK(false, "dtype without a kernel");
+    case ScalarType::Float:
+      return f(float{});
+    case ScalarType::Double:
+      return f(double{});
+    case ScalarType::BFloat16:
+      return f(BFloat16{});
+    case ScalarType::Half:
+      return f(Half{});
+    default:
+      STD_TORCH_CHECK(false, "dtype without a kernel");
   }
 }
 
@@ -59,10 +65,74 @@ void parallel(int64_t count, int64_t grain, F&& f) {
   if (count > 0) torch::stable::parallel_for(0, count, std::max<int64_t>(grain, 1), f);
 }
 
-inline int thread_index() {
-  uint32_t index = 0;
-  torch_get_thread_idx(&index);
-  return static_cast<int>(index);
+// Aligned pieces of one allocation: made before the parallel loop, which must not throw.
+class Arena {
+ public:
+  template <class T>
+  void reserve(T*& piece, int64_t count) {
+    pieces_.push_back({reinterpret_cast<void**>(&piece), bytes_});
+    bytes_ += (count * sizeof(T) + 63) / 64 * 64;
+  }
+  void allocate() {
+    memory_.reset(new char[bytes_ + 64]);
+    char* start = memory_.get() + (64 - reinterpret_cast<uintptr_t>(memory_.get()) % 64);
+    for (auto& [piece, at] : pieces_) *piece = start + at;
+  }
+
+ private:
+  std::vector<std::pair<void**, size_t>> pieces_;
+  size_t bytes_ = 0;
+  std::unique_ptr<char[]> memory_;
+};
+
+// Four-dimensional memory of any of the dtypes with any strides; planes of offsets, masks, maps.
+struct Planes {
+  const void* data;
+  ScalarType type;
+  int64_t n, c, h, w;
+
+  explicit Planes(const Tensor& t)
+      : data(t.const_data_ptr()),
+        type(t.scalar_type()),
+        n(t.stride(0)),
+        c(t.stride(1)),
+        h(t.stride(2)),
+        w(t.stride(3)) {}
+
+  // out[i·step] = value at row-major position `begin + i` of plane (image, channel).
+  template <class A>
+  void read(int64_t image, int64_t channel, int64_t width, int64_t begin, int64_t count, A* out,
+            int64_t step = 1) const {
+    dispatch(type, [&](auto zero) {
+      const auto* plane = static_cast<const decltype(zero)*>(data) + image * n + channel * c;
+      if (h == width * w) {
+        for (int64_t i = 0; i < count; ++i) out[i * step] = A(plane[(begin + i) * w]);
+      } else {
+        for (int64_t i = 0; i < count; ++i) out[i * step] = A(plane[(begin + i) / width * h + (begin + i) % width * w]);
+      }
+    });
+  }
+};
+
+// Layout changes go block by block.
+inline constexpr int64_t kBlock = 16;
+
+// out[i][j] = in[j][i] for a block that fits in level-1 cache, `i` rows of `j` written whole.
+template <class T, class A>
+PLIANT_INLINE void transpose(T* out, int64_t out_stride, const A* in, int64_t in_stride, int64_t rows, int64_t cols) {
+  for (int64_t i = 0; i < rows; ++i)
+    for (int64_t j = 0; j < cols; ++j) out[i * out_stride + j] = T(in[j * in_stride + i]);
+}
+
+// What torch calls channels_last when it must choose a format for a result.
+inline bool channels_last(const Tensor& t) {
+  if (t.stride(1) == 0) return false;
+  int64_t least = 0;
+  for (int d : {1, 3, 2, 0}) {
+    if (t.size(d) == 0 || t.stride(d) < least || (d == 0 && least == t.stride(1))) return false;
+    least = t.stride(d) * t.size(d);
+  }
+  return true;
 }
 
 }  // namespace pliant

@@ -9,7 +9,7 @@ namespace pliant {
 // −1 outside of it, which reads from a row of zeros and scatters nowhere. `weight` is bilinear, without the mask.
 template <class A>
 struct Samples {
-  int32_t (*pixel)[4];
+  int64_t (*pixel)[4];
   A (*weight)[4];
   A (*fraction)[2];  // fy, fx: what the position is past the upper left corner
   A* mask;
@@ -17,16 +17,17 @@ struct Samples {
 
 // Find the corners of `count` samples at (y, x). Outside rule and derivative convention: see docs/deform_conv2d.md.
 template <class A>
-PLIANT_INLINE void locate_impl(const Samples<A>& out, const A* y, const A* x, int64_t count, int32_t H, int32_t W, bool clamp) {
+PLIANT_INLINE void locate_impl(const Samples<A>& out, const A* y, const A* x, int64_t count, int64_t H, int64_t W,
+                               bool clamp) {
   const A first = clamp ? 0 : -1;
   for (int64_t p = 0; p < count; ++p) {
     // False for NaN. Only positions that count are converted to integers.
     const bool counts = y[p] >= first && y[p] < A(H) && x[p] >= first && x[p] < A(W);
     const A py = counts ? y[p] : A(0), px = counts ? x[p] : A(0);
     const A fy0 = std::floor(py), fx0 = std::floor(px);
-    const int32_t top = int32_t(fy0), left = int32_t(fx0);
-    const int32_t bottom = clamp ? std::min(top + 1, H - 1) : top + 1;
-    const int32_t right = clamp ? std::min(left + 1, W - 1) : left + 1;
+    const int64_t top = int64_t(fy0), left = int64_t(fx0);
+    const int64_t bottom = clamp ? std::min(top + 1, H - 1) : top + 1;
+    const int64_t right = clamp ? std::min(left + 1, W - 1) : left + 1;
     const A fy = py - fy0, fx = px - fx0;
     const bool t = counts && top >= 0, b = counts && bottom < H, l = left >= 0, r = right < W;
     out.pixel[p][0] = t && l ? top * W + left : -1;
@@ -43,14 +44,14 @@ PLIANT_INLINE void locate_impl(const Samples<A>& out, const A* y, const A* x, in
 }
 
 template <class A>
-PLIANT_INLINE const A* corner(const A* map, int32_t pixel, int64_t C, const A* zeros) {
+PLIANT_INLINE const A* corner(const A* map, int64_t pixel, int64_t C, const A* zeros) {
   return pixel >= 0 ? map + pixel * C : zeros;
 }
 
 // columns[p][0..n) = mask·Σ_i weight_i·corner_i[0..n). `map` and `zeros` point at the first channel of the segment.
 template <class A>
-PLIANT_INLINE void gather_impl(
-    A* columns, int64_t stride, const Samples<A>& at, const A* map, const A* zeros, int64_t C, int64_t n, int64_t count) {
+PLIANT_INLINE void gather_impl(A* columns, int64_t stride, const Samples<A>& at, const A* map, const A* zeros,
+                               int64_t C, int64_t n, int64_t count) {
   for (int64_t p = 0; p < count; ++p) {
     const A m = at.mask[p];
     const A w0 = m * at.weight[p][0], w1 = m * at.weight[p][1], w2 = m * at.weight[p][2], w3 = m * at.weight[p][3];
@@ -66,9 +67,8 @@ PLIANT_INLINE void gather_impl(
 
 // dots[p][i] += Σ_c grad[p][c]·corner_i[c]: what the gradients of mask and offset are made of.
 template <class A>
-PLIANT_INLINE void dots_impl(
-    A (*dots)[4], const A* grad, int64_t stride, const Samples<A>& at, const A* map, const A* zeros, int64_t C, int64_t n,
-    int64_t count) {
+PLIANT_INLINE void dots_impl(A (*dots)[4], const A* grad, int64_t stride, const Samples<A>& at, const A* map,
+                             const A* zeros, int64_t C, int64_t n, int64_t count) {
   for (int64_t p = 0; p < count; ++p) {
     const A* x0 = corner(map, at.pixel[p][0], C, zeros);
     const A* x1 = corner(map, at.pixel[p][1], C, zeros);
@@ -92,8 +92,8 @@ PLIANT_INLINE void dots_impl(
 
 // map[corner_i][0..n) += mask·weight_i·grad[p][0..n), corner by corner: with boundary "clamp" two may be the same.
 template <class A>
-PLIANT_INLINE void scatter_impl(
-    A* map, const A* grad, int64_t stride, const Samples<A>& at, int64_t C, int64_t n, int64_t count) {
+PLIANT_INLINE void scatter_impl(A* map, const A* grad, int64_t stride, const Samples<A>& at, int64_t C, int64_t n,
+                                int64_t count) {
   for (int64_t p = 0; p < count; ++p) {
     const A* g = grad + p * stride;
     for (int i = 0; i < 4; ++i) {
@@ -104,6 +104,40 @@ PLIANT_INLINE void scatter_impl(
       for (int64_t c = 0; c < n; ++c) out[c] += w * g[c];
     }
   }
+}
+
+// The kernels of one tap, once per instruction level.
+[[maybe_unused]] PLIANT_CLONES static void locate(const Samples<float>& o, const float* y, const float* x, int64_t n,
+                                                  int64_t H, int64_t W, bool clamp) {
+  locate_impl(o, y, x, n, H, W, clamp);
+}
+[[maybe_unused]] PLIANT_CLONES static void locate(const Samples<double>& o, const double* y, const double* x, int64_t n,
+                                                  int64_t H, int64_t W, bool clamp) {
+  locate_impl(o, y, x, n, H, W, clamp);
+}
+[[maybe_unused]] PLIANT_CLONES static void gather(float* o, int64_t s, const Samples<float>& at, const float* x,
+                                                  const float* z, int64_t C, int64_t n, int64_t p) {
+  gather_impl(o, s, at, x, z, C, n, p);
+}
+[[maybe_unused]] PLIANT_CLONES static void gather(double* o, int64_t s, const Samples<double>& at, const double* x,
+                                                  const double* z, int64_t C, int64_t n, int64_t p) {
+  gather_impl(o, s, at, x, z, C, n, p);
+}
+[[maybe_unused]] PLIANT_CLONES static void dots(float (*d)[4], const float* g, int64_t s, const Samples<float>& at,
+                                                const float* x, const float* z, int64_t C, int64_t n, int64_t p) {
+  dots_impl(d, g, s, at, x, z, C, n, p);
+}
+[[maybe_unused]] PLIANT_CLONES static void dots(double (*d)[4], const double* g, int64_t s, const Samples<double>& at,
+                                                const double* x, const double* z, int64_t C, int64_t n, int64_t p) {
+  dots_impl(d, g, s, at, x, z, C, n, p);
+}
+[[maybe_unused]] PLIANT_CLONES static void scatter(float* o, const float* g, int64_t s, const Samples<float>& at,
+                                                   int64_t C, int64_t n, int64_t p) {
+  scatter_impl(o, g, s, at, C, n, p);
+}
+[[maybe_unused]] PLIANT_CLONES static void scatter(double* o, const double* g, int64_t s, const Samples<double>& at,
+                                                   int64_t C, int64_t n, int64_t p) {
+  scatter_impl(o, g, s, at, C, n, p);
 }
 
 }  // namespace pliant

@@ -140,17 +140,14 @@ def _check_tensors(
         )
     K = Kh * Kw
     _check.rank(_OP, "offset", offset, "N 2·G·Kh·Kw Ho Wo")
-    G = offset.shape[1] // (2 * K)
-    if G > 0 and C % G != 0 and offset.shape[1] == 2 * G * K:
+    G = max(offset.shape[1] // (2 * K), 1)
+    hint = "Did you pass only one coordinate per tap?" if offset.shape[1] == K else ""
+    _check.shape(_OP, "offset", offset, "(N, 2·G·Kh·Kw, Ho, Wo)", (N, 2 * G * K, Ho, Wo), hint)
+    if C % G != 0:
         raise ValueError(
             f"{_OP}: offset must have shape (N, 2·G·Kh·Kw, Ho, Wo), where G divides the {int(C)} channels of input, "
             f"got {tuple(int(n) for n in offset.shape)}, which is G = {int(G)}"
         )
-    if G < 1 or offset.shape[1] != 2 * G * K:
-        hint = "Did you pass only one coordinate per tap?" if offset.shape[1] == K else ""
-        _check.shape(_OP, "offset", offset, "(N, 2·G·Kh·Kw, Ho, Wo)", (N, 2 * K, Ho, Wo), hint)
-        raise AssertionError("unreachable")
-    _check.shape(_OP, "offset", offset, "(N, 2·G·Kh·Kw, Ho, Wo)", (N, 2 * G * K, Ho, Wo))
     if mask is not None:
         _check.shape(_OP, "mask", mask, "(N, G·Kh·Kw, Ho, Wo)", (N, G * K, Ho, Wo))
     if bias is not None:

@@ -1,0 +1,227 @@
+// Gradients of deformable convolution: the tiles of forward again, the gradient of their columns by one product, then
+// read against the corners (offset, mask), multiplied with the columns (weight) and scattered (input).
+#include "shape.h"
+
+namespace pliant {
+namespace {
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> deform_conv2d_backward(const Tensor& grad, const Tensor& input,
+                                                                  const Tensor& offset, const Tensor& weight,
+                                                                  const std::optional<Tensor>& mask, int64_t sh,
+                                                                  int64_t sw, int64_t ph, int64_t pw, int64_t dh,
+                                                                  int64_t dw, bool clamp, int64_t wanted) {
+  const Shape s(input, offset, weight, {sh, sw, ph, pw, dh, dw}, clamp);
+  const bool want_input = wanted & 1, want_offset = wanted & 2, want_weight = wanted & 4,
+             want_mask = mask && (wanted & 8);
+  const bool last = channels_last(input);
+  const Tensor none = torch::stable::new_empty(input, {0});
+  auto map_or_none = [&](bool want, const Tensor& t, bool format) {
+    return want ? empty_map(t, t.size(0), t.size(1), t.size(2), t.size(3), format) : none;
+  };
+  Tensor grad_input = map_or_none(want_input, input, last);
+  Tensor grad_offset = map_or_none(want_offset, offset, false);
+  Tensor grad_weight = map_or_none(want_weight, weight, false);
+  Tensor grad_mask = map_or_none(want_mask, mask ? *mask : offset, false);
+  std::atomic<bool> ok{true};
+
+  dispatch(input.scalar_type(), [&](auto zero) {
+    using T = decltype(zero);
+    using A = typename Work<T>::type;
+    constexpr bool direct = std::is_same_v<T, A>;
+    const Map<A> map(input, s);
+    const Weights<A> weights(weight, s);
+    const std::vector<A> zeros(s.C);
+    const Planes grads(grad);
+    const auto parts = segments(s);
+    const Tiles tiles(s, sizeof(A), 3);
+    const int64_t KC = s.K * s.C, KCg = s.K * s.Cg;
+    const int64_t lanes = std::clamp<int64_t>(torch::stable::get_num_threads(), 1, std::max<int64_t>(tiles.count, 1));
+    const bool want_columns_grad = want_input || want_offset || want_mask;
+    // The gradient's own memory serves as the matrix where it is dense float, else a converted copy of each tile.
+    const bool in_place = direct && grads.h == s.Wo * grads.w && (grads.w == 1 || grads.c == 1);
+
+    // The input's gradient is summed channels-last in A: in the result itself where that is its form.
+    std::unique_ptr<A[]> summed;
+    A* sums = nullptr;
+    const int64_t numel = s.N * s.H * s.W * s.C;
+    if (want_input) {
+      if (!(direct && last)) summed.reset(new A[numel]);
+      sums = summed ? summed.get() : reinterpret_cast<A*>(grad_input.mutable_data_ptr());
+      parallel(numel, 1 << 15, [&](int64_t begin, int64_t end) { std::fill(sums + begin, sums + end, A(0)); });
+    }
+
+    struct Lane {
+      Arena arena;
+      std::unique_ptr<Sampler<A>> sampler;
+      A *columns, *columns_grad, *grad, *weight, *row;
+      A (*dots)[4];
+      int64_t tile;
+    };
+    std::vector<Lane> own(lanes);
+    for (auto& lane : own) {
+      lane.sampler = std::make_unique<Sampler<A>>(s, offset, mask, lane.arena, tiles.largest, s.K * s.G);
+      lane.arena.reserve(lane.columns, want_weight ? tiles.largest * KC : 0);
+      lane.arena.reserve(lane.columns_grad, want_columns_grad ? tiles.largest * KC : 0);
+      lane.arena.reserve(lane.grad, in_place ? 0 : tiles.largest * s.O);
+      lane.arena.reserve(lane.weight, want_weight ? s.O * KCg : 0);
+      lane.arena.reserve(lane.row, tiles.largest);
+      lane.arena.reserve(lane.dots, tiles.largest);
+      lane.arena.allocate();
+      if (want_weight) std::fill_n(lane.weight, s.O * KCg, A(0));
+    }
+
+    // Write one plane of a tile's offset or mask gradient, which is dense, in its own dtype.
+    auto write = [&](Tensor& t, int64_t n, int64_t channel, int64_t p0, const A* row, int64_t count) {
+      dispatch(t.scalar_type(), [&](auto z) {
+        using V = decltype(z);
+        V* to = static_cast<V*>(t.mutable_data_ptr()) + (n * t.size(1) + channel) * s.P + p0;
+        for (int64_t i = 0; i < count; ++i) to[i] = V(row[i]);
+      });
+    };
+
+    // All of a tile but the scatter, which meets other tiles' pixels.
+    auto compute = [&](Lane& lane) {
+      const int64_t n = tiles.image(lane.tile), p0 = tiles.begin(lane.tile), count = tiles.size(lane.tile);
+      const A* image = map.data + n * s.H * s.W * s.C;
+      const A* go = lane.grad;
+      int64_t gp = s.O, gc = 1;
+      if (in_place) {
+        go = static_cast<const A*>(grads.data) + n * grads.n + p0 * grads.w;
+        gp = grads.w, gc = grads.c;
+      } else {
+        for (int64_t o = 0; o < s.O; ++o) grads.read(n, o, s.Wo, p0, count, lane.grad + o, s.O);
+      }
+
+      if (want_columns_grad) {
+        if (s.depthwise) {
+          for (int64_t p = 0; p < count; ++p)
+            for (int64_t k = 0; k < s.K; ++k)
+              for (int64_t c = 0; c < s.C; ++c)
+                lane.columns_grad[p * KC + k * s.C + c] = go[p * gp + c * gc] * weights.data[k * s.C + c];
+        } else {
+          for (int64_t q = 0; q < s.g; ++q)
+            ok = mm<A>({lane.columns_grad + q * KCg, count, KCg, KC, 1}, {go + q * s.Og * gc, count, s.Og, gp, gc},
+                       {weights.data + q * s.Og * KCg, s.Og, KCg, KCg, 1}) &&
+                 ok;
+        }
+      }
+
+      for (int64_t j = 0; j < s.G; ++j)
+        for (int64_t k = 0; k < s.K; ++k) {
+          const Samples<A> at = lane.sampler->set(j * s.K + k, tiles.largest);
+          lane.sampler->locate_tap(at, n, j, k, p0, count);
+          if (want_weight)
+            for (const auto& part : parts)
+              if (part.group == j)
+                gather(lane.columns + part.first + k * part.step, KC, at, image + part.c0, zeros.data(), s.C, part.size,
+                       count);
+          if (!want_offset && !want_mask) continue;
+          std::fill_n(&lane.dots[0][0], count * 4, A(0));
+          for (const auto& part : parts)
+            if (part.group == j)
+              dots(lane.dots, lane.columns_grad + part.first + k * part.step, KC, at, image + part.c0, zeros.data(),
+                   s.C, part.size, count);
+          const auto* d = lane.dots;
+          const int64_t channel = j * s.K + k;
+          if (want_mask) {
+            for (int64_t i = 0; i < count; ++i) {
+              const A* w = at.weight[i];
+              lane.row[i] = w[0] * d[i][0] + w[1] * d[i][1] + w[2] * d[i][2] + w[3] * d[i][3];
+            }
+            write(grad_mask, n, channel, p0, lane.row, count);
+          }
+          if (want_offset) {
+            for (int64_t i = 0; i < count; ++i) {
+              const A fx = at.fraction[i][1];
+              lane.row[i] = at.mask[i] * ((1 - fx) * (d[i][2] - d[i][0]) + fx * (d[i][3] - d[i][1]));
+            }
+            write(grad_offset, n, 2 * channel, p0, lane.row, count);
+            for (int64_t i = 0; i < count; ++i) {
+              const A fy = at.fraction[i][0];
+              lane.row[i] = at.mask[i] * ((1 - fy) * (d[i][1] - d[i][0]) + fy * (d[i][3] - d[i][2]));
+            }
+            write(grad_offset, n, 2 * channel + 1, p0, lane.row, count);
+          }
+        }
+
+      if (!want_weight) return;
+      if (s.depthwise) {
+        for (int64_t p = 0; p < count; ++p)
+          for (int64_t k = 0; k < s.K; ++k)
+            for (int64_t c = 0; c < s.C; ++c)
+              lane.weight[k * s.C + c] += go[p * gp + c * gc] * lane.columns[p * KC + k * s.C + c];
+      } else {
+        for (int64_t q = 0; q < s.g; ++q)
+          ok = mm<A>({lane.weight + q * s.Og * KCg, s.Og, KCg, KCg, 1}, {go + q * s.Og * gc, s.Og, count, gc, gp},
+                     {lane.columns + q * KCg, count, KCg, KC, 1}, true) &&
+               ok;
+      }
+    };
+
+    // Scatter a tile's columns, channels [c0, c1) only: threads split channels, and every sum keeps its order.
+    auto spread = [&](const Lane& lane, int64_t c0, int64_t c1) {
+      const int64_t n = tiles.image(lane.tile), count = tiles.size(lane.tile);
+      for (const auto& part : parts) {
+        const int64_t begin = std::max(part.c0, c0), end = std::min(part.c0 + part.size, c1);
+        if (begin >= end) continue;
+        for (int64_t k = 0; k < s.K; ++k)
+          scatter(sums + n * s.H * s.W * s.C + begin,
+                  lane.columns_grad + part.first + (begin - part.c0) + k * part.step, KC,
+                  lane.sampler->set(part.group * s.K + k, tiles.largest), s.C, end - begin, count);
+      }
+    };
+
+    for (int64_t round = 0; round < tiles.count; round += lanes) {
+      const int64_t active = std::min(lanes, tiles.count - round);
+      parallel(active, 1, [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i) own[i].tile = round + i, compute(own[i]);
+      });
+      if (!want_input) continue;
+      const int64_t slices = std::min<int64_t>(lanes, (s.C + 15) / 16);
+      parallel(slices, 1, [&](int64_t begin, int64_t end) {
+        const int64_t c0 = s.C * begin / slices / 16 * 16, c1 = end == slices ? s.C : s.C * end / slices / 16 * 16;
+        for (int64_t i = 0; i < active; ++i) spread(own[i], c0, c1);
+      });
+    }
+
+    if (want_weight) {
+      T* to = static_cast<T*>(grad_weight.mutable_data_ptr());
+      parallel(s.O, 8, [&](int64_t begin, int64_t end) {
+        for (int64_t o = begin; o < end; ++o)
+          for (int64_t c = 0; c < s.Cg; ++c)
+            for (int64_t k = 0; k < s.K; ++k) {
+              A total = 0;
+              for (const auto& lane : own) total += lane.weight[s.depthwise ? k * s.C + o : (o * s.K + k) * s.Cg + c];
+              to[(o * s.Cg + c) * s.K + k] = T(total);
+            }
+      });
+    }
+    if (summed) {
+      T* to = static_cast<T*>(grad_input.mutable_data_ptr());
+      const int64_t HW = s.H * s.W;
+      const int64_t blocks = (HW + kBlock - 1) / kBlock;
+      parallel(s.N * blocks, 8, [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i) {
+          const int64_t n = i / blocks, p = i % blocks * kBlock, count = std::min(kBlock, HW - p);
+          const A* from = summed.get() + (n * HW + p) * s.C;
+          if (last) {
+            T* row = to + (n * HW + p) * s.C;
+            for (int64_t at = 0; at < count * s.C; ++at) row[at] = T(from[at]);
+          } else {
+            for (int64_t c = 0; c < s.C; c += kBlock)
+              transpose(to + (n * s.C + c) * HW + p, HW, from + c, s.C, std::min(kBlock, s.C - c), count);
+          }
+        }
+      });
+    }
+  });
+  STD_TORCH_CHECK(ok, "deform_conv2d: a matrix product failed");
+  return {grad_input, grad_offset, grad_weight, grad_mask};
+}
+
+}  // namespace
+}  // namespace pliant
+
+STABLE_TORCH_LIBRARY_IMPL(pliant, CPU, m) {
+  m.impl("deform_conv2d_backward", TORCH_BOX(&pliant::deform_conv2d_backward));
+}

@@ -1,0 +1,105 @@
+// Deformable convolution: tiles of output positions, gathered into columns that stay in cache, then one matrix product
+// a tile. Maps are channels-last inside, everything is float (or double).
+#include "shape.h"
+
+namespace pliant {
+namespace {
+
+Tensor deform_conv2d(const Tensor& input, const Tensor& offset, const Tensor& weight, const std::optional<Tensor>& bias,
+                     const std::optional<Tensor>& mask, int64_t sh, int64_t sw, int64_t ph, int64_t pw, int64_t dh,
+                     int64_t dw, bool clamp) {
+  const Shape s(input, offset, weight, {sh, sw, ph, pw, dh, dw}, clamp);
+  const bool last = channels_last(input);
+  Tensor output = empty_map(input, s.N, s.O, s.Ho, s.Wo, last);
+  if (s.N == 0) return output;
+  std::atomic<bool> ok{true};
+
+  dispatch(input.scalar_type(), [&](auto zero) {
+    using T = decltype(zero);
+    using A = typename Work<T>::type;
+    const Map<A> map(input, s);
+    const Weights<A> weights(weight, s);
+    std::vector<A> biases(s.O), zeros(s.C);
+    if (bias)
+      dispatch(bias->scalar_type(), [&](auto z) {
+        const auto* b = static_cast<const decltype(z)*>(bias->const_data_ptr());
+        for (int64_t o = 0; o < s.O; ++o) biases[o] = A(b[o * bias->stride(0)]);
+      });
+
+    const auto parts = segments(s);
+    const Tiles tiles(s, sizeof(A), 6);
+    const int64_t KC = s.K * s.C, KCg = s.K * s.Cg,
+                  lanes = std::min<int64_t>(torch::stable::get_num_threads(), tiles.count);
+    // Products are [positions][O]: written where they belong if that is the output's form, else put there afterwards.
+    const bool direct = std::is_same_v<T, A> && last && !s.depthwise;
+    T* const out = static_cast<T*>(output.mutable_data_ptr());
+
+    struct Lane {
+      Arena arena;
+      std::unique_ptr<Sampler<A>> sampler;
+      A *columns, *result;
+    };
+    std::vector<Lane> own(lanes);
+    for (auto& lane : own) {
+      lane.sampler = std::make_unique<Sampler<A>>(s, offset, mask, lane.arena, tiles.largest, 1);
+      lane.arena.reserve(lane.columns, tiles.largest * KC);
+      lane.arena.reserve(lane.result, direct ? 0 : tiles.largest * s.O);
+      lane.arena.allocate();
+    }
+
+    auto compute = [&](Lane& lane, int64_t tile) {
+      const int64_t n = tiles.image(tile), p0 = tiles.begin(tile), count = tiles.size(tile);
+      const Samples<A> at = lane.sampler->set(0, tiles.largest);
+      const A* image = map.data + n * s.H * s.W * s.C;
+      for (int64_t j = 0; j < s.G; ++j)
+        for (int64_t k = 0; k < s.K; ++k) {
+          lane.sampler->locate_tap(at, n, j, k, p0, count);
+          for (const auto& part : parts)
+            if (part.group == j)
+              gather(lane.columns + part.first + k * part.step, KC, at, image + part.c0, zeros.data(), s.C, part.size,
+                     count);
+        }
+
+      T* const first = out + n * s.O * s.P + p0 * (last ? s.O : 1);
+      A* const result = direct ? reinterpret_cast<A*>(first) : lane.result;
+      if (s.depthwise) {
+        for (int64_t p = 0; p < count; ++p) {
+          std::copy_n(biases.data(), s.C, result + p * s.C);
+          for (int64_t k = 0; k < s.K; ++k)
+            for (int64_t c = 0; c < s.C; ++c)
+              result[p * s.C + c] += weights.data[k * s.C + c] * lane.columns[p * KC + k * s.C + c];
+        }
+      } else {
+        for (int64_t q = 0; q < s.g; ++q)
+          ok = mm<A>({result + q * s.Og, count, s.Og, s.O, 1}, {lane.columns + q * KCg, count, KCg, KC, 1},
+                     {weights.data + q * s.Og * KCg, KCg, s.Og, 1, KCg}) &&
+               ok;
+        if (bias)
+          for (int64_t p = 0; p < count; ++p)
+            for (int64_t o = 0; o < s.O; ++o) result[p * s.O + o] += biases[o];
+      }
+      if (direct) return;
+      if (last) {
+        for (int64_t i = 0; i < count * s.O; ++i) first[i] = T(result[i]);
+        return;
+      }
+      for (int64_t p = 0; p < count; p += kBlock)
+        for (int64_t o = 0; o < s.O; o += kBlock)
+          transpose(first + o * s.P + p, s.P, result + p * s.O + o, s.O, std::min(kBlock, s.O - o),
+                    std::min(kBlock, count - p));
+    };
+    parallel(lanes, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i)
+        for (int64_t t = tiles.count * i / lanes; t < tiles.count * (i + 1) / lanes; ++t) compute(own[i], t);
+    });
+  });
+  STD_TORCH_CHECK(ok, "deform_conv2d: a matrix product failed");
+  return output;
+}
+
+}  // namespace
+}  // namespace pliant
+
+STABLE_TORCH_LIBRARY_IMPL(pliant, CPU, m) {
+  m.impl("deform_conv2d", TORCH_BOX(&pliant::deform_conv2d));
+}

@@ -1,0 +1,193 @@
+// What forward and backward share: the geometry, the tiles, inputs in the form the kernels want, sampling a tile.
+#pragma once
+
+#include <array>
+#include <atomic>
+
+#include "../aten.h"
+#include "../sampling.h"
+
+namespace pliant {
+
+struct Shape {
+  int64_t N, C, H, W, O, Cg, Kh, Kw, Ho, Wo, sh, sw, ph, pw, dh, dw;
+  bool clamp;
+  int64_t K, P, G, g, Og;
+  bool depthwise;
+
+  Shape(const Tensor& input, const Tensor& offset, const Tensor& weight, const std::array<int64_t, 6>& geometry,
+        bool clamp)
+      : N(input.size(0)),
+        C(input.size(1)),
+        H(input.size(2)),
+        W(input.size(3)),
+        O(weight.size(0)),
+        Cg(weight.size(1)),
+        Kh(weight.size(2)),
+        Kw(weight.size(3)),
+        Ho(offset.size(2)),
+        Wo(offset.size(3)),
+        sh(geometry[0]),
+        sw(geometry[1]),
+        ph(geometry[2]),
+        pw(geometry[3]),
+        dh(geometry[4]),
+        dw(geometry[5]),
+        clamp(clamp),
+        K(Kh * Kw),
+        P(Ho * Wo),
+        G(offset.size(1) / (2 * K)),
+        g(C / Cg),
+        Og(O / g),
+        depthwise(Cg == 1 && Og == 1 && g > 1) {}
+};
+
+// Channels with one offset group and one convolution group. Tap k of channel c0 stands at column `first + k·step`:
+// group by group, tap-major inside, so that each group is one matrix; depthwise needs none and stays tap-major.
+struct Segment {
+  int64_t group, c0, size, first, step;
+};
+
+inline std::vector<Segment> segments(const Shape& s) {
+  std::vector<Segment> found;
+  const int64_t per_offset = s.C / s.G, per_conv = s.depthwise ? s.C : s.Cg;
+  for (int64_t c0 = 0; c0 < s.C;) {
+    const int64_t end = std::min((c0 / per_offset + 1) * per_offset, (c0 / per_conv + 1) * per_conv);
+    const int64_t first = c0 / per_conv * per_conv * s.K + c0 % per_conv;
+    found.push_back({c0 / per_offset, c0, end - c0, first, per_conv});
+    c0 = end;
+  }
+  return found;
+}
+
+// Tiles never cross an image and depend on its shape alone, so a batch computes what its images compute one by one.
+// The product packs the whole weight at each call, so tiles are as large as their columns may be; with several
+// threads there are as many tiles an image as threads, or a multiple.
+struct Tiles {
+  int64_t P, per_image, count, largest;
+
+  Tiles(const Shape& s, int64_t bytes, int64_t columns_mib) : P(s.P) {
+    const int64_t threads = torch::stable::get_num_threads();
+    const int64_t target = std::clamp<int64_t>((columns_mib << 20) / (s.K * s.C * bytes), 16, 384);
+    per_image = (P + target - 1) / target;
+    per_image = std::min((per_image + threads - 1) / threads * threads, std::max<int64_t>(P / 48, per_image));
+    count = s.N * per_image;
+    largest = (P + per_image - 1) / per_image;
+  }
+  int64_t image(int64_t tile) const { return tile / per_image; }
+  int64_t begin(int64_t tile) const { return P * (tile % per_image) / per_image; }
+  int64_t size(int64_t tile) const { return P * (tile % per_image + 1) / per_image - begin(tile); }
+};
+
+inline Tensor empty_map(const Tensor& like, int64_t N, int64_t C, int64_t H, int64_t W, bool last) {
+  const int64_t sizes[] = {N, C, H, W};
+  return torch::stable::empty(
+      {sizes, 4}, like.scalar_type(), std::nullopt, like.device(), std::nullopt,
+      last ? torch::headeronly::MemoryFormat::ChannelsLast : torch::headeronly::MemoryFormat::Contiguous);
+}
+
+// The map as A, channels-last and dense: the tensor's own memory where it is that already, else one converted copy.
+template <class A>
+struct Map {
+  const A* data;
+  std::unique_ptr<A[]> copy;
+
+  Map(const Tensor& t, const Shape& s) {
+    const bool dense =
+        t.stride(1) == 1 && t.stride(3) == s.C && t.stride(2) == s.W * s.C && t.stride(0) == s.H * s.W * s.C;
+    if (dense && int32_t(t.scalar_type()) == kScalarType<A>) {
+      data = static_cast<const A*>(t.const_data_ptr());
+      return;
+    }
+    copy.reset(new A[s.N * s.H * s.W * s.C]);
+    data = copy.get();
+    const Planes planes(t);
+    const int64_t HW = s.H * s.W, blocks = (HW + kBlock - 1) / kBlock;
+    parallel(s.N * blocks, 8, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t n = i / blocks, p = i % blocks * kBlock, count = std::min(kBlock, HW - p);
+        A block[kBlock * kBlock];
+        for (int64_t c = 0; c < s.C; c += kBlock) {
+          const int64_t channels = std::min(kBlock, s.C - c);
+          for (int64_t r = 0; r < channels; ++r) planes.read(n, c + r, s.W, p, count, block + r * kBlock);
+          transpose(copy.get() + (n * HW + p) * s.C + c, s.C, block, kBlock, count, channels);
+        }
+      }
+    });
+  }
+};
+
+// The weight as [O][K][C/g], each group one matrix: a channels_last weight is that already. Depthwise as [K][C].
+template <class A>
+struct Weights {
+  const A* data;
+  std::unique_ptr<A[]> copy;
+
+  Weights(const Tensor& t, const Shape& s) {
+    const Planes from(t);
+    if (int32_t(from.type) == kScalarType<A> && !s.depthwise && from.w == s.Cg && from.h == s.Kw * s.Cg &&
+        from.n == s.K * s.Cg && (from.c == 1 || s.Cg == 1)) {
+      data = static_cast<const A*>(from.data);
+      return;
+    }
+    copy.reset(new A[s.O * s.K * s.Cg]);
+    data = copy.get();
+    const int64_t so = s.depthwise ? 1 : s.K * s.Cg, sk = s.depthwise ? s.C : s.Cg;
+    dispatch(from.type, [&](auto zero) {
+      const auto* in = static_cast<const decltype(zero)*>(from.data);
+      parallel(s.O, 16, [&](int64_t begin, int64_t end) {
+        for (int64_t o = begin; o < end; ++o)
+          for (int64_t k = 0; k < s.K; ++k)
+            for (int64_t c = 0; c < s.Cg; ++c)
+              copy[o * so + k * sk + c] = A(in[o * from.n + c * from.c + k / s.Kw * from.h + k % s.Kw * from.w]);
+      });
+    });
+  }
+};
+
+// Everything one thread needs of its own to sample a tile.
+template <class A>
+struct Sampler {
+  const Shape& s;
+  Planes offset;
+  std::optional<Planes> mask;
+  A *y, *x;
+  Samples<A> all;
+
+  // Room for `sets` taps at once: backward keeps all K·G of a tile, forward one.
+  Sampler(const Shape& s, const Tensor& offset, const std::optional<Tensor>& mask, Arena& arena, int64_t largest,
+          int64_t sets)
+      : s(s), offset(offset) {
+    if (mask) this->mask.emplace(*mask);
+    arena.reserve(y, largest);
+    arena.reserve(x, largest);
+    arena.reserve(all.pixel, largest * sets);
+    arena.reserve(all.weight, largest * sets);
+    arena.reserve(all.fraction, largest * sets);
+    arena.reserve(all.mask, largest * sets);
+  }
+
+  Samples<A> set(int64_t index, int64_t largest) const {
+    const int64_t i = index * largest;
+    return {all.pixel + i, all.weight + i, all.fraction + i, all.mask + i};
+  }
+
+  // Find the samples of tap k of offset group j for positions [p0, p0 + count) of an image.
+  void locate_tap(const Samples<A>& out, int64_t n, int64_t j, int64_t k, int64_t p0, int64_t count) const {
+    offset.read(n, (j * s.K + k) * 2, s.Wo, p0, count, y);
+    offset.read(n, (j * s.K + k) * 2 + 1, s.Wo, p0, count, x);
+    const A dy = A(k / s.Kw * s.dh - s.ph), dx = A(k % s.Kw * s.dw - s.pw);
+    for (int64_t i = 0, ho = p0 / s.Wo, wo = p0 % s.Wo; i < count; ++i) {
+      y[i] += A(ho * s.sh) + dy;
+      x[i] += A(wo * s.sw) + dx;
+      if (++wo == s.Wo) wo = 0, ++ho;
+    }
+    locate(out, y, x, count, s.H, s.W, s.clamp);
+    if (mask)
+      mask->read(n, j * s.K + k, s.Wo, p0, count, out.mask);
+    else
+      std::fill_n(out.mask, count, A(1));
+  }
+};
+
+}  // namespace pliant
