@@ -22,6 +22,8 @@ struct Window {
   double a, beta, k;
 };
 
+constexpr int FUSED = 5;
+
 enum class Power { half, three_quarters, one, general };
 
 // One call: `batch` outer items × `chunk` rows × width × `columns` of inner make a block.
@@ -32,9 +34,10 @@ struct Job {
   const T* grad;
   T* out;
   Shape shape;
-  int64_t before, after, half, taps, fused;  // fused: taps that the loops sum themselves, or 1
+  int64_t before, after, half, taps;
   S a, k, beta, beta_rest, factor;  // factor = 2·a·β
   Power power;
+  bool fused, by_rows;  // fused: the loops sum FUSED taps themselves; by_rows: they read the tensor's own rows
   int64_t batch, chunk, columns, chunks, tiles, blocks;
   int64_t pitch, item;  // elements from row to row of the scratch, and from outer item to outer item
 
@@ -57,21 +60,22 @@ Block block_at(const Job<T>& job, int64_t index) {
   return b;
 }
 
-// Call f(offset in the tensor, offset in the scratch, length) for every contiguous run of rows [row0, row1) of outer
-// item `item`; `base` is the row that lies at the start of the scratch.
+// Call f(offset in the tensor, offset in the scratch, length, repeats, step in the tensor, step in the scratch) for
+// the contiguous runs of rows [row0, row1) of every outer item; `base` is the row at the start of the scratch.
 template <class T, class F>
-void each_run(const Job<T>& job, const Block& b, int64_t item, int64_t row0, int64_t row1, int64_t base, F&& f) {
+void each_run(const Job<T>& job, const Block& b, int64_t row0, int64_t row1, int64_t base, F&& f) {
   const Shape& s = job.shape;
-  const int64_t line = s.width * s.inner;
-  const int64_t tensor = (b.first + item) * s.rows * line + b.column0, scratch = item * job.item;
-  if (b.columns == s.inner && job.pitch == line) {
-    f(tensor + row0 * line, scratch + (row0 - base) * job.pitch, (row1 - row0) * line);
-  } else if (b.columns == s.inner && job.columns == s.inner) {
-    for (int64_t r = row0; r < row1; ++r) f(tensor + r * line, scratch + (r - base) * job.pitch, line);
-  } else {
-    for (int64_t r = row0; r < row1; ++r)
+  const int64_t line = s.width * s.inner, count = row1 - row0;
+  int64_t tensor = (b.first * s.rows + row0) * line + b.column0, scratch = (row0 - base) * job.pitch;
+  if (b.columns == s.inner && job.pitch == line)
+    return f(tensor, scratch, count * line, b.items, s.rows * line, job.item);
+  for (int64_t item = 0; item < b.items; ++item, tensor += s.rows * line, scratch += job.item) {
+    if (b.columns == s.inner && job.columns == s.inner) {
+      f(tensor, scratch, line, count, line, job.pitch);
+    } else {
       for (int64_t w = 0; w < s.width; ++w)
-        f(tensor + r * line + w * s.inner, scratch + (r - base) * job.pitch + w * job.columns, b.columns);
+        f(tensor + w * s.inner, scratch + w * job.columns, b.columns, count, line, job.pitch);
+    }
   }
 }
 
@@ -106,20 +110,24 @@ PLIANT_INLINE void window_loop(S* q, S* __restrict sum, int64_t count, int64_t t
   std::memcpy(q, sum, count * sizeof(S));
 }
 
-constexpr int64_t STRIP = 256;
+// The rows that a window sums: row j of them holds what place j of the window of element 0 sees. `squared` rows hold
+// values, others their squares (or ratios); one row alone holds sums already.
+template <int taps, bool squared, class S>
+struct Rows {
+  const S* row[taps];
 
-// sum ← the sums of windows that start at q, `pitch` apart; with taps = 1 window_loop has been there already.
-template <class S>
-PLIANT_INLINE void sum_strip(const S* __restrict q, S* __restrict sum, int64_t n, int64_t taps, int64_t pitch) {
-  if (taps == 5) {
-    for (int64_t i = 0; i < n; ++i)
-      sum[i] = q[i] + q[i + pitch] + q[i + 2 * pitch] + q[i + 3 * pitch] + q[i + 4 * pitch];
-  } else if (taps == 3) {
-    for (int64_t i = 0; i < n; ++i) sum[i] = q[i] + q[i + pitch] + q[i + 2 * pitch];
-  } else {
-    for (int64_t i = 0; i < n; ++i) sum[i] = q[i];
+  PLIANT_INLINE Rows(const S* first, int64_t pitch) {
+    for (int j = 0; j < taps; ++j) row[j] = first + j * pitch;
   }
-}
+  PLIANT_INLINE explicit Rows(const S* const* rows) {
+    for (int j = 0; j < taps; ++j) row[j] = rows[j];
+  }
+  PLIANT_INLINE S sum(int64_t i) const {
+    S total = squared ? row[0][i] * row[0][i] : row[0][i];
+    for (int j = 1; j < taps; ++j) total += squared ? row[j][i] * row[j][i] : row[j][i];
+    return total;
+  }
+};
 
 // p ← s^−β by std::pow for double.
 PLIANT_INLINE void power_loop(const double* s, double* p, int64_t n, double beta, double) {
@@ -162,135 +170,169 @@ PLIANT_INLINE void power_loop(const float* __restrict s, float* __restrict p, in
   }
 }
 
+// x·S^−β for the exponents that need only square roots.
+template <Power power, class S>
+PLIANT_INLINE S divided(S x, S s) {
+  if constexpr (power == Power::half) return x / std::sqrt(s);
+  if constexpr (power == Power::three_quarters) {
+    const S r = std::sqrt(s);
+    return x / (r * std::sqrt(r));
+  }
+  return x / s;
+}
+
+// scaled ← g·S^−β and ratio ← g·x·S^(−β−1) with one division: 1/S is the square of 1/√S.
+template <Power power, class T, class S>
+PLIANT_INLINE void ratio_at(S s, T x, T g, S& scaled, S& ratio) {
+  const S inverse = 1 / (power == Power::one ? s : std::sqrt(s));
+  const S gp = static_cast<S>(g) * (power == Power::three_quarters ? inverse * std::sqrt(inverse) : inverse);
+  scaled = gp;
+  ratio = gp * static_cast<S>(x) * (power == Power::one ? inverse : inverse * inverse);
+}
+
+constexpr int64_t STRIP = 256;
+
 // y ← x·S^−β
-template <class T, class S>
-PLIANT_INLINE void forward_loop(const Job<T>& job, const T* __restrict x, const S* q, T* __restrict y, int64_t n,
-                                int64_t taps) {
+template <class T, class R>
+PLIANT_INLINE void forward_loop(const Job<T>& job, const R& rows, const T* __restrict x, T* __restrict y, int64_t n) {
+  using S = typename Work<T>::type;
   const S a = job.a, k = job.k;
-  S s[STRIP], p[STRIP];
-  for (int64_t start = 0; start < n; start += STRIP, x += STRIP, y += STRIP) {
-    const int64_t count = std::min(STRIP, n - start);
-    sum_strip(q + start, s, count, taps, job.pitch);
-    if (job.power == Power::half) {
-      for (int64_t i = 0; i < count; ++i) y[i] = static_cast<T>(static_cast<S>(x[i]) / std::sqrt(k + a * s[i]));
-    } else if (job.power == Power::three_quarters) {
-      for (int64_t i = 0; i < count; ++i) {
-        const S r = std::sqrt(k + a * s[i]);
-        y[i] = static_cast<T>(static_cast<S>(x[i]) / (r * std::sqrt(r)));
-      }
-    } else if (job.power == Power::one) {
-      for (int64_t i = 0; i < count; ++i) y[i] = static_cast<T>(static_cast<S>(x[i]) / (k + a * s[i]));
-    } else {
-      for (int64_t i = 0; i < count; ++i) s[i] = k + a * s[i];
+  if (job.power == Power::half) {
+    for (int64_t i = 0; i < n; ++i) y[i] = divided<Power::half, S>(x[i], k + a * rows.sum(i));
+  } else if (job.power == Power::three_quarters) {
+    for (int64_t i = 0; i < n; ++i) y[i] = divided<Power::three_quarters, S>(x[i], k + a * rows.sum(i));
+  } else if (job.power == Power::one) {
+    for (int64_t i = 0; i < n; ++i) y[i] = divided<Power::one, S>(x[i], k + a * rows.sum(i));
+  } else {
+    S s[STRIP], p[STRIP];
+    for (int64_t start = 0; start < n; start += STRIP) {
+      const int64_t count = std::min(STRIP, n - start);
+      for (int64_t i = 0; i < count; ++i) s[i] = k + a * rows.sum(start + i);
       power_loop(s, p, count, job.beta, job.beta_rest);
-      for (int64_t i = 0; i < count; ++i) y[i] = static_cast<T>(static_cast<S>(x[i]) * p[i]);
+      for (int64_t i = 0; i < count; ++i) y[start + i] = static_cast<T>(static_cast<S>(x[start + i]) * p[i]);
     }
   }
 }
 
 // scaled ← g·S^−β, ratio ← g·x·S^(−β−1)
-template <class T, class S>
-PLIANT_INLINE void ratio_loop(const Job<T>& job, const T* __restrict x, const T* __restrict g, const S* q,
-                              S* __restrict scaled, S* __restrict ratio, int64_t n, int64_t taps) {
+template <class T, class R, class S>
+PLIANT_INLINE void ratio_loop(const Job<T>& job, const R& rows, const T* __restrict x, const T* __restrict g,
+                              S* __restrict scaled, S* __restrict ratio, int64_t n) {
   const S a = job.a, k = job.k;
-  S s[STRIP], p[STRIP];
-  for (int64_t start = 0; start < n; start += STRIP, x += STRIP, g += STRIP, scaled += STRIP, ratio += STRIP) {
-    const int64_t count = std::min(STRIP, n - start);
-    sum_strip(q + start, s, count, taps, job.pitch);
-    for (int64_t i = 0; i < count; ++i) s[i] = k + a * s[i];
-    if (job.power == Power::half) {
-      for (int64_t i = 0; i < count; ++i) p[i] = 1 / std::sqrt(s[i]);
-    } else if (job.power == Power::three_quarters) {
-      for (int64_t i = 0; i < count; ++i) {
-        const S r = std::sqrt(s[i]);
-        p[i] = 1 / (r * std::sqrt(r));
-      }
-    } else if (job.power == Power::one) {
-      for (int64_t i = 0; i < count; ++i) p[i] = 1 / s[i];
-    } else {
+  if (job.power == Power::half) {
+    for (int64_t i = 0; i < n; ++i) ratio_at<Power::half>(k + a * rows.sum(i), x[i], g[i], scaled[i], ratio[i]);
+  } else if (job.power == Power::three_quarters) {
+    for (int64_t i = 0; i < n; ++i)
+      ratio_at<Power::three_quarters>(k + a * rows.sum(i), x[i], g[i], scaled[i], ratio[i]);
+  } else if (job.power == Power::one) {
+    for (int64_t i = 0; i < n; ++i) ratio_at<Power::one>(k + a * rows.sum(i), x[i], g[i], scaled[i], ratio[i]);
+  } else {
+    S s[STRIP], p[STRIP];
+    for (int64_t start = 0; start < n; start += STRIP) {
+      const int64_t count = std::min(STRIP, n - start);
+      for (int64_t i = 0; i < count; ++i) s[i] = k + a * rows.sum(start + i);
       power_loop(s, p, count, job.beta, job.beta_rest);
-    }
-    for (int64_t i = 0; i < count; ++i) {
-      const S gp = static_cast<S>(g[i]) * p[i];
-      scaled[i] = gp;
-      ratio[i] = gp * static_cast<S>(x[i]) / s[i];
+      for (int64_t i = 0; i < count; ++i) {
+        scaled[start + i] = static_cast<S>(g[start + i]) * p[i];
+        ratio[start + i] = scaled[start + i] * static_cast<S>(x[start + i]) / s[i];
+      }
     }
   }
 }
 
 // out ← scaled − 2aβ·x·Σ ratio
-template <class T, class S>
-PLIANT_INLINE void gather_loop(const Job<T>& job, const T* __restrict x, const S* __restrict scaled, const S* ratio,
-                               T* __restrict out, int64_t n, int64_t taps) {
+template <class T, class R, class S>
+PLIANT_INLINE void gather_loop(const Job<T>& job, const R& ratios, const T* __restrict x, const S* __restrict scaled,
+                               T* __restrict out, int64_t n) {
   const S factor = job.factor;
-  S s[STRIP];
-  for (int64_t start = 0; start < n; start += STRIP, x += STRIP, scaled += STRIP, out += STRIP) {
-    const int64_t count = std::min(STRIP, n - start);
-    sum_strip(ratio + start, s, count, taps, job.pitch);
-    for (int64_t i = 0; i < count; ++i) out[i] = static_cast<T>(scaled[i] - factor * static_cast<S>(x[i]) * s[i]);
-  }
+  for (int64_t i = 0; i < n; ++i)
+    out[i] = static_cast<T>(scaled[i] - factor * static_cast<S>(x[i]) * ratios.sum(i));
 }
 
-// Clones cannot be templates.
-#define PLIANT_LOOPS(T, S)                                                                                            \
-  PLIANT_CLONES void square_run(const T* x, S* to, int64_t n) { square_loop(x, to, n); }                              \
-  PLIANT_CLONES void forward_run(const Job<T>& job, const T* x, const S* q, T* y, int64_t n, int64_t taps) {          \
-    forward_loop(job, x, q, y, n, taps);                                                                              \
-  }                                                                                                                   \
-  PLIANT_CLONES void ratio_run(const Job<T>& job, const T* x, const T* g, const S* q, S* scaled, S* ratio, int64_t n, \
-                               int64_t taps) {                                                                        \
-    ratio_loop(job, x, g, q, scaled, ratio, n, taps);                                                                 \
-  }                                                                                                                   \
-  PLIANT_CLONES void gather_run(const Job<T>& job, const T* x, const S* scaled, const S* ratio, T* out, int64_t n,    \
-                                int64_t taps) {                                                                       \
-    gather_loop(job, x, scaled, ratio, out, n, taps);                                                                 \
+// The compiled clones; they cannot be templates. First for blocks: `times` runs, dx apart in the tensors and dq apart
+// in the scratch, whose windows are FUSED rows a pitch apart or sums already.
+#define PLIANT_RUNS(T, S)                                                                                            \
+  PLIANT_CLONES void square_runs(const T* x, S* q, int64_t n, int64_t times, int64_t dx, int64_t dq) {               \
+    for (; times > 0; --times, x += dx, q += dq) square_loop(x, q, n);                                               \
+  }                                                                                                                  \
+  PLIANT_CLONES void forward_runs(const Job<T>& job, const T* x, const S* q, T* y, int64_t n, int64_t times,         \
+                                  int64_t dx, int64_t dq) {                                                          \
+    for (; times > 0; --times, x += dx, y += dx, q += dq) {                                                          \
+      if (job.fused) forward_loop(job, Rows<FUSED, false, S>(q, job.pitch), x, y, n);                                \
+      else forward_loop(job, Rows<1, false, S>(q, 0), x, y, n);                                                      \
+    }                                                                                                                \
+  }                                                                                                                  \
+  PLIANT_CLONES void ratio_runs(const Job<T>& job, const T* x, const T* g, const S* q, S* scaled, S* ratio,          \
+                                int64_t n, int64_t times, int64_t dx, int64_t dq) {                                  \
+    for (; times > 0; --times, x += dx, g += dx, q += dq, scaled += dq, ratio += dq) {                               \
+      if (job.fused) ratio_loop(job, Rows<FUSED, false, S>(q, job.pitch), x, g, scaled, ratio, n);                   \
+      else ratio_loop(job, Rows<1, false, S>(q, 0), x, g, scaled, ratio, n);                                         \
+    }                                                                                                                \
+  }                                                                                                                  \
+  PLIANT_CLONES void gather_runs(const Job<T>& job, const T* x, const S* scaled, const S* ratio, T* out, int64_t n,  \
+                                 int64_t times, int64_t dx, int64_t dq) {                                            \
+    for (; times > 0; --times, x += dx, out += dx, scaled += dq, ratio += dq) {                                      \
+      if (job.fused) gather_loop(job, Rows<FUSED, false, S>(ratio, job.pitch), x, scaled, out, n);                   \
+      else gather_loop(job, Rows<1, false, S>(ratio, 0), x, scaled, out, n);                                         \
+    }                                                                                                                \
   }
-PLIANT_LOOPS(float, float)
-PLIANT_LOOPS(double, double)
-PLIANT_LOOPS(BFloat16, float)
-PLIANT_LOOPS(Half, float)
-#undef PLIANT_LOOPS
+PLIANT_RUNS(float, float)
+PLIANT_RUNS(double, double)
+PLIANT_RUNS(BFloat16, float)
+PLIANT_RUNS(Half, float)
+#undef PLIANT_RUNS
 
-PLIANT_CLONES void window_sum(float* q, float* sum, int64_t count, int64_t taps, int64_t step) {
-  window_loop(q, sum, count, taps, step);
-}
-PLIANT_CLONES void window_sum(double* q, double* sum, int64_t count, int64_t taps, int64_t step) {
-  window_loop(q, sum, count, taps, step);
-}
+// Then for one row of a channels-first map, whose window is FUSED rows of the tensor itself: no squares are stored.
+#define PLIANT_ROWS(S)                                                                                               \
+  PLIANT_CLONES void window_sum(S* q, S* sum, int64_t count, int64_t taps, int64_t step) {                           \
+    window_loop(q, sum, count, taps, step);                                                                          \
+  }                                                                                                                  \
+  PLIANT_CLONES void forward_row(const Job<S>& job, const S* const* p, const S* x, S* y, int64_t n) {                \
+    forward_loop(job, Rows<FUSED, true, S>(p), x, y, n);                                                             \
+  }                                                                                                                  \
+  PLIANT_CLONES void ratio_row(const Job<S>& job, const S* const* p, const S* x, const S* g, S* scaled, S* ratio,    \
+                               int64_t n) {                                                                          \
+    ratio_loop(job, Rows<FUSED, true, S>(p), x, g, scaled, ratio, n);                                                \
+  }                                                                                                                  \
+  PLIANT_CLONES void gather_row(const Job<S>& job, const S* const* p, const S* x, const S* scaled, S* out,           \
+                                int64_t n) {                                                                         \
+    gather_loop(job, Rows<FUSED, false, S>(p), x, scaled, out, n);                                                   \
+  }
+PLIANT_ROWS(float)
+PLIANT_ROWS(double)
+#undef PLIANT_ROWS
 
 // What a block does.
 
-// Zero the places of the scratch that rows [row0, row1) of item leave out: outside the tensor, between its lines.
+// Zero the places of the scratch that rows [row0, row1) leave out: outside the tensor and between its lines.
 template <class T, class S>
 void clear(const Job<T>& job, const Block& b, int64_t row0, int64_t row1, S* scratch) {
   const int64_t from = std::max<int64_t>(row0, 0), to = std::min(row1, job.shape.rows);
   const bool gaps = job.half > 0 || b.columns < job.columns;
-  std::fill(scratch, scratch + (gaps ? row1 - row0 : from - row0) * job.pitch, S(0));
-  std::fill(scratch + (to - row0) * job.pitch, scratch + (row1 - row0) * job.pitch, S(0));
+  for (int64_t item = 0; item < b.items; ++item, scratch += job.item) {
+    std::fill(scratch, scratch + (gaps ? row1 - row0 : from - row0) * job.pitch, S(0));
+    std::fill(scratch + (to - row0) * job.pitch, scratch + (row1 - row0) * job.pitch, S(0));
+  }
 }
 
 // Write the squares of rows [row0, row1) of every item into q, with zeros where the window leaves the tensor.
 template <class T, class S>
 void squares(const Job<T>& job, const Block& b, int64_t row0, int64_t row1, S* q) {
-  const int64_t from = std::max<int64_t>(row0, 0), to = std::min(row1, job.shape.rows);
-  for (int64_t item = 0; item < b.items; ++item) {
-    clear(job, b, row0, row1, q + item * job.item);
-    each_run(job, b, item, from, to, row0, [&](int64_t at, int64_t place, int64_t n) {
-      square_run(job.x + at, q + place + job.half * job.columns, n);
-    });
-  }
+  clear(job, b, row0, row1, q);
+  each_run(job, b, std::max<int64_t>(row0, 0), std::min(row1, job.shape.rows), row0,
+           [&](int64_t at, int64_t place, int64_t n, int64_t times, int64_t dx, int64_t dq) {
+             square_runs(job.x + at, q + place + job.half * job.columns, n, times, dx, dq);
+           });
 }
 
 // Replace q by its sums over the window, `rows` rows of every item, where the loops do not sum themselves.
 template <class T, class S>
 void sums(const Job<T>& job, const Block& b, int64_t rows, S* q, S* spare) {
-  if (job.fused > 1) return;
+  if (job.fused) return;
   const int64_t margin = 2 * job.half * job.columns;
-  for (int64_t item = 0; item < b.items; ++item) {
-    S* const mine = q + item * job.item;
-    if (job.half > 0)
-      window_sum(mine, spare, (rows + job.taps - 1) * job.pitch - margin, 2 * job.half + 1, job.columns);
-    if (job.taps > 1) window_sum(mine, spare, rows * job.pitch - margin, job.taps, job.pitch);
+  for (int64_t item = 0; item < b.items; ++item, q += job.item) {
+    if (job.half > 0) window_sum(q, spare, (rows + job.taps - 1) * job.pitch - margin, 2 * job.half + 1, job.columns);
+    if (job.taps > 1) window_sum(q, spare, rows * job.pitch - margin, job.taps, job.pitch);
   }
 }
 
@@ -298,35 +340,73 @@ template <class T, class S>
 void forward_block(const Job<T>& job, const Block& b, S* q, S* spare) {
   squares(job, b, b.row0 - job.before, b.row1 + job.after, q);
   sums(job, b, b.row1 - b.row0, q, spare);
-  for (int64_t item = 0; item < b.items; ++item)
-    each_run(job, b, item, b.row0, b.row1, b.row0, [&](int64_t at, int64_t place, int64_t n) {
-      forward_run(job, job.x + at, q + place, job.out + at, n, job.fused);
-    });
+  each_run(job, b, b.row0, b.row1, b.row0,
+           [&](int64_t at, int64_t place, int64_t n, int64_t times, int64_t dx, int64_t dq) {
+             forward_runs(job, job.x + at, q + place, job.out + at, n, times, dx, dq);
+           });
 }
 
 template <class T, class S>
 void backward_block(const Job<T>& job, const Block& b, S* q, S* spare, S* ratio, S* scaled) {
   // The gradient of row i gathers from rows i − after … i + before, whose own windows reach further.
   const int64_t row0 = b.row0 - job.after, row1 = b.row1 + job.before;
-  const int64_t from = std::max<int64_t>(row0, 0), to = std::min(row1, job.shape.rows);
   squares(job, b, row0 - job.before, row1 + job.after, q);
   sums(job, b, row1 - row0, q, spare);
-  for (int64_t item = 0; item < b.items; ++item) {
-    clear(job, b, row0, row1, ratio + item * job.item);
-    each_run(job, b, item, from, to, row0, [&](int64_t at, int64_t place, int64_t n) {
-      ratio_run(job, job.x + at, job.grad + at, q + place, scaled + place, ratio + place + job.half * job.columns, n,
-                job.fused);
-    });
-  }
+  clear(job, b, row0, row1, ratio);
+  each_run(job, b, std::max<int64_t>(row0, 0), std::min(row1, job.shape.rows), row0,
+           [&](int64_t at, int64_t place, int64_t n, int64_t times, int64_t dx, int64_t dq) {
+             ratio_runs(job, job.x + at, job.grad + at, q + place, scaled + place,
+                        ratio + place + job.half * job.columns, n, times, dx, dq);
+           });
   sums(job, b, b.row1 - b.row0, ratio, spare);
-  for (int64_t item = 0; item < b.items; ++item)
-    each_run(job, b, item, b.row0, b.row1, b.row0, [&](int64_t at, int64_t place, int64_t n) {
-      gather_run(job, job.x + at, scaled + place + job.after * job.pitch, ratio + place, job.out + at, n, job.fused);
-    });
+  each_run(job, b, b.row0, b.row1, b.row0,
+           [&](int64_t at, int64_t place, int64_t n, int64_t times, int64_t dx, int64_t dq) {
+             gather_runs(job, job.x + at, scaled + place + job.after * job.pitch, ratio + place, job.out + at, n, times,
+                         dx, dq);
+           });
+}
+
+constexpr int64_t RING = 8;  // rows that the gradient keeps, a power of two, at least FUSED
+
+// One tile of columns, row after row: the tensor is read once from memory and FUSED times from the nearest cache.
+template <class S>
+void run_rows(const Job<S>& job, int64_t begin, int64_t end) {
+  const int64_t C = job.shape.rows, inner = job.shape.inner, columns = job.columns;
+  const auto scratch = std::make_unique_for_overwrite<S[]>((1 + 2 * RING) * columns);
+  S *const zeros = scratch.get(), *const ratio = zeros + columns, *const scaled = ratio + RING * columns;
+  std::fill(zeros, zeros + columns, S(0));
+  const S* p[FUSED];
+  for (int64_t index = begin; index < end; ++index) {
+    const int64_t column = index % job.tiles * columns, n = std::min(columns, inner - column);
+    const int64_t start = index / job.tiles * C * inner + column;
+    for (int64_t c = 0; c < C + (job.grad ? job.before : 0); ++c) {
+      if (c < C) {
+        const int64_t at = start + c * inner, slot = c % RING * columns;
+        for (int64_t j = 0; j < FUSED; ++j) {
+          const int64_t row = c - job.before + j;
+          p[j] = row >= 0 && row < C ? job.x + start + row * inner : zeros;
+        }
+        if (job.grad) ratio_row(job, p, job.x + at, job.grad + at, scaled + slot, ratio + slot, n);
+        else forward_row(job, p, job.x + at, job.out + at, n);
+      }
+      // The window of row i, mirrored: rows i − after … i + before, of which c is the last.
+      const int64_t i = c - job.before, at = start + i * inner;
+      if (job.grad && i >= 0) {
+        for (int64_t j = 0; j < FUSED; ++j) {
+          const int64_t row = i - job.after + j;
+          p[j] = row >= 0 && row < C ? ratio + row % RING * columns : zeros;
+        }
+        gather_row(job, p, job.x + at, scaled + i % RING * columns, job.out + at, n);
+      }
+    }
+  }
 }
 
 template <class T>
 void run(const Job<T>& job, int64_t begin, int64_t end) {
+  if constexpr (std::is_same_v<T, typename Work<T>::type>) {
+    if (job.by_rows) return run_rows(job, begin, end);
+  }
   using S = typename Work<T>::type;
   const int64_t size = job.batch * job.item;
   const auto scratch = std::make_unique_for_overwrite<S[]>((job.grad ? 4 : 2) * size);
@@ -342,6 +422,16 @@ void run(const Job<T>& job, int64_t begin, int64_t end) {
 template <class T>
 void plan(Job<T>& job, int64_t budget) {
   const Shape& s = job.shape;
+  job.by_rows = std::is_same_v<T, typename Work<T>::type> && job.fused && s.inner >= 48;
+  if (job.by_rows) {
+    const int64_t most = job.grad ? 384 : 1024;
+    job.tiles = (s.inner + most - 1) / most;
+    job.columns = ((s.inner + job.tiles - 1) / job.tiles + 15) / 16 * 16;
+    job.tiles = (s.inner + job.columns - 1) / job.columns;
+    job.batch = 1, job.chunk = s.rows, job.chunks = 1;
+    job.blocks = s.outer * job.tiles;
+    return;
+  }
   const int64_t reach = (job.taps - 1) * (job.grad ? 2 : 1);
   const int64_t least = std::min(s.rows, std::max<int64_t>(16, 4 * reach));
   job.columns = s.inner;
@@ -372,7 +462,7 @@ void launch(const Tensor& input, const Tensor* grad, Tensor& out, const Shape& s
   job.after = std::min(window.after, shape.rows - 1);
   job.half = std::min(window.half, shape.width - 1);
   job.taps = job.before + job.after + 1;
-  job.fused = job.half == 0 && (job.taps == 3 || job.taps == 5) ? job.taps : 1;
+  job.fused = job.half == 0 && job.taps == FUSED;
   job.a = window.a, job.k = window.k, job.factor = 2 * window.a * window.beta;
   job.beta = window.beta;
   if constexpr (!std::is_same_v<T, double>) {
