@@ -74,7 +74,7 @@ endef
 
 # Torch goes first and alone: its pin must hold before anything that depends on torch is resolved. The build then uses
 # that torch (--no-build-isolation), because -c does not reach a build environment.
-.venv/.installed: pyproject.toml constraints.txt CMakeLists.txt $(wildcard csrc/*)
+.venv/.installed: pyproject.toml constraints.txt CMakeLists.txt $(wildcard csrc/* csrc/*/*)
 	$(CHECK)
 	@$(PY) -m pip --version > /dev/null 2>&1 || { echo 'making .venv'; $(PYTHON) -m venv --clear .venv; }
 	@echo 'installing $(TORCH)'

@@ -155,7 +155,7 @@ def _check_tensors(
     return Ho, Wo
 
 
-# What torch must know: schema, fake kernels, autograd. The CPU kernels are in csrc/deform_conv2d.cpp.
+# What torch must know: schema, fake kernels, autograd. The CPU kernels are in csrc/deform_conv2d/.
 
 _GEOMETRY = "SymInt sh, SymInt sw, SymInt ph, SymInt pw, SymInt dh, SymInt dw, bool clamp"
 _native.library.define(
