@@ -1,0 +1,63 @@
+"""Local response normalization: the limit is a copy, the peer is PyTorch's own function."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pliant.ops import local_response_norm
+from pliant.testing import LRN_SPEED as CASES
+from pliant.testing import LRNCase
+from run import Contestant, Problem
+
+__all__ = ["CASES", "problem"]
+
+
+def problem(case: LRNCase, backward: bool, peers: bool) -> Problem:
+    """Return the contestants for one case: `pliant` in both layouts, two yardsticks, PyTorch."""
+    nchw, nhwc = case.tensors(), case.tensors(channels_last=True)
+    target = torch.empty_like(nchw["input"])
+
+    def own(x: Tensor) -> Tensor:
+        return local_response_norm(x, **case.arguments, implementation="native")
+
+    def torchs(x: Tensor) -> Tensor:
+        return F.local_response_norm(x, case.size, case.alpha, case.beta, case.k)
+
+    def exact() -> tuple[Tensor, ...]:
+        first = {name: t[:1].double() for name, t in nchw.items()}
+        result = call(lambda x: local_response_norm(x, **case.arguments, implementation="reference"), first, backward)()
+        return result if isinstance(result, tuple) else (result,)
+
+    contestants = [
+        Contestant("clone", nchw["input"].clone, checked=False),
+        Contestant("copy_", lambda: target.copy_(nchw["input"]), checked=False),
+        Contestant("pliant nchw", call(own, nchw, backward)),
+        Contestant("pliant channels_last", call(own, nhwc, backward)),
+    ]
+    if peers:
+        contestants.append(Contestant("torch nchw", call(torchs, nchw, backward)))
+        contestants.append(Contestant("torch channels_last", call(torchs, nhwc, backward)))
+    # Read and write once; the backward reads two tensors and writes one.
+    limit = {"clone": 2.0, "copy_": 0.5} if backward else {"clone": 1.0}
+    return Problem(case.name, str(case.input), contestants, limit, exact)
+
+
+def call(
+    function: Callable[[Tensor], Tensor], t: dict[str, Tensor], backward: bool
+) -> Callable[[], Tensor | tuple[Tensor, ...]]:
+    """Return the call to time: the output alone, or output and input gradient."""
+    x, grad = t["input"].detach().requires_grad_(backward), t["grad"]
+
+    def forward() -> Tensor:
+        with torch.no_grad():
+            return function(x)
+
+    def both() -> tuple[Tensor, ...]:
+        y = function(x)
+        return (y.detach(), *torch.autograd.grad(y, x, grad))
+
+    return both if backward else forward
