@@ -34,7 +34,8 @@ def train(lr: float, offset_lr_mult: float | None) -> None:
                 for name, seen in statistics.report().items():
                     print(
                         f"  step {step + 1}: layer {name}: mean |offset| {seen['mean']:7.2f} px, "
-                        f"max {seen['max']:8.2f}, {seen['outside']:4.0%} outside, {seen['nonfinite']:.0%} NaN; loss {loss.item():.3f}"
+                        f"max {seen['max']:8.2f}, {seen['outside']:4.0%} outside, "
+                        f"{seen['nonfinite']:.0%} NaN; loss {loss.item():.3f}"
                     )
                 statistics.reset()
     for warning in caught:
