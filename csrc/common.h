@@ -65,6 +65,15 @@ void parallel(int64_t count, int64_t grain, F&& f) {
   if (count > 0) torch::stable::parallel_for(0, count, std::max<int64_t>(grain, 1), f);
 }
 
+// The same for work that calls a matrix product: one piece alone would run outside the pool, and the product would
+// take all threads and add in another order than it does beside a second piece.
+template <class F>
+void parallel_products(int64_t count, F&& f) {
+  parallel(std::max<int64_t>(count, 2), 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < std::min(end, count); ++i) f(i);
+  });
+}
+
 // Aligned pieces of one allocation: made before the parallel loop, which must not throw.
 class Arena {
  public:

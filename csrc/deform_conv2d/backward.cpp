@@ -173,9 +173,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> deform_conv2d_backward(const Tensor& 
 
     for (int64_t round = 0; round < tiles.count; round += lanes) {
       const int64_t active = std::min(lanes, tiles.count - round);
-      parallel(active, 1, [&](int64_t begin, int64_t end) {
-        for (int64_t i = begin; i < end; ++i) own[i].tile = round + i, compute(own[i]);
-      });
+      parallel_products(active, [&](int64_t i) { own[i].tile = round + i, compute(own[i]); });
       if (!want_input) continue;
       const int64_t slices = std::min<int64_t>(lanes, (s.C + 15) / 16);
       parallel(slices, 1, [&](int64_t begin, int64_t end) {

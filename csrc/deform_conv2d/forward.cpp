@@ -88,9 +88,8 @@ Tensor deform_conv2d(const Tensor& input, const Tensor& offset, const Tensor& we
           transpose(first + o * s.P + p, s.P, result + p * s.O + o, s.O, std::min(kBlock, s.O - o),
                     std::min(kBlock, count - p));
     };
-    parallel(lanes, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i)
-        for (int64_t t = tiles.count * i / lanes; t < tiles.count * (i + 1) / lanes; ++t) compute(own[i], t);
+    parallel_products(lanes, [&](int64_t i) {
+      for (int64_t t = tiles.count * i / lanes; t < tiles.count * (i + 1) / lanes; ++t) compute(own[i], t);
     });
   });
   STD_TORCH_CHECK(ok, "deform_conv2d: a matrix product failed");
