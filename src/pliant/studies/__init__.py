@@ -1,0 +1,1 @@
+"""The experiments: contestants, protocol, results."""

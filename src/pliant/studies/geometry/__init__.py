@@ -1,0 +1,7 @@
+"""The geometry study: what augmentation, invariant features and deformable sampling are worth on transformed objects."""
+
+from pliant.studies.geometry.contestants import CONTESTANTS, Contestant, Net, build
+from pliant.studies.geometry.protocol import Protocol, Task
+from pliant.studies.geometry.runner import Study, run
+
+__all__ = ["CONTESTANTS", "Contestant", "Net", "Protocol", "Study", "Task", "build", "run"]

@@ -1,0 +1,79 @@
+"""The hand-made answer: SIFT keypoints, a bag of visual words, a linear support vector machine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+WORDS = 300
+DESCRIPTORS = 60_000  # most descriptors the words are learned from
+ENLARGE = 2  # SIFT doubles the picture once more: blobs of a few pixels become keypoints
+
+
+class SiftWords:
+    """Classify pictures by how often which visual words occur in them.
+
+    Keypoints are detected, so that scale and orientation are the picture's own; descriptors are RootSIFT; words are
+    the centres of mini-batch k-means; a picture is the square root of its histogram, normalised to sum 1 before.
+
+    Args:
+        seed: of k-means, of the choice of descriptors and of the support vector machine.
+    """
+
+    def __init__(self, seed: int) -> None:
+        import cv2
+
+        self.seed = seed
+        # A low threshold: clothes on a plain ground have few corners of high contrast.
+        self.sift = cv2.SIFT_create(contrastThreshold=0.01)
+        self.words: Any = None
+        self.machine: Any = None
+
+    def describe(self, pictures: Iterable[Tensor]) -> list[np.ndarray]:
+        """Return the RootSIFT descriptors (n, 128) of every picture (1, H, W) in [0, 1]."""
+        import cv2
+
+        described = []
+        for picture in pictures:
+            grey = (picture[0] * 255).round().byte().numpy()
+            large = cv2.resize(grey, None, fx=ENLARGE, fy=ENLARGE, interpolation=cv2.INTER_CUBIC)
+            _, found = self.sift.detectAndCompute(large, None)
+            found = np.zeros((0, 128), np.float32) if found is None else found
+            described.append(np.sqrt(found / np.maximum(found.sum(1, keepdims=True), 1e-12)))
+        return described
+
+    def histograms(self, described: list[np.ndarray]) -> np.ndarray:
+        """Return what the machine sees of every picture: (N, WORDS); zeros where there is no keypoint."""
+        counts = np.zeros((len(described), len(self.words.cluster_centers_)), np.float32)
+        for row, found in zip(counts, described, strict=True):
+            if len(found):
+                row += np.bincount(self.words.predict(found), minlength=len(row))
+        return np.sqrt(counts / np.maximum(counts.sum(1, keepdims=True), 1))
+
+    def fit(self, described: list[np.ndarray], labels: np.ndarray) -> SiftWords:
+        """Learn the words and the machine; return self."""
+        from sklearn.cluster import MiniBatchKMeans
+        from sklearn.svm import LinearSVC
+
+        everything = np.concatenate(described)
+        if not len(everything):
+            raise ValueError("sift: no picture has a keypoint; train on more pictures")
+        random = np.random.default_rng(self.seed)
+        some = everything[random.permutation(len(everything))[:DESCRIPTORS]]
+        words = min(WORDS, len(some))
+        self.words = MiniBatchKMeans(words, random_state=self.seed, n_init=1, batch_size=4096, max_iter=30).fit(some)
+        self.machine = LinearSVC(C=1.0, random_state=self.seed, max_iter=20_000)
+        self.machine.fit(self.histograms(described), labels)
+        return self
+
+    def predict(self, described: list[np.ndarray]) -> np.ndarray:
+        """Return the class of every picture."""
+        return np.asarray(self.machine.predict(self.histograms(described)))
+
+    @property
+    def parameters(self) -> int:
+        """Return the number of learned values: words, weights and biases."""
+        return int(self.words.cluster_centers_.size + self.machine.coef_.size + self.machine.intercept_.size)

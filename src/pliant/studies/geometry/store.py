@@ -1,0 +1,112 @@
+"""Results on disk: one line per finished run, valid after every crash."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from pliant.studies.geometry.protocol import Task
+
+# What a folder's settings say about the machine: a study may be resumed on another one.
+LOCAL = ("machine", "started")
+
+
+class Store:
+    """The folder of a study: settings.json, results.jsonl and models/.
+
+    Args:
+        folder: made when missing.
+        settings: the protocol; a folder that holds another one is refused.
+
+    Attributes:
+        results: what is finished, in the order of the file.
+        notes: one sentence for everything unusual that was found.
+
+    Raises:
+        ValueError: the folder holds results of other settings, or a damaged file.
+    """
+
+    def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
+        self.folder = folder
+        self.path = folder / "results.jsonl"
+        self.notes: list[str] = []
+        self.results: list[dict[str, Any]] = []
+        (folder / "models").mkdir(parents=True, exist_ok=True)
+        self._agree(settings)
+        if self.path.exists():
+            self._read()
+
+    @property
+    def finished(self) -> set[Task]:
+        """Return the runs that need not be repeated."""
+        return {Task(r["contestant"], r["training"], r["seed"]) for r in self.results}
+
+    def model(self, task: Task) -> Path:
+        """Return where the weights of a run are."""
+        return self.folder / "models" / f"{task.name}.pt"
+
+    def append(self, result: dict[str, Any]) -> None:
+        """Add one finished run as a whole line, on the disk when this returns.
+
+        Raises:
+            OSError: it could not be written; the file is then as it was before.
+        """
+        line = (json.dumps(result, ensure_ascii=False, allow_nan=False) + "\n").encode()
+        before = self.path.stat().st_size if self.path.exists() else 0
+        with self.path.open("ab", buffering=0) as file:
+            try:
+                _write(file.fileno(), line)
+            except OSError:
+                os.truncate(self.path, before)
+                raise
+        self.results.append(result)
+
+    def _agree(self, settings: dict[str, Any]) -> None:
+        path = self.folder / "settings.json"
+        settings = json.loads(json.dumps(settings))
+        if not path.exists():
+            if self.path.exists() and self.path.stat().st_size:
+                raise ValueError(f"geometry: {self.path} has no settings.json beside it; choose another folder")
+            part = path.with_name("settings.json.part")
+            part.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            os.replace(part, path)
+            return
+        try:
+            there = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"geometry: {path} is damaged ({error}); remove the folder or choose another") from error
+        different = [
+            key for key in settings.keys() | there.keys() if key not in LOCAL and settings.get(key) != there.get(key)
+        ]
+        if different:
+            raise ValueError(
+                f"geometry: {self.folder} holds results of other settings ({', '.join(sorted(different))}); "
+                "choose another folder with --out or remove this one"
+            )
+
+    def _read(self) -> None:
+        data = self.path.read_bytes()
+        whole = data.rfind(b"\n") + 1
+        if whole < len(data):
+            self.notes.append(
+                f"{self.path}: the last line is torn (an earlier run was cut off while writing) and was dropped"
+            )
+            os.truncate(self.path, whole)
+        for number, line in enumerate(data[:whole].splitlines(), 1):
+            try:
+                result = json.loads(line)
+                Task(result["contestant"], result["training"], result["seed"])
+            except (ValueError, KeyError, TypeError) as error:
+                raise ValueError(
+                    f"geometry: line {number} of {self.path} is damaged; remove that line to run it again"
+                ) from error
+            self.results.append(result)
+
+
+def _write(file: int, data: bytes) -> None:
+    """Write all of `data` and wait until it is on the disk."""
+    while data:
+        data = data[os.write(file, data) :]
+    os.fsync(file)

@@ -1,0 +1,115 @@
+"""The summary that a study prints: one table, and in plain words where deformable layers do not win."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from statistics import fmean, stdev
+from typing import Any
+
+from pliant.studies.geometry.contestants import CONTESTANTS
+from pliant.studies.geometry.protocol import STRENGTHS, TRAININGS, inside
+
+Result = dict[str, Any]
+# Two-sided 95 % points of Student's t for 1 … 9 degrees of freedom.
+STUDENT = (12.71, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+
+
+def measured(result: Result) -> dict[str, float]:
+    """Return the scores of a run that are compared: clean, every kind, their mean, and the unseen strengths.
+
+    A kind is the mean over its strengths, "transformed" the mean over the kinds; "unseen" the mean over the kinds of
+    the strengths that the augmentation does not cover.
+    """
+    accuracy = result["accuracy"]
+    scores = {"clean": float(accuracy["clean"]["0"])}
+    unseen = []
+    for kind in STRENGTHS:
+        scores[kind] = fmean(accuracy[kind].values())
+        beyond = [a for strength, a in accuracy[kind].items() if not inside(kind, float(strength))]
+        if beyond:
+            unseen.append(fmean(beyond))
+    scores["transformed"] = fmean(scores[kind] for kind in STRENGTHS)
+    scores["unseen"] = fmean(unseen)
+    return scores
+
+
+def spread(values: Sequence[float]) -> str:
+    """Return mean ± standard deviation of accuracies, in percent."""
+    text = f"{100 * fmean(values):5.1f}"
+    return text + (f" ± {100 * stdev(values):3.1f}" if len(values) > 1 else "")
+
+
+def compare(first: Sequence[float], second: Sequence[float]) -> tuple[float, float]:
+    """Return mean and half the 95 % interval of the paired differences first − second; infinite for one pair."""
+    differences = [a - b for a, b in zip(first, second, strict=True)]
+    n = len(differences)
+    if n < 2:
+        return differences[0], math.inf
+    t = STUDENT[n - 2] if n - 2 < len(STUDENT) else 1.96 + 2.6 / (n - 1)
+    return fmean(differences), t * stdev(differences) / math.sqrt(n)
+
+
+def summary(results: Sequence[Result]) -> str:
+    """Return the table of all contestants, and what comparing them says."""
+    lines = []
+    for training in TRAININGS:
+        runs = {
+            name: sorted((r for r in results if (r["contestant"], r["training"]) == (name, training)), key=_seed)
+            for name in CONTESTANTS
+        }
+        runs = {name: found for name, found in runs.items() if found}
+        if not runs:
+            continue
+        lines += [f"Trained {training}. Accuracy in percent, mean ± standard deviation over seeds.", _HEAD]
+        lines += [_row(found) for found in runs.values()]
+        lines += ["", *_verdicts(runs), ""]
+    if any(r["profile"] == "quick" for r in results):
+        lines.append("This is the quick study: few epochs, one seed. `pliant study geometry` runs the full one.")
+    return "\n".join(lines).rstrip() + "\n"
+
+
+_COLUMNS = ("clean", "transformed", "unseen", *STRENGTHS)
+_HEAD = f"{'':28}{'seeds':>6}" + "".join(f"{c:>13}" for c in _COLUMNS) + f"{'parameters':>12}{'M mult-adds':>13}{'train s':>9}"
+
+
+def _row(found: list[Result]) -> str:
+    scores = [measured(r) for r in found]
+    cells = "".join(f"{spread([s[c] for s in scores]):>13}" for c in _COLUMNS)
+    adds = found[0]["multiply_adds"]
+    cost = "–" if adds is None else f"{adds / 1e6:.1f}"
+    seconds = fmean(r["train_seconds"] for r in found)
+    return f"{found[0]['label']:28}{len(found):>6}{cells}{found[0]['parameters']:>12,}{cost:>13}{seconds:>9.0f}"
+
+
+def _verdicts(runs: dict[str, list[Result]]) -> list[str]:
+    """Return one sentence a deformable contestant, against the best control by each measure."""
+    lines = []
+    controls = [n for n in runs if CONTESTANTS[n].learned and not CONTESTANTS[n].deformed]
+    for name in (n for n in runs if CONTESTANTS[n].deformed):
+        verdicts: dict[str, list[str]] = {"wins": [], "ties": [], "loses": []}
+        for measure in _COLUMNS:
+            paired = []
+            for control in controls:
+                seeds = {r["seed"] for r in runs[name]} & {r["seed"] for r in runs[control]}
+                first, second = ([measured(r)[measure] for r in runs[n] if r["seed"] in seeds] for n in (name, control))
+                if seeds:
+                    paired.append((fmean(second), *compare(first, second), CONTESTANTS[control].label))
+            if paired:
+                _, mean, half, label = max(paired)
+                verdict = "ties" if abs(mean) <= half else "wins" if mean > 0 else "loses"
+                text = f"{measure} {100 * mean:+.1f}" + (f" ± {100 * half:.1f}" if math.isfinite(half) else "")
+                verdicts[verdict].append(f"{text} (best control: {label})")
+        if not any(verdicts.values()):
+            continue
+        lines.append(f"{CONTESTANTS[name].label}, points against the best control of the same seeds:")
+        if len(runs[name]) < 2:
+            lines.append(f"  one seed, no interval: {'; '.join(verdicts['ties'])}")
+            continue
+        words = {"wins": "wins", "ties": "no difference beyond chance (95 %)", "loses": "DOES NOT WIN, it loses"}
+        lines += [f"  {words[v]}: {'; '.join(found)}" for v, found in verdicts.items() if found]
+    return lines
+
+
+def _seed(result: Result) -> int:
+    return int(result["seed"])
