@@ -76,7 +76,7 @@ def fit(
         for pictures, labels in draw(epoch):
             loss = F.cross_entropy(model(pictures), labels)
             optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             optimizer.step()
             schedule.step()
             summed, count = summed + loss.item() * len(labels), count + len(labels)

@@ -1,4 +1,4 @@
-"""The geometry study: what augmentation, invariant features and deformable sampling are worth on transformed objects."""
+"""The geometry study: augmentation, invariant features and deformable sampling on transformed objects."""
 
 from pliant.studies.geometry.contestants import CONTESTANTS, Contestant, Net, build
 from pliant.studies.geometry.protocol import Protocol, Task

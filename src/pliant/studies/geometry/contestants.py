@@ -91,7 +91,8 @@ class Net(nn.Module):
         self.classifier = nn.Linear(width, CLASSES)
 
     def forward(self, input: Tensor) -> Tensor:
-        return self.classifier(self.features(input).mean((2, 3)))
+        logits: Tensor = self.classifier(self.features(input).mean((2, 3)))
+        return logits
 
 
 def build(contestant: str) -> Net:

@@ -105,38 +105,40 @@ def adaptation(
     """
     import numpy as np
 
-    sizes, dilations = [], {}
+    sizes: list[Tensor] = []
+    dilations: dict[str, list[Tensor]] = {}
     for batches in tests:
-        size, dilation = [], {}
+        size: list[Tensor] = []
+        found: dict[str, list[Tensor]] = {}
         for canvas in batches:
             size.append(object_size(canvas))
             for name, values in dilation_of_objects(net, canvas).items():
-                dilation.setdefault(name, []).append(values)
+                found.setdefault(name, []).append(values)
         sizes.append(torch.cat(size))
-        for name, parts in dilation.items():
+        for name, parts in found.items():
             dilations.setdefault(name, []).append(torch.cat(parts))
-    size = torch.stack(sizes).double().numpy()  # (tests, pictures)
+    every = torch.stack(sizes).double().numpy()  # (tests, pictures)
     rows: list[dict[str, Any]] = []
     spearman = {}
     for name, parts in dilations.items():
         dilation = torch.stack(parts).double().numpy()
         known = np.isfinite(dilation)
-        edges = np.quantile(size[known], np.linspace(0, 1, BINS + 1))
-        place = np.clip(np.searchsorted(edges, size, side="right") - 1, 0, BINS - 1)
+        edges = np.quantile(every[known], np.linspace(0, 1, BINS + 1))
+        place = np.clip(np.searchsorted(edges, every, side="right") - 1, 0, BINS - 1)
         for b in range(BINS):
             chosen = known & (place == b)
             if chosen.any():
-                values = dilation[chosen]
+                inside = dilation[chosen]
                 rows.append(
                     {
                         "layer": name,
-                        "scale": float(size[chosen].mean()),
-                        "dilation": float(values.mean()),
-                        "sd": float(values.std()),
+                        "scale": float(every[chosen].mean()),
+                        "dilation": float(inside.mean()),
+                        "sd": float(inside.std()),
                         "n": int(chosen.sum()),
                     }
                 )
-        spearman[name] = correlation(size, dilation, seed)
+        spearman[name] = correlation(every, dilation, seed)
     return rows, spearman
 
 

@@ -13,7 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol as Interface
+from typing import Any
+from typing import Protocol as Interface
 
 import torch
 
@@ -44,7 +45,7 @@ class Study:
         out: folder of the results.
         seeds: number of seeds, from 0.
         contestants: their names.
-        jobs: processes; each has an equal share of the cores as threads.
+        jobs: processes; each has an equal share of torch's threads.
         device: of the networks.
         data: folder of the full IDX files; None takes the subset of the package.
     """
@@ -104,6 +105,7 @@ class Study:
                 "python": platform.python_version(),
                 "cores": os.cpu_count(),
                 "jobs": self.jobs,
+                "threads": max(1, torch.get_num_threads() // self.jobs),
             },
             "started": time.strftime("%Y-%m-%d %H:%M:%S %z"),
         }
@@ -119,7 +121,8 @@ def run(study: Study, store: Store, data: FashionMNIST, progress: Progress) -> N
     """
     todo = [task for task in study.tasks() if task not in store.finished]
     jobs = min(study.jobs, len(todo))
-    threads = max(1, (os.cpu_count() or 1) // study.jobs)
+    # torch's own count, which OMP_NUM_THREADS bounds.
+    threads = max(1, torch.get_num_threads() // study.jobs)
     if jobs == 1:
         with _threads(threads):
             for task in todo:
@@ -139,9 +142,7 @@ def _run_in_processes(
     messages: Any = context.Queue()
     for task in [*todo, *[None] * jobs]:
         tasks.put(task)
-    workers = [
-        context.Process(target=_work, args=(study, threads, tasks, messages), daemon=True) for _ in range(jobs)
-    ]
+    workers = [context.Process(target=_work, args=(study, threads, tasks, messages), daemon=True) for _ in range(jobs)]
     for worker in workers:
         worker.start()
     left = len(todo)

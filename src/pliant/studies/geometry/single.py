@@ -14,7 +14,7 @@ from torch import Tensor
 from pliant.data import FashionMNIST, Ranges, Split
 from pliant.studies.geometry import measures
 from pliant.studies.geometry.contestants import build, find
-from pliant.studies.geometry.protocol import Protocol, Task, epoch, examinations, exam
+from pliant.studies.geometry.protocol import Protocol, Task, epoch, exam, examinations
 from pliant.studies.geometry.sift import SiftWords
 from pliant.train import accuracy, fit, multiply_adds, parameters, save
 
@@ -22,9 +22,7 @@ Tell = Callable[[int, int], None]
 SIFT_DRAWS = 2  # drawings of the training pictures that SIFT learns from
 
 
-def run_one(
-    task: Task, protocol: Protocol, data: FashionMNIST, device: str, path: Path, tell: Tell
-) -> dict[str, Any]:
+def run_one(task: Task, protocol: Protocol, data: FashionMNIST, device: str, path: Path, tell: Tell) -> dict[str, Any]:
     """Return the result of one run, and write the weights of a network to `path`.
 
     The same task gives the same result on the same machine with the same number of threads.
@@ -48,9 +46,7 @@ def run_one(
     return result | (_network if contestant.learned else _sift)(task, protocol, data, device, path, tell)
 
 
-def _network(
-    task: Task, protocol: Protocol, data: FashionMNIST, device: str, path: Path, tell: Tell
-) -> dict[str, Any]:
+def _network(task: Task, protocol: Protocol, data: FashionMNIST, device: str, path: Path, tell: Tell) -> dict[str, Any]:
     recipe = protocol.recipe
     torch.manual_seed(task.seed)
     net = build(task.contestant)
@@ -137,11 +133,10 @@ def _examined(score: Callable[[Ranges], float]) -> dict[str, dict[str, float]]:
 def _watched(net: Any, test: Split) -> dict[str, Any]:
     """Return what the deformable layers do on the clean test and on all tests of scale."""
     net = net.to("cpu")
-    tests = {(kind, strength): ranges for kind, strength, ranges in examinations() if kind in ("clean", "scale")}
-    pictures = {key: lambda r=ranges: (p for p, _ in exam(test, r)) for key, ranges in tests.items()}
-    rows, spearman = measures.adaptation(net, (batches() for batches in pictures.values()))
-    return {
-        "effective_dilation": rows,
-        "spearman": spearman,
-        "offsets": measures.offsets(net, pictures["clean", "0"]()),
-    }
+    scales = [ranges for kind, _, ranges in examinations() if kind in ("clean", "scale")]
+
+    def pictures(ranges: Ranges) -> Iterator[Tensor]:
+        return (canvas for canvas, _ in exam(test, ranges))
+
+    rows, spearman = measures.adaptation(net, map(pictures, scales))
+    return {"effective_dilation": rows, "spearman": spearman, "offsets": measures.offsets(net, pictures(scales[0]))}

@@ -70,7 +70,7 @@ def summary(results: Sequence[Result]) -> str:
 
 
 _COLUMNS = ("clean", "transformed", "unseen", *STRENGTHS)
-_HEAD = f"{'':28}{'seeds':>6}" + "".join(f"{c:>13}" for c in _COLUMNS) + f"{'parameters':>12}{'M mult-adds':>13}{'train s':>9}"
+_HEAD = "".join((" " * 28, " seeds", *(f"{c:>13}" for c in _COLUMNS), "  parameters", "  M mult-adds", "  train s"))
 
 
 def _row(found: list[Result]) -> str:
