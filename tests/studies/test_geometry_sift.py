@@ -24,6 +24,8 @@ def test_histograms_count_words() -> None:
     np.testing.assert_array_equal(alone[0], seen[7])
     words = len(machine.words.cluster_centers_)
     assert machine.parameters == words * 128 + 10 * (words + 1)
+    again = SiftWords(0).fit(described[:-1], split.labels.numpy())
+    np.testing.assert_array_equal(again.machine.coef_, machine.machine.coef_)
     # It knows what it has seen.
     assert (machine.predict(described[:-1]) == split.labels.numpy()).mean() > 0.9
 

@@ -42,8 +42,12 @@ def run(args: argparse.Namespace) -> int:
     tasks = study.tasks()
     done = len(store.finished & set(tasks))
     profile = "the quick study: few epochs, one seed" if args.quick else "the full study"
-    print(f"{profile[0].upper()}{profile[1:]}. {len(tasks)} runs of {study.protocol.recipe.epochs} epochs", end="")
-    print(f", {done} of them finished before. Results go to {study.out}/.", flush=True)
+    epochs = study.protocol.recipe.epochs
+    print(
+        f"{profile[0].upper()}{profile[1:]}. {len(tasks)} runs of {epochs} epoch{'s' * (epochs > 1)}, {done} of them "
+        f"finished before. Results go to {study.out}/.",
+        flush=True,
+    )
     try:
         with progress(tasks, store) as bar:
             run_study(study, store, data, bar)
