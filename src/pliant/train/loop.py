@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pliant.nn import DeformConv2d
+from pliant.nn import parameter_groups
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 
@@ -65,7 +65,7 @@ def fit(
         FloatingPointError: the loss is not finite.
     """
     optimizer = torch.optim.AdamW(
-        _groups(model, recipe.lr, recipe.offset_lr_mult), lr=recipe.lr, weight_decay=recipe.weight_decay
+        parameter_groups(model, recipe.lr, recipe.offset_lr_mult), weight_decay=recipe.weight_decay
     )
     total = steps * recipe.epochs
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: recipe.rate(step, total))
@@ -109,15 +109,3 @@ def save(model: nn.Module, path: Path) -> None:
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
-
-
-def _groups(model: nn.Module, lr: float, offset_lr_mult: float | None) -> list[dict[str, object]]:
-    rates: dict[float, list[nn.Parameter]] = {lr: []}
-    branch: dict[nn.Parameter, float] = {}
-    for layer in model.modules():
-        if isinstance(layer, DeformConv2d):
-            mult = layer.offset_lr_mult if offset_lr_mult is None else offset_lr_mult
-            branch.update(dict.fromkeys(layer.conv_offset.parameters(), lr * mult))
-    for p in model.parameters():
-        rates.setdefault(branch.get(p, lr), []).append(p)
-    return [{"params": ps, "lr": rate} for rate, ps in rates.items() if ps]
