@@ -1,0 +1,126 @@
+"""What the numbers say, in sentences: for deformable layers and against them alike."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from pliant.studies.report.results import ALL, Cell, Difference, Results, deformable, difference
+
+TRAINED = {"upright": "Trained on upright objects", "augmented": "Trained with augmentation"}
+
+
+def signed(value: float) -> str:
+    """Write a difference of accuracies in percentage points."""
+    return f"{100 * value:+.1f}".replace("-", "−")
+
+
+def interval(found: Difference) -> str:
+    """Write the interval of a difference in percentage points, or why there is none."""
+    return "one seed" if math.isnan(found.low) else f"[{signed(found.low)}, {signed(found.high)}]"
+
+
+def points(found: Difference) -> str:
+    """Write a difference of accuracies in percentage points with its interval: ``+1.2 [+0.3, +2.1]``."""
+    return f"{signed(found.mean)} {interval(found)}"
+
+
+def duels(results: Results, training: str) -> dict[str, tuple[str, str, Difference]]:
+    """Return column → (best deformable, best control, their paired difference) where both were run."""
+    found = {}
+    for column in results.columns:
+        ours = results.best([c for c in results.contestants if deformable(c)], training, column)
+        theirs = results.best([c for c in results.contestants if not deformable(c)], training, column)
+        if ours is None or theirs is None:
+            continue
+        gap = difference(_cell(results, ours, training, column), _cell(results, theirs, training, column))
+        if gap is not None:
+            found[column] = (ours, theirs, gap)
+    return found
+
+
+def verdict(results: Results, training: str) -> str:
+    """Return one training's result in a sentence: where deformable layers win, lose, and neither."""
+    name = TRAINED.get(training, training)
+    every = duels(results, training)
+    if not every:
+        return f"{name}: there is no deformable network and control with a common seed to compare."
+    if all(math.isnan(gap.low) for *_, gap in every.values()):
+        ahead = [c for c, (*_, gap) in every.items() if gap.mean > 0]
+        return (
+            f"{name}, the best deformable network is ahead of the best control on {len(ahead)} of {len(every)} columns"
+            f"{_named(ahead)}. One common seed: there is no interval, so nothing is decided."
+        )
+    groups = {sign: [c for c, (*_, gap) in every.items() if gap.verdict == sign] for sign in (1, -1, 0)}
+    ahead, behind, open_ = groups[1], groups[-1], groups[0]
+    text = f"{name}, of {len(every)} columns the best deformable network "
+    text += f"wins {len(ahead)}{_named(ahead)} against the best control, " if ahead else "wins none, "
+    text += f"loses {len(behind)}{_named(behind)}, " if behind else "loses none, "
+    return text + (f"and cannot be told apart on {len(open_)}{_named(open_)}." if open_ else "and none is undecided.")
+
+
+def sentences(results: Results) -> list[str]:
+    """Return what the study shows about augmentation, about the size of the grid, and about time."""
+    return _augmentation(results) + _growth(results) + _cost(results)
+
+
+def _named(columns: Sequence[str]) -> str:
+    return f" ({', '.join(columns)})" if columns else ""
+
+
+def _growth(results: Results) -> list[str]:
+    """Count the layers whose effective dilation goes with the object's size in every seed."""
+    seen: dict[tuple[str, str, str], list[dict[str, float]]] = {}
+    for run in results.runs:
+        for layer, found in (run.get("spearman") or {}).items():
+            seen.setdefault((run["contestant"], run["training"], layer), []).append(found)
+    if not seen:
+        return []
+    up = sum(all(r["low"] > 0 for r in runs) for runs in seen.values())
+    down = sum(all(r["high"] < 0 for r in runs) for runs in seen.values())
+    return [
+        f"The sampling grid grows with the object in {up} of {len(seen)} trained deformable layers (Spearman's ρ above "
+        f"0 with its interval in every seed), shrinks with it in {down}, and does neither for certain in "
+        f"{len(seen) - up - down}."
+    ]
+
+
+def _augmentation(results: Results) -> list[str]:
+    if ALL not in results.columns or "plain" not in results.contestants:
+        return []
+    plain = {t: results.accuracy("plain", t, ALL) for t in ("upright", "augmented")}
+    ours = results.best([c for c in results.contestants if deformable(c)], "upright", ALL)
+    learned = results.accuracy(ours, "upright", ALL) if ours else None
+    upright, augmented = plain["upright"], plain["augmented"]
+    parts = []
+    if upright and augmented and (gain := difference(augmented, upright)):
+        parts.append(f"augmentation changes the plain CNN by {points(gain)}")
+    if upright and learned and ours and (gain := difference(learned, upright)):
+        parts.append(f"{results.label(ours)} without augmentation by {points(gain)}")
+    if not parts:
+        return []
+    text = f"Averaged over all transformations, in points: {'; '.join(parts)}"
+    if augmented and learned and ours and (gap := difference(learned, augmented)):
+        place = {1: "ahead of", -1: "behind", 0: "not told apart from"}[gap.verdict]
+        text += f". Without augmentation it is {place} the plain CNN with augmentation ({points(gap)})"
+    return [text + "."]
+
+
+def _cost(results: Results) -> list[str]:
+    ours = results.best([c for c in results.contestants if deformable(c)], results.trainings[0], ALL)
+    if ours is None or "plain" not in results.contestants:
+        return []
+    times = [results.cell(c, None, lambda run: run.get("train_seconds")) for c in (ours, "plain")]
+    if times[0] is None or times[1] is None or not times[1].mean:
+        return []
+    ratio = times[0].mean / times[1].mean
+    return [
+        f"Training {results.label(ours)} took {ratio:.1f} times as long as the plain CNN "
+        f"({times[0].mean:.0f} s against {times[1].mean:.0f} s a run)."
+    ]
+
+
+def _cell(results: Results, contestant: str, training: str, column: str) -> Cell:
+    cell = results.accuracy(contestant, training, column)
+    assert cell is not None  # `best` chose among those that have one
+    return cell

@@ -1,0 +1,291 @@
+"""The report's tables and curves."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pliant.show.curves import Curve, chart, extent
+from pliant.show.tables import Cell as Entry
+from pliant.show.tables import table
+from pliant.studies.report import findings
+from pliant.studies.report.findings import TRAINED, interval, signed
+from pliant.studies.report.page import legend
+from pliant.studies.report.results import Cell, Difference, Results, deformable, difference
+
+UNITS = {
+    "scale": "scale factor",
+    "rotation": "angle in degrees, to either side",
+    "aspect": "ratio of the sides",
+    "shear": "tangent of the lean",
+    "bend": "amplitude in shares of the side",
+}
+IDENTITY = {"scale": 1.0, "rotation": 0.0, "aspect": 1.0, "shear": 0.0, "bend": 0.0}
+LOGARITHMIC = ("scale", "aspect")
+
+# Colour, dashes and width of a contestant's curve: one hue for each family, dashes within it.
+_LINES = {
+    "sift": ("var(--grey)", "2 3", 2.0),
+    "plain": ("var(--ink-line)", "", 2.0),
+    "plain-lrn": ("var(--purple)", "", 2.0),
+    "dilated-2": ("var(--green)", "", 2.0),
+    "dilated-3": ("var(--green)", "6 4", 2.0),
+    "deform-v1-1": ("var(--orange)", "2 3", 2.0),
+    "deform-v1-2": ("var(--orange)", "6 4", 2.0),
+    "deform-v1-3": ("var(--orange)", "", 2.0),
+    "deform-v2-3": ("var(--blue)", "", 3.0),
+}
+_LAYERS = (("var(--blue)", ""), ("var(--orange)", "6 4"), ("var(--green)", "2 3"))
+
+
+def accuracy(results: Results, training: str) -> str:
+    """Return the table of accuracies after one training: rows contestants, columns kinds of test, best in bold."""
+    best = {column: results.best(results.contestants, training, column) for column in results.columns}
+    rows: list[Sequence[Entry | str]] = []
+    for group, members in _groups(results):
+        there = [c for c in members if results.accuracy(c, training, "clean") is not None]
+        if there:
+            rows.append([group])
+        for contestant in there:
+            cells = [_share(results.accuracy(contestant, training, c), best[c] == contestant) for c in results.columns]
+            n = results.accuracy(contestant, training, "clean")
+            rows.append([results.label(contestant), *cells, str(n.n if n else 0)])
+    head = ["contestant", *(f"{c}" for c in results.columns), "seeds"]
+    return table(head, rows, f"{TRAINED.get(training, training)}: accuracy in %, mean ± standard deviation over seeds.")
+
+
+def duels(results: Results, training: str) -> str:
+    """Return the best deformable network against the best control in every column."""
+    rows: list[Sequence[Entry | str]] = [
+        [column, _gap(gap), results.label(ours), results.label(theirs)]
+        for column, (ours, theirs, gap) in findings.duels(results, training).items()
+    ]
+    head = ["test", "difference in points", "best deformable", "best control"]
+    return table(head, rows) if rows else ""
+
+
+def margins(results: Results, training: str) -> str:
+    """Return every deformable network's paired difference to the best control of each column."""
+    controls = [c for c in results.contestants if not deformable(c)]
+    ours = [c for c in results.contestants if deformable(c)]
+    best = {column: results.best(controls, training, column) for column in results.columns}
+    if not ours or not any(best.values()):
+        return ""
+    named = [Entry(results.label(c) if c is not None else "–", kind="name") for c in best.values()]
+    rows: list[Sequence[Entry | str]] = [["best control", *named]]
+    for contestant in ours:
+        row: list[Entry | str] = [results.label(contestant)]
+        for column, control in best.items():
+            mine = results.accuracy(contestant, training, column)
+            theirs = results.accuracy(control, training, column) if control else None
+            gap = difference(mine, theirs) if mine and theirs else None
+            row.append(_gap(gap, "stack") if gap is not None else "–")
+        rows.append(row)
+    caption = f"{TRAINED.get(training, training)}: difference to the best control in points, with its 95 % interval."
+    return table(["contestant", *results.columns], rows, caption)
+
+
+def _gap(gap: Difference, kind: str = "") -> Entry:
+    mark, color = {1: (" ▲", "win"), -1: (" ▼", "lose"), 0: ("", "")}[gap.verdict]
+    return Entry(signed(gap.mean) + mark, gap.verdict != 0, interval(gap), f"{kind} {color}".strip())
+
+
+def cost(results: Results) -> str:
+    """Return the table of parameters, multiply-adds and time."""
+
+    def seconds(cell: Cell | None) -> str:
+        if cell is None:
+            return "–"
+        return f"{cell.mean:.1f}" + (f" ± {cell.sd:.1f}" if cell.n > 1 else "")
+
+    rows: list[Sequence[Entry | str]] = []
+    for group, members in _groups(results):
+        rows.append([group])
+        for contestant in members:
+            runs = [run for run in results.runs if run["contestant"] == contestant]
+            row: list[Entry | str] = [results.label(contestant)]
+            for key, write in (("parameters", "{:,.0f}"), ("multiply_adds", "{:.2f}"), ("epochs", "{:.0f}")):
+                values = sorted({run[key] for run in runs if run.get(key) is not None})
+                unit = 1e6 if key == "multiply_adds" else 1
+                row.append(" / ".join(write.format(v / unit) for v in values) or "not counted")
+            row += [
+                seconds(results.cell(contestant, t, lambda run: run.get("train_seconds"))) for t in results.trainings
+            ]
+            row.append(seconds(results.cell(contestant, None, lambda run: run.get("test_seconds"))))
+            rows.append(row)
+    trained = [f"training, {t} (s)" for t in results.trainings]
+    return table(["contestant", "parameters", "10⁶ multiply-adds", "epochs", *trained, "all tests (s)"], rows)
+
+
+def switches(results: Results) -> str:
+    """Return the legend of the curves, a switch for each contestant."""
+    entries = {}
+    for contestant in results.contestants:
+        color, dash, width = _line(contestant)
+        entries[contestant] = (results.label(contestant), color, dash, width)
+    return legend(entries)
+
+
+def curves(results: Results) -> str:
+    """Return accuracy against strength: a chart for each kind and training, all on one vertical axis."""
+    scores = [s for run in results.runs for kind in run["accuracy"].values() for s in kind.values()]
+    low, high = max(0.0, math.floor(10 * min(scores)) / 10), min(1.0, math.ceil(10 * max(scores)) / 10)
+    charts = []
+    for kind in results.kinds:
+        for training in results.trainings:
+            lines = [line for c in results.contestants if (line := _strengths(results, c, training, kind))]
+            if lines:
+                charts.append(
+                    chart(
+                        lines,
+                        f"{kind}, {training}",
+                        UNITS.get(kind, kind),
+                        y_range=(low, max(high, low + 0.1)),
+                        shaded=results.ranges(kind),
+                        logarithmic=kind in LOGARITHMIC,
+                        percent=True,
+                    )
+                )
+    return f'<div class="charts">{"".join(charts)}</div>'
+
+
+def dilation(results: Results) -> str:
+    """Return effective dilation against object size, a chart for each deformable contestant and training."""
+    paint = _layers(results)
+    found: list[tuple[str, list[Curve]]] = []
+    for contestant in results.contestants:
+        for training in results.trainings:
+            lines = _dilations(_measured(results, contestant, training, "effective_dilation"), paint)
+            if lines:
+                found.append((f"{results.label(contestant)}, {training}", lines))
+    if not found:
+        return ""
+    span = extent([line for _, lines in found for line in lines])
+    charts = [chart(lines, title, "size of the object, √area in pixels", y_range=span) for title, lines in found]
+    key = legend({layer: (layer, color, dash, 2.0) for layer, (color, dash) in sorted(paint.items())}, switches=False)
+    return f'{key}<div class="charts">{"".join(charts)}</div>'
+
+
+def correlations(results: Results) -> str:
+    """Return Spearman's ρ of effective dilation and object size, and the statistics of the offsets."""
+    rows: list[Sequence[Entry | str]] = []
+    for contestant in results.contestants:
+        for training in results.trainings:
+            found = _measured(results, contestant, training, "spearman")
+            offsets = _measured(results, contestant, training, "offsets")
+            layers = dict.fromkeys(layer for run in (*found, *offsets) for layer in run)
+            for layer in layers:
+                rho = [run[layer] for run in found if layer in run]
+                moves = [run[layer] for run in offsets if layer in run]
+                text = "–"
+                if rho:
+                    mean = Cell(dict(enumerate(r["rho"] for r in rho))).mean
+                    text = (
+                        f"{mean:+.2f} [{min(r['low'] for r in rho):+.2f}, {max(r['high'] for r in rho):+.2f}]".replace(
+                            "-", "−"
+                        )
+                    )
+                rows.append(
+                    [
+                        results.label(contestant),
+                        training,
+                        layer,
+                        text,
+                        _plain([m["mean_abs"] for m in moves], "{:.2f}"),
+                        _plain([100 * m["outside"] for m in moves], "{:.1f}"),
+                        str(max(len(rho), len(moves))),
+                    ]
+                )
+    if not rows:
+        return ""
+    head = ["contestant", "training", "layer", "Spearman's ρ", "mean |offset|", "% outside", "seeds"]
+    return table(
+        head,
+        rows,
+        "ρ: mean over seeds, in brackets the lowest and highest end of the seeds' 95 % bootstrap intervals. "
+        "Offsets in pixels of the layer's map; % outside: samples that read nothing of the map. Mean ± sd over seeds.",
+    )
+
+
+def strengths(results: Results, training: str) -> str:
+    """Return the accuracy at every single strength."""
+    tests = [(kind, s) for kind in results.kinds for s in results.strengths(kind)]
+    rows: list[Sequence[Entry | str]] = []
+    for contestant in results.contestants:
+        cells = [results.at(contestant, training, *test) for test in tests]
+        if any(cells):
+            rows.append([results.label(contestant), *(_share(cell) for cell in cells)])
+    return table(["contestant", *(f"{kind} {s}" for kind, s in tests)], rows, TRAINED.get(training, training))
+
+
+def _groups(results: Results) -> list[tuple[str, list[str]]]:
+    there = results.contestants
+    parts = [
+        ("hand-made features", [c for c in there if c == "sift"]),
+        ("controls", [c for c in there if c != "sift" and not deformable(c)]),
+        ("deformable", [c for c in there if deformable(c)]),
+    ]
+    return [(name, members) for name, members in parts if members]
+
+
+def _line(contestant: str) -> tuple[str, str, float]:
+    return _LINES.get(contestant, ("var(--purple)", "1 3", 2.0))
+
+
+def _share(cell: Cell | None, best: bool = False) -> Entry:
+    if cell is None:
+        return Entry("–")
+    return Entry(f"{100 * cell.mean:.1f}", best, f"± {100 * cell.sd:.1f}" if cell.n > 1 else "")
+
+
+def _plain(values: Sequence[float], write: str) -> str:
+    if not values:
+        return "–"
+    cell = Cell(dict(enumerate(values)))
+    return write.format(cell.mean) + (f" ± {write.format(cell.sd)}" if cell.n > 1 else "")
+
+
+def _strengths(results: Results, contestant: str, training: str, kind: str) -> Curve | None:
+    """Return a contestant's curve, with the clean test where nothing is transformed."""
+    cells = {float(s): results.at(contestant, training, kind, s) for s in results.strengths(kind)}
+    if kind in IDENTITY:
+        cells.setdefault(IDENTITY[kind], results.accuracy(contestant, training, "clean"))
+    there = {x: cell for x, cell in sorted(cells.items()) if cell is not None}
+    if not there:
+        return None
+    color, dash, width = _line(contestant)
+    band = [cell.sd for cell in there.values()] if all(cell.n > 1 for cell in there.values()) else None
+    means = [cell.mean for cell in there.values()]
+    return Curve(results.label(contestant), list(there), means, band, color, dash, width, f"curve-{contestant}")
+
+
+def _measured(results: Results, contestant: str, training: str, key: str) -> list[Any]:
+    return [
+        run[key]
+        for run in results.runs
+        if run["contestant"] == contestant and run["training"] == training and run.get(key)
+    ]
+
+
+def _layers(results: Results) -> dict[str, tuple[str, str]]:
+    """Return layer → (colour, dashes); the last layer is the full line."""
+    rows = [row["layer"] for run in results.runs for row in run.get("effective_dilation") or []]
+    layers = sorted(dict.fromkeys(rows), reverse=True)
+    return {layer: _LAYERS[i % len(_LAYERS)] for i, layer in enumerate(layers)}
+
+
+def _dilations(runs: list[list[dict[str, Any]]], paint: Mapping[str, tuple[str, str]]) -> list[Curve]:
+    """Return a curve for each layer: bins of object size in order, mean and sd over seeds."""
+    lines = []
+    for layer in sorted({row["layer"] for run in runs for row in run}):
+        per_seed = [sorted((r["scale"], r["dilation"]) for r in run if r["layer"] == layer) for run in runs]
+        # Every seed sees the same test pictures; a seed with fewer bins would shift the others' means.
+        bins = max(len(rows) for rows in per_seed)
+        whole = [rows for rows in per_seed if len(rows) == bins]
+        x = [Cell(dict(enumerate(rows[b][0] for rows in whole))).mean for b in range(bins)]
+        y = [Cell(dict(enumerate(rows[b][1] for rows in whole))) for b in range(bins)]
+        color, dash = paint[layer]
+        band = [cell.sd for cell in y] if len(whole) > 1 else None
+        lines.append(Curve(layer, x, [cell.mean for cell in y], band, color, dash, 2.0))
+    return lines
