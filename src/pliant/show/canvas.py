@@ -51,7 +51,9 @@ def show_picture(axes: Axes, picture: np.ndarray, title: str = "", *, margin: fl
     if picture.ndim == 2:
         kind = {"cmap": LinearSegmentedColormap.from_list("ink", ["#FFFFFF", "#8C8C8C"]), "vmin": 0}
     axes.imshow(picture, interpolation="nearest", zorder=0, **kind)
-    axes.add_patch(Rectangle((-0.5, -0.5), W, H, fill=False, edgecolor="#B5B5B5", linewidth=0.8, zorder=1))
+    axes.add_patch(
+        Rectangle((-0.5, -0.5), W, H, fill=False, edgecolor="#B5B5B5", linewidth=0.8, zorder=1, clip_on=False)
+    )
     axes.set_xlim(-0.5 - margin, W - 0.5 + margin)
     axes.set_ylim(H - 0.5 + margin, -0.5 - margin)
     axes.set_axis_off()

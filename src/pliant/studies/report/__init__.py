@@ -49,9 +49,11 @@ def _body(results: Results, drawn: list[pictures.Picture]) -> list[str]:
     body = [page.heading("Do deformable layers cope with geometry nobody showed them?", 1)]
     if results.profile != "full":
         body.append(page.paragraph(_quick(results), "quick"))
+    if results.missing:
+        body.append(page.paragraph("The study is not whole: what is missing is named below.", "quick"))
     body.append(page.heading("What came out"))
     for training in results.trainings:
-        body += [page.paragraph(findings.verdict(results, training)), sections.duels(results, training)]
+        body += [page.paragraph(" ".join(findings.verdict(results, training))), sections.duels(results, training)]
     body.append(page.bullets(findings.sentences(results)))
     body += [page.heading("The question"), *map(page.paragraph, _QUESTION)]
     body += [page.heading("The protocol"), page.bullets(_protocol(results))]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from pliant.studies.report.results import ALL, Cell, Difference, Results, deformable, difference
+from pliant.studies.report.results import ALL, Cell, Difference, Results, deformable, difference, network
 
 TRAINED = {"upright": "Trained on upright objects", "augmented": "Trained with augmentation"}
 
@@ -25,12 +25,17 @@ def points(found: Difference) -> str:
     return f"{signed(found.mean)} {interval(found)}"
 
 
-def duels(results: Results, training: str) -> dict[str, tuple[str, str, Difference]]:
+def controls(results: Results, networks: bool = False) -> list[str]:
+    """Return the contestants without deformable layers, with or without hand-made features."""
+    return [c for c in results.contestants if not deformable(c) and (network(c) or not networks)]
+
+
+def duels(results: Results, training: str, networks: bool = False) -> dict[str, tuple[str, str, Difference]]:
     """Return column → (best deformable, best control, their paired difference) where both were run."""
     found = {}
     for column in results.columns:
         ours = results.best([c for c in results.contestants if deformable(c)], training, column)
-        theirs = results.best([c for c in results.contestants if not deformable(c)], training, column)
+        theirs = results.best(controls(results, networks), training, column)
         if ours is None or theirs is None:
             continue
         gap = difference(_cell(results, ours, training, column), _cell(results, theirs, training, column))
@@ -39,23 +44,27 @@ def duels(results: Results, training: str) -> dict[str, tuple[str, str, Differen
     return found
 
 
-def verdict(results: Results, training: str) -> str:
-    """Return one training's result in a sentence: where deformable layers win, lose, and neither."""
+def verdict(results: Results, training: str) -> list[str]:
+    """Return one training's result: where deformable layers win, lose, and neither; then among networks alone."""
     name = TRAINED.get(training, training)
-    every = duels(results, training)
+    every, among = duels(results, training), duels(results, training, networks=True)
     if not every:
-        return f"{name}: there is no deformable network and control with a common seed to compare."
+        return [f"{name}: there is no deformable network and control with a common seed to compare."]
+    text = f"{name}, of {len(every)} columns the best deformable network {_score(every, 'the best control')}"
+    if among and any(not network(theirs) for _, theirs, _ in every.values()):
+        return [text, f"Among networks alone it {_score(among, 'the best control network')}"]
+    return [text]
+
+
+def _score(every: dict[str, tuple[str, str, Difference]], whom: str) -> str:
     if all(math.isnan(gap.low) for *_, gap in every.values()):
         ahead = [c for c, (*_, gap) in every.items() if gap.mean > 0]
         return (
-            f"{name}, the best deformable network is ahead of the best control on {len(ahead)} of {len(every)} columns"
-            f"{_named(ahead)}. One common seed: there is no interval, so nothing is decided."
+            f"is ahead of {whom} on {len(ahead)} of {len(every)}{_named(ahead)}. One common seed: there is no "
+            "interval, so nothing is decided."
         )
-    groups = {sign: [c for c, (*_, gap) in every.items() if gap.verdict == sign] for sign in (1, -1, 0)}
-    ahead, behind, open_ = groups[1], groups[-1], groups[0]
-    text = f"{name}, of {len(every)} columns the best deformable network "
-    text += f"wins {len(ahead)}{_named(ahead)} against the best control, " if ahead else "wins none, "
-    text += f"loses {len(behind)}{_named(behind)}, " if behind else "loses none, "
+    ahead, behind, open_ = ([c for c, (*_, gap) in every.items() if gap.verdict == sign] for sign in (1, -1, 0))
+    text = f"wins {len(ahead) or 'none'}{_named(ahead)} against {whom}, loses {len(behind) or 'none'}{_named(behind)}, "
     return text + (f"and cannot be told apart on {len(open_)}{_named(open_)}." if open_ else "and none is undecided.")
 
 

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from pliant.studies.geometry.contestants import CONTESTANTS
 from torch import Tensor, nn
 
 from pliant.nn import DeformConv2d, LocalResponseNorm
 from pliant.show import canvas, grids, lrn, sampling
+from pliant.studies.geometry.contestants import CONTESTANTS
 from pliant.studies.report.results import TRAININGS, Results, deformable
 
 if TYPE_CHECKING:
@@ -43,7 +43,8 @@ def all_pictures(results: Results, notes: list[str]) -> list[Picture]:
         try:
             found.append(maker(results))
         except LookupError as error:
-            notes.append(str(error.args[0]))
+            if error.args[0] not in notes:
+                notes.append(str(error.args[0]))
     return found
 
 
@@ -131,8 +132,8 @@ def inhibition(results: Results) -> Picture:
     figure.set_layout_engine("constrained")
     lrn.draw(figure, found, picture)
     caption = (
-        f"Lateral inhibition in the first layer of {name} (size {norm.size}, α {norm.alpha:g}, β {norm.beta:g}, "
-        f"k {norm.k:g}): responses where they are strongest (ring), before and after; the share of what each channel "
+        f"Lateral inhibition in the first layer of {name}, size {norm.size}, α = {norm.alpha:g}, β = {norm.beta:g}, "
+        f"k = {norm.k:g}: responses where they are strongest (ring), before and after; the share of what each channel "
         "would give alone that it loses to its neighbours, over the whole map; and which neighbour takes how much."
     )
     return Picture("lrn", canvas.png(figure), caption)

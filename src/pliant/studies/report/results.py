@@ -186,6 +186,11 @@ def deformable(contestant: str) -> bool:
     return contestant.startswith("deform")
 
 
+def network(contestant: str) -> bool:
+    """Return whether a contestant is a network, and not hand-made features."""
+    return contestant not in CONTESTANTS or CONTESTANTS[contestant].learned
+
+
 def read(folder: Path) -> Results:
     """Read the results of a study.
 

@@ -66,15 +66,31 @@ def duels(results: Results, training: str) -> str:
 
 
 def margins(results: Results, training: str) -> str:
-    """Return every deformable network's paired difference to the best control of each column."""
-    controls = [c for c in results.contestants if not deformable(c)]
-    ours = [c for c in results.contestants if deformable(c)]
-    best = {column: results.best(controls, training, column) for column in results.columns}
-    if not ours or not any(best.values()):
+    """Return every deformable network's paired difference to the best control, and to the best control network."""
+    rows: list[Sequence[Entry | str]] = []
+    before = None
+    for title, networks in (("every control", False), ("networks alone", True)):
+        controls = findings.controls(results, networks)
+        best = {column: results.best(controls, training, column) for column in results.columns}
+        # A second block only where hand-made features are the best control somewhere.
+        if best == before or not any(best.values()):
+            continue
+        before = best
+        block = _margins(results, training, best)
+        if block:
+            named = [Entry(results.label(c) if c is not None else "–", kind="name") for c in best.values()]
+            rows += [[title], ["best control", *named], *block]
+    if not rows:
         return ""
-    named = [Entry(results.label(c) if c is not None else "–", kind="name") for c in best.values()]
-    rows: list[Sequence[Entry | str]] = [["best control", *named]]
-    for contestant in ours:
+    caption = f"{TRAINED.get(training, training)}: difference to the best control in points, with its 95 % interval."
+    return table(["contestant", *results.columns], rows, caption)
+
+
+def _margins(results: Results, training: str, best: Mapping[str, str | None]) -> list[Sequence[Entry | str]]:
+    rows: list[Sequence[Entry | str]] = []
+    for contestant in results.contestants:
+        if not deformable(contestant) or results.accuracy(contestant, training, "clean") is None:
+            continue
         row: list[Entry | str] = [results.label(contestant)]
         for column, control in best.items():
             mine = results.accuracy(contestant, training, column)
@@ -82,8 +98,7 @@ def margins(results: Results, training: str) -> str:
             gap = difference(mine, theirs) if mine and theirs else None
             row.append(_gap(gap, "stack") if gap is not None else "–")
         rows.append(row)
-    caption = f"{TRAINED.get(training, training)}: difference to the best control in points, with its 95 % interval."
-    return table(["contestant", *results.columns], rows, caption)
+    return rows
 
 
 def _gap(gap: Difference, kind: str = "") -> Entry:
