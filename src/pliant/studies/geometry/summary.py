@@ -11,8 +11,6 @@ from pliant.studies.geometry.contestants import CONTESTANTS
 from pliant.studies.geometry.protocol import STRENGTHS, TRAININGS, inside
 
 Result = dict[str, Any]
-# Two-sided 95 % points of Student's t for 1 … 9 degrees of freedom.
-STUDENT = (12.71, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 
 
 def measured(result: Result) -> dict[str, float]:
@@ -41,13 +39,14 @@ def spread(values: Sequence[float]) -> str:
 
 
 def compare(first: Sequence[float], second: Sequence[float]) -> tuple[float, float]:
-    """Return mean and half the 95 % interval of the paired differences first − second; infinite for one pair."""
+    """Return mean and half the 95 % t interval of the paired differences first − second; infinite for one pair."""
+    from scipy.special import stdtrit
+
     differences = [a - b for a, b in zip(first, second, strict=True)]
     n = len(differences)
     if n < 2:
         return differences[0], math.inf
-    t = STUDENT[n - 2] if n - 2 < len(STUDENT) else 1.96 + 2.6 / (n - 1)
-    return fmean(differences), t * stdev(differences) / math.sqrt(n)
+    return fmean(differences), float(stdtrit(n - 1, 0.975)) * stdev(differences) / math.sqrt(n)
 
 
 def summary(results: Sequence[Result]) -> str:
