@@ -157,7 +157,7 @@ def _run(
     cast = _check.autocast(input)[0]
     assert cast is not None
     native = _native.chosen(op, implementation, cast)
-    form = torch.ops.pliant.local_response_norm if native else _reference
+    form = torch.ops.pliant.local_response_norm.default if native else _reference
     result: Tensor = form(cast, dim, before, after, spatial, float(a), float(beta), float(k))
     return result
 
@@ -214,7 +214,8 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     (input,) = ctx.saved_tensors
-    return (torch.ops.pliant.local_response_norm_backward(grad, input, *ctx.window), *[None] * len(ctx.window))
+    back = torch.ops.pliant.local_response_norm_backward.default
+    return (back(grad, input, *ctx.window), *[None] * len(ctx.window))
 
 
 def _setup_context_twice(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
