@@ -17,7 +17,7 @@ def signed(value: float) -> str:
 
 def interval(found: Difference) -> str:
     """Write the interval of a difference in percentage points, or why there is none."""
-    return "one seed" if math.isnan(found.low) else f"[{signed(found.low)}, {signed(found.high)}]"
+    return "(one seed)" if math.isnan(found.low) else f"[{signed(found.low)}, {signed(found.high)}]"
 
 
 def points(found: Difference) -> str:
@@ -105,7 +105,7 @@ def _augmentation(results: Results) -> list[str]:
     if upright and augmented and (gain := difference(augmented, upright)):
         parts.append(f"augmentation changes the plain CNN by {points(gain)}")
     if upright and learned and ours and (gain := difference(learned, upright)):
-        parts.append(f"{results.label(ours)} without augmentation by {points(gain)}")
+        parts.append(f"{results.label(ours)} without augmentation differs from the plain CNN by {points(gain)}")
     if not parts:
         return []
     text = f"Averaged over all transformations, in points: {'; '.join(parts)}"
@@ -125,7 +125,7 @@ def _cost(results: Results) -> list[str]:
     ratio = times[0].mean / times[1].mean
     return [
         f"Training {results.label(ours)} took {ratio:.1f} times as long as the plain CNN "
-        f"({times[0].mean:.0f} s against {times[1].mean:.0f} s a run)."
+        f"({times[0].mean:.0f} s against {times[1].mean:.0f} s a run; wall time, whatever else the machine did)."
     ]
 
 
