@@ -52,6 +52,8 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "The quick study: few epochs, one seed. 4 runs of 1 epoch" in said
     assert "[4/4] deformable v1, 1 layer, augmented, seed 0: clean" in said
     assert "points against the best control" in said
+    assert said.endswith(f"Report, with curves and pictures: {out / 'report.html'}\n")
+    assert "<html" in (out / "report.html").read_text(encoding="utf-8")
     results = _lines(out)
     assert [(r["contestant"], r["training"]) for r in results] == [
         (c, t) for t in ("upright", "augmented") for c in ("plain", "deform-v1-1")

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from pliant.studies import report
 from pliant.studies.geometry import CONTESTANTS, Protocol, Study, Task
 from pliant.studies.geometry import run as run_study
 from pliant.studies.geometry.store import Store
@@ -61,6 +62,7 @@ def run(args: argparse.Namespace) -> int:
         return 1
     chosen = set(tasks)
     print("\n" + summary([r for r in store.results if Task(r["contestant"], r["training"], r["seed"]) in chosen]))
+    print(f"Report, with curves and pictures: {report.write(study.out)}")
     return 0
 
 
