@@ -98,10 +98,10 @@ def _verdicts(runs: dict[str, list[Result]]) -> list[str]:
                 _, mean, half, label = max(paired)
                 verdict = "ties" if abs(mean) <= half else "wins" if mean > 0 else "loses"
                 text = f"{measure} {100 * mean:+.1f}" + (f" ± {100 * half:.1f}" if math.isfinite(half) else "")
-                verdicts[verdict].append(f"{text} (best control: {label})")
+                verdicts[verdict].append(f"{text} ({label})")
         if not any(verdicts.values()):
             continue
-        lines.append(f"{CONTESTANTS[name].label}, points against the best control of the same seeds:")
+        lines.append(f"{CONTESTANTS[name].label}, points against the best control (named) of the same seeds:")
         if len(runs[name]) < 2:
             lines.append(f"  one seed, no interval: {'; '.join(verdicts['ties'])}")
             continue
