@@ -204,6 +204,12 @@ PLIANT_INLINE void gather_loop(const Job<T>& job, const R& ratios, const T* __re
     out[i] = static_cast<T>(scaled[i] - factor * static_cast<S>(x[i]) * ratios.sum(i));
 }
 
+// Ask for what the next block will square, while this one computes.
+template <class T>
+PLIANT_INLINE void fetch(const T* x, int64_t n) {
+  for (int64_t i = 0; i < n; i += 64 / static_cast<int64_t>(sizeof(T))) __builtin_prefetch(x + i);
+}
+
 // The compiled clones; they cannot be templates. First for blocks: `times` runs, dx apart in the tensors and dq apart
 // in the scratch, whose windows are FUSED rows a pitch apart or sums already.
 #define PLIANT_RUNS(T, S)                                                                                            \
@@ -212,7 +218,9 @@ PLIANT_INLINE void gather_loop(const Job<T>& job, const R& ratios, const T* __re
   }                                                                                                                  \
   PLIANT_CLONES void forward_runs(const Job<T>& job, const T* x, const S* q, T* y, int64_t n, int64_t times,         \
                                   int64_t dx, int64_t dq) {                                                          \
+    const int64_t ahead = times * dx;                                                                                \
     for (; times > 0; --times, x += dx, y += dx, q += dq) {                                                          \
+      fetch(x + ahead, n);                                                                                           \
       if (job.fused) forward_loop(job, Rows<FUSED, false, S>(q, job.pitch), x, y, n);                                \
       else forward_loop(job, Rows<1, false, S>(q, 0), x, y, n);                                                      \
     }                                                                                                                \
