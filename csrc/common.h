@@ -18,7 +18,15 @@
 
 // Plain loops, compiled for several instruction levels; the loader picks one. Clones do not reach into what they call,
 // so everything under a PLIANT_CLONES function is PLIANT_INLINE.
-#if defined(__x86_64__) && defined(__linux__) && !defined(__SANITIZE_ADDRESS__)
+#if !defined(__x86_64__) || !defined(__linux__) || defined(__SANITIZE_ADDRESS__)
+#define PLIANT_LEVELS 0
+#elif defined(__clang__) ? __clang_major__ < 18 : __GNUC__ < 12
+#warning "pliant is compiled for the baseline of x86-64 alone: this compiler has no clones by level, g++ 12 has"
+#define PLIANT_LEVELS 0
+#else
+#define PLIANT_LEVELS 1
+#endif
+#if PLIANT_LEVELS
 #define PLIANT_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #else
 #define PLIANT_CLONES

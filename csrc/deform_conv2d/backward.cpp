@@ -100,9 +100,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> deform_conv2d_backward(const Tensor& 
                 lane.columns_grad[p * KC + k * s.C + c] = go[p * gp + c * gc] * weights.data[k * s.C + c];
         } else {
           for (int64_t q = 0; q < s.g; ++q)
-            ok = mm<A>({lane.columns_grad + q * KCg, count, KCg, KC, 1}, {go + q * s.Og * gc, count, s.Og, gp, gc},
-                       {weights.data + q * s.Og * KCg, s.Og, KCg, KCg, 1}) &&
-                 ok;
+            if (!mm<A>({lane.columns_grad + q * KCg, count, KCg, KC, 1}, {go + q * s.Og * gc, count, s.Og, gp, gc},
+                       {weights.data + q * s.Og * KCg, s.Og, KCg, KCg, 1}))
+              ok = false;
         }
       }
 
@@ -152,9 +152,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> deform_conv2d_backward(const Tensor& 
               lane.weight[k * s.C + c] += go[p * gp + c * gc] * lane.columns[p * KC + k * s.C + c];
       } else {
         for (int64_t q = 0; q < s.g; ++q)
-          ok = mm<A>({lane.weight + q * s.Og * KCg, s.Og, KCg, KCg, 1}, {go + q * s.Og * gc, s.Og, count, gc, gp},
-                     {lane.columns + q * KCg, count, KCg, KC, 1}, true) &&
-               ok;
+          if (!mm<A>({lane.weight + q * s.Og * KCg, s.Og, KCg, KCg, 1}, {go + q * s.Og * gc, s.Og, count, gc, gp},
+                     {lane.columns + q * KCg, count, KCg, KC, 1}, true))
+            ok = false;
       }
     };
 

@@ -71,9 +71,9 @@ Tensor deform_conv2d(const Tensor& input, const Tensor& offset, const Tensor& we
         }
       } else {
         for (int64_t q = 0; q < s.g; ++q)
-          ok = mm<A>({result + q * s.Og, count, s.Og, s.O, 1}, {lane.columns + q * KCg, count, KCg, KC, 1},
-                     {weights.data + q * s.Og * KCg, KCg, s.Og, 1, KCg}) &&
-               ok;
+          if (!mm<A>({result + q * s.Og, count, s.Og, s.O, 1}, {lane.columns + q * KCg, count, KCg, KC, 1},
+                     {weights.data + q * s.Og * KCg, KCg, s.Og, 1, KCg}))
+            ok = false;
         if (bias)
           for (int64_t p = 0; p < count; ++p)
             for (int64_t o = 0; o < s.O; ++o) result[p * s.O + o] += biases[o];
