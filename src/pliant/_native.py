@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 import importlib.util
 import warnings
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 IMPLEMENTATIONS = ("auto", "native", "reference")
 
@@ -49,15 +49,26 @@ def chosen(op: str, implementation: str, tensor: Tensor) -> bool:
     if implementation == "reference":
         return False
     kind = tensor.device.type
-    why = reason if path is None else f"there is no {kind} kernel"
-    if path is not None and kind in ("cpu", "meta"):
+    if path is None:
+        why = reason
+    elif forward_ad._current_level >= 0:
+        why = "the kernels have no forward-mode derivative"
+    elif kind in ("cpu", "meta"):
         return True
+    else:
+        why = f"there is no {kind} kernel"
     if implementation == "native":
         raise RuntimeError(f'{op}: implementation="native" is not possible here, {why}')
     _warn_once(op, why)
     return False
 
 
-@functools.cache
+# torch.compile calls it while it traces, instead of breaking the graph.
+@torch.compiler.assume_constant_result
 def _warn_once(op: str, why: str) -> None:
-    warnings.warn(f"{op}: runs on the slow reference, {why}", RuntimeWarning, stacklevel=4)
+    if (op, why) not in _warned:
+        _warned.add((op, why))
+        warnings.warn(f"{op}: runs on the slow reference, {why}", RuntimeWarning, stacklevel=4)
+
+
+_warned: set[tuple[str, str]] = set()

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
 
+from pliant import _native
 from pliant.nn import LocalResponseNorm
 from pliant.ops import local_response_norm, lrn
 from pliant.testing import LRN_CASES, TOLERANCE, LRNCase, error
@@ -372,6 +373,15 @@ def test_float16_does_not_overflow(implementation: str) -> None:
     # Window sums of 3, 4, 5, 4, 3 squares of 10⁶.
     expected = torch.tensor([1000 / (1 + 1e-4 / 5 * n * 1e6) ** 0.75 for n in (3, 4, 5, 4, 3)], dtype=torch.float64)
     assert error(y[0, :, 0, 0], expected) < TOLERANCE[torch.float16]
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")  # torch's own
+def test_forward_mode_runs_on_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_native, "_warned", set())
+    x, d, small = *torch.randn(2, 3, 8, dtype=torch.float64), 1e-6
+    with pytest.warns(RuntimeWarning, match="^lrn: runs on the slow reference, the kernels have no forward-mode"):
+        _, tangent = torch.func.jvp(lrn, (x,), (d,))
+    assert error(tangent, (lrn(x + small * d) - lrn(x - small * d)) / (2 * small)) < 1e-6
 
 
 def test_large_values_do_not_leak() -> None:

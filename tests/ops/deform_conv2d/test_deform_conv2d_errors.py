@@ -275,13 +275,24 @@ def test_native_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
+SLOW = "^deform_conv2d: runs on the slow reference, pliant/_C.so is not installed"
+
+
 def test_auto_without_kernels_warns_once_and_computes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_native, "path", None)
     monkeypatch.setattr(_native, "reason", "pliant/_C.so is not installed beside the Python files")
-    _native._warn_once.cache_clear()
-    with pytest.warns(
-        RuntimeWarning, match="^deform_conv2d: runs on the slow reference, pliant/_C.so is not installed"
-    ):
+    monkeypatch.setattr(_native, "_warned", set())
+    with pytest.warns(RuntimeWarning, match=SLOW):
         first = deform_conv2d(**RIGHT)
     assert torch.equal(first, deform_conv2d(**RIGHT))
-    _native._warn_once.cache_clear()
+
+
+def test_auto_without_kernels_compiles_whole_and_warns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_native, "path", None)
+    monkeypatch.setattr(_native, "reason", "pliant/_C.so is not installed beside the Python files")
+    monkeypatch.setattr(_native, "_warned", set())
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda values: deform_conv2d(**values), backend="aot_eager", fullgraph=True)
+    with pytest.warns(RuntimeWarning, match=SLOW):
+        first = compiled(RIGHT)
+    assert torch.equal(first, deform_conv2d(**RIGHT, implementation="reference"))

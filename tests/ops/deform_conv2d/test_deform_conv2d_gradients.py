@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
+from pliant import _native
 from pliant.ops import deform_conv2d
 from pliant.testing import DEFORM_CONV_CASES, TOLERANCE, DeformConvCase, error
 
@@ -259,3 +260,22 @@ def test_trains_as_a_convolution_does_at_zero_offset(deform: Operator) -> None:
     above = torch.randn(output.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     for name, expected in zip(leaves, torch.autograd.grad(output, list(leaves.values()), above), strict=True):
         assert error(found[name], expected) < 1e-12, name
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")  # torch's own
+def test_forward_mode_runs_on_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+    # A kernel without a forward derivative would return tangents of zero and say nothing.
+    monkeypatch.setattr(_native, "_warned", set())
+    case = BY_NAME["crooked"]
+    t = case.tensors(torch.float64)
+    small, d = 1e-6, torch.randn_like(t["offset"])
+
+    def of(offset: Tensor, implementation: str = "auto") -> Tensor:
+        return deform_conv2d(**{**t, "offset": offset}, **case.geometry, implementation=implementation)
+
+    with pytest.warns(RuntimeWarning, match="^deform_conv2d: runs on the slow reference, the kernels have no forward-"):
+        _, tangent = torch.func.jvp(of, (t["offset"],), (d,))
+    step = (of(t["offset"] + small * d) - of(t["offset"] - small * d)) / (2 * small)
+    assert error(tangent, step) < 1e-6
+    with pytest.raises(RuntimeError, match=r"native.* is not possible here, the kernels have no forward-mode"):
+        torch.func.jvp(functools.partial(of, implementation="native"), (t["offset"],), (d,))
