@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import pickle
+import re
 from typing import Any
 
 import pytest
@@ -223,6 +224,19 @@ def test_compiles_whole() -> None:
     layer = DeformConv2d(4, 4, (2, 3), padding="same")
     x = torch.randn(2, 4, 7, 6)
     assert error(torch.compile(layer, fullgraph=True, dynamic=True, backend="aot_eager")(x), layer(x)) < 1e-6
+
+
+@pytest.mark.parametrize("call", ["forward", "predict"])
+def test_input_errors(call: str) -> None:
+    layer = DeformConv2d(6, 4, 3, padding=1)
+    for shape, sentence in (
+        ((6, 9, 9), "input must have shape (N, C, H, W), got (6, 9, 9)"),
+        ((2, 5, 9, 9), "input must have 6 channels, got shape (2, 5, 9, 9)"),
+    ):
+        with pytest.raises(ValueError, match=f"^DeformConv2d: {re.escape(sentence)}$"):
+            getattr(layer, call)(torch.zeros(shape))
+    with pytest.raises(TypeError, match=r"^DeformConv2d: input must be a tensor, got list$"):
+        getattr(layer, call)([1.0])
 
 
 ERRORS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {

@@ -142,9 +142,11 @@ class DeformConv2d(nn.Module):
 
         Under autocast the branch runs in the low precision, what it predicts is float32.
         """
+        self._check(input)
         return self._split(self.conv_offset(self._pad(input)))
 
     def forward(self, input: Tensor) -> Tensor:
+        self._check(input)
         input = self._pad(input)
         offset, mask = self._split(self.conv_offset(input))
         return deform_conv2d(
@@ -158,6 +160,14 @@ class DeformConv2d(nn.Module):
             mask,
             boundary=self.boundary,
         )
+
+    def _check(self, input: Tensor) -> None:
+        # Here, since the branch would take a map without a batch and would name its own weight for wrong channels.
+        _check.tensors("DeformConv2d", input=input)
+        _check.rank("DeformConv2d", "input", input, "N C H W")
+        if input.shape[1] != self.in_channels:
+            got = tuple(int(n) for n in input.shape)
+            raise ValueError(f"DeformConv2d: input must have {self.in_channels} channels, got shape {got}")
 
     def _pad(self, input: Tensor) -> Tensor:
         return F.pad(input, (0, self.extra[1], 0, self.extra[0])) if any(self.extra) else input
