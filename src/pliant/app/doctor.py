@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
-import importlib.util
+import importlib
 import os
 import platform
 import textwrap
@@ -96,9 +95,13 @@ def _report(check: Check, limit: float) -> bool:
 
 
 def _triton() -> str:
-    if importlib.util.find_spec("triton") is None:
-        return "not installed"
-    return importlib.metadata.version("triton")
+    try:
+        # Not by its distribution's name: torch's builds for other devices bring it under names of their own.
+        return str(importlib.import_module("triton").__version__)
+    except ModuleNotFoundError as error:
+        return "not installed" if error.name == "triton" else f"does not load: {error}"
+    except Exception as error:
+        return f"does not load: {textwrap.shorten(str(error), 160)}"
 
 
 def _gpu() -> str:
