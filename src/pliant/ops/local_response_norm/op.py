@@ -189,7 +189,7 @@ def _check_input(op: str, input: Tensor, least: int, letters: str) -> None:
     _check.dtype(op, "input", input)
 
 
-# What torch must know: schema, fake kernels, autograd. The CPU kernels are in csrc/local_response_norm.cpp.
+# What torch must know: schema, fake kernels, autograd. The CPU kernels are in csrc/local_response_norm/.
 
 _WINDOW = "int dim, int before, int after, bool spatial, float a, float beta, float k"
 _native.library.define(f"{_OP}(Tensor input, {_WINDOW}) -> Tensor")
