@@ -158,6 +158,8 @@ def test_wrong_arguments(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
         (["--contestants", "plain,resnet"], "there is no contestant resnet; there are sift, plain"),
         (["--seeds", "0"], "at least 1 seed, got 0"),
         (["--jobs", "0"], "at least 1 job, got 0"),
+        (["--device", "gpu"], "torch cannot compute on device 'gpu' here"),
+        (["--device", "meta"], "torch cannot compute on device 'meta' here"),
         (["--epochs", "0"], "--epochs must be at least 1, got 0"),
         (["--pictures", "8"], "8 training pictures are less than one batch of"),
         (["--data", str(tmp_path / "nowhere")], "train-images-idx3-ubyte nor"),

@@ -69,6 +69,11 @@ class Study:
                 f"geometry: there is no contestant {', '.join(unknown) or '(none given)'}; "
                 f"there are {', '.join(CONTESTANTS)}"
             )
+        try:
+            torch.zeros(1, device=self.device).tolist()
+        # AssertionError: a torch built without that device.
+        except (RuntimeError, AssertionError) as error:
+            raise ValueError(f"geometry: torch cannot compute on device {self.device!r} here") from error
 
     def tasks(self) -> list[Task]:
         """Return all runs, seed by seed, so that an interrupted study compares like with like."""
