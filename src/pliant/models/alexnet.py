@@ -6,6 +6,7 @@ import math
 
 from torch import Tensor, nn
 
+from pliant import _check
 from pliant.ops.local_response_norm.module import LocalResponseNorm
 
 
@@ -44,7 +45,7 @@ class AlexNet(nn.Module):
         (N, channels, 224, 224), or (N, channels, 64, 64) if small → (N, classes), logits.
 
     Raises:
-        ValueError: pictures whose last map is not 6×6 (3×3 if small).
+        ValueError: pictures whose last map is not 6×6 (3×3 if small), input without a batch.
 
     Source: Krizhevsky, Sutskever, Hinton, "ImageNet Classification with Deep Convolutional Neural Networks", NIPS 2012,
     sections 3 to 5.
@@ -108,9 +109,12 @@ class AlexNet(nn.Module):
                     nn.init.constant_(layer.bias, float(one))  # type: ignore[arg-type]
 
     def forward(self, input: Tensor) -> Tensor:
-        maps = self.features(input)
-        if maps.shape[-2:] != (self.last, self.last):
-            got = tuple(int(n) for n in input.shape[-2:])
-            raise ValueError(f"AlexNet: pictures must be {self.side}×{self.side}, got {got[0]}×{got[1]}; resize them")
+        _check.tensors("AlexNet", input=input)
+        _check.rank("AlexNet", "input", input, "N C H W")
+        H, W = input.shape[-2:]
+        # Much smaller ones vanish on the way.
+        maps = self.features(input) if min(H, W) >= self.side // 2 else input
+        if maps is input or maps.shape[-2:] != (self.last, self.last):
+            raise ValueError(f"AlexNet: pictures must be {self.side}×{self.side}, got {int(H)}×{int(W)}; resize them")
         logits: Tensor = self.classifier(maps.flatten(1))
         return logits
