@@ -11,10 +11,16 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <cstdlib>
 #include <memory>
+#include <new>
 #include <optional>
 #include <utility>
 #include <vector>
+
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
 
 // Plain loops, compiled for several instruction levels; the loader picks one. Clones do not reach into what they call,
 // so everything under a PLIANT_CLONES function is PLIANT_INLINE.
@@ -82,7 +88,35 @@ void parallel_products(int64_t count, F&& f) {
   });
 }
 
-// Aligned pieces of one allocation: made before the parallel loop, which must not throw.
+// Uninitialised memory of the calling function's own. Where it is large it asks for huge pages: touching a fresh page
+// for the first time costs microseconds on a virtual machine, more than computing what goes into it.
+template <class T>
+class Buffer {
+ public:
+  Buffer() = default;
+  explicit Buffer(int64_t count) {
+    constexpr size_t kHuge = size_t(2) << 20;
+    const size_t bytes = count * sizeof(T), align = bytes < kHuge ? 64 : kHuge;
+    data_ = static_cast<T*>(std::aligned_alloc(align, (std::max<size_t>(bytes, 1) + align - 1) / align * align));
+    if (!data_) throw std::bad_alloc();
+#ifdef __linux__
+    if (align == kHuge) madvise(data_, bytes, MADV_HUGEPAGE);
+#endif
+  }
+  Buffer(Buffer&& other) noexcept : data_(std::exchange(other.data_, nullptr)) {}
+  Buffer& operator=(Buffer&& other) noexcept {
+    std::swap(data_, other.data_);
+    return *this;
+  }
+  ~Buffer() { std::free(data_); }
+  T* get() const { return data_; }
+  explicit operator bool() const { return data_; }
+
+ private:
+  T* data_ = nullptr;
+};
+
+// Aligned pieces of one buffer: made before the parallel loop, which must not throw.
 class Arena {
  public:
   template <class T>
@@ -91,15 +125,14 @@ class Arena {
     bytes_ += (count * sizeof(T) + 63) / 64 * 64;
   }
   void allocate() {
-    memory_.reset(new char[bytes_ + 64]);
-    char* start = memory_.get() + (64 - reinterpret_cast<uintptr_t>(memory_.get()) % 64);
-    for (auto& [piece, at] : pieces_) *piece = start + at;
+    memory_ = Buffer<char>(bytes_);
+    for (auto& [piece, at] : pieces_) *piece = memory_.get() + at;
   }
 
  private:
   std::vector<std::pair<void**, size_t>> pieces_;
   size_t bytes_ = 0;
-  std::unique_ptr<char[]> memory_;
+  Buffer<char> memory_;
 };
 
 // Four-dimensional memory of any of the dtypes with any strides; planes of offsets, masks, maps.

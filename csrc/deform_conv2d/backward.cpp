@@ -41,11 +41,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> deform_conv2d_backward(const Tensor& 
     const bool in_place = direct && grads.h == s.Wo * grads.w && (grads.w == 1 || grads.c == 1);
 
     // The input's gradient is summed channels-last in A: in the result itself where that is its form.
-    std::unique_ptr<A[]> summed;
+    Buffer<A> summed;
     A* sums = nullptr;
     const int64_t numel = s.N * s.H * s.W * s.C;
     if (want_input) {
-      if (!(direct && last)) summed.reset(new A[numel]);
+      if (!(direct && last)) summed = Buffer<A>(numel);
       sums = summed ? summed.get() : reinterpret_cast<A*>(grad_input.mutable_data_ptr());
       parallel(numel, 1 << 15, [&](int64_t begin, int64_t end) { std::fill(sums + begin, sums + end, A(0)); });
     }

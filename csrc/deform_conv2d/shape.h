@@ -90,7 +90,7 @@ inline Tensor empty_map(const Tensor& like, int64_t N, int64_t C, int64_t H, int
 template <class A>
 struct Map {
   const A* data;
-  std::unique_ptr<A[]> copy;
+  Buffer<A> copy;
 
   Map(const Tensor& t, const Shape& s) {
     const bool dense =
@@ -99,7 +99,7 @@ struct Map {
       data = static_cast<const A*>(t.const_data_ptr());
       return;
     }
-    copy.reset(new A[s.N * s.H * s.W * s.C]);
+    copy = Buffer<A>(s.N * s.H * s.W * s.C);
     data = copy.get();
     const Planes planes(t);
     const int64_t HW = s.H * s.W, blocks = (HW + kBlock - 1) / kBlock;
@@ -121,7 +121,7 @@ struct Map {
 template <class A>
 struct Weights {
   const A* data;
-  std::unique_ptr<A[]> copy;
+  Buffer<A> copy;
 
   Weights(const Tensor& t, const Shape& s) {
     const Planes from(t);
@@ -130,7 +130,7 @@ struct Weights {
       data = static_cast<const A*>(from.data);
       return;
     }
-    copy.reset(new A[s.O * s.K * s.Cg]);
+    copy = Buffer<A>(s.O * s.K * s.Cg);
     data = copy.get();
     const int64_t so = s.depthwise ? 1 : s.K * s.Cg, sk = s.depthwise ? s.C : s.Cg;
     dispatch(from.type, [&](auto zero) {
@@ -139,7 +139,7 @@ struct Weights {
         for (int64_t o = begin; o < end; ++o)
           for (int64_t k = 0; k < s.K; ++k)
             for (int64_t c = 0; c < s.Cg; ++c)
-              copy[o * so + k * sk + c] = A(in[o * from.n + c * from.c + k / s.Kw * from.h + k % s.Kw * from.w]);
+              copy.get()[o * so + k * sk + c] = A(in[o * from.n + c * from.c + k / s.Kw * from.h + k % s.Kw * from.w]);
       });
     });
   }
