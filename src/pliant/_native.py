@@ -53,6 +53,8 @@ def chosen(op: str, implementation: str, tensor: Tensor) -> bool:
         why = reason
     elif forward_ad._current_level >= 0:
         why = "the kernels have no forward-mode derivative"
+    elif torch._C._are_functorch_transforms_active():
+        why = "torch.func does not see through the kernels"
     elif kind in ("cpu", "meta"):
         return True
     else:

@@ -279,3 +279,19 @@ def test_forward_mode_runs_on_the_reference(monkeypatch: pytest.MonkeyPatch) -> 
     assert error(tangent, step) < 1e-6
     with pytest.raises(RuntimeError, match=r"native.* is not possible here, the kernels have no forward-mode"):
         torch.func.jvp(functools.partial(of, implementation="native"), (t["offset"],), (d,))
+
+
+def test_functional_transforms_run_on_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+    # torch refuses to differentiate an operator of a library inside torch.func.grad.
+    monkeypatch.setattr(_native, "_warned", set())
+    case = BY_NAME["crooked"]
+    t = case.tensors()
+
+    def loss(weight: Tensor) -> Tensor:
+        return deform_conv2d(**{**t, "weight": weight}, **case.geometry).square().sum()
+
+    with pytest.warns(RuntimeWarning, match=r"^deform_conv2d: runs on the slow reference, torch\.func does not see"):
+        found = torch.func.grad(loss)(t["weight"])
+    weight = t["weight"].detach().requires_grad_()
+    (expected,) = torch.autograd.grad(loss(weight), weight)
+    assert error(found, expected) < TOLERANCE[torch.float32]
