@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from pliant.nn import DeformConv2d, LocalResponseNorm
 from pliant.show import canvas, grids, lrn, sampling
 from pliant.studies.geometry.contestants import CONTESTANTS
-from pliant.studies.report.results import TRAININGS, Results, deformable
+from pliant.studies.geometry.protocol import TRAININGS
+from pliant.studies.report.results import Results, deformable
 
 if TYPE_CHECKING:
     pass

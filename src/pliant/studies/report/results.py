@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from pliant.studies.geometry.contestants import CONTESTANTS
+from pliant.studies.geometry.protocol import STRENGTHS, TRAININGS
+from pliant.studies.geometry.summary import compare
 
-TRAININGS = ("upright", "augmented")
-KINDS = ("scale", "rotation", "aspect", "shear", "bend")
 ALL = "all transformed"  # the mean over every kind
 UNSEEN = "unseen strengths"  # the mean over kinds of the strengths that augmentation does not cover
 
@@ -57,16 +57,12 @@ class Difference:
 
 def difference(ours: Cell, theirs: Cell) -> Difference | None:
     """Return ours − theirs, seed by seed; None where they share no seed."""
-    from scipy.special import stdtrit  # the quantile of t, without the seconds that scipy.stats takes to import
-
-    pairs = [ours.by_seed[s] - theirs.by_seed[s] for s in sorted(ours.by_seed.keys() & theirs.by_seed.keys())]
-    if not pairs:
+    seeds = sorted(ours.by_seed.keys() & theirs.by_seed.keys())
+    if not seeds:
         return None
-    cell = Cell(dict(enumerate(pairs)))
-    if cell.n < 2:
-        return Difference(cell.mean, math.nan, math.nan, cell.n)
-    half = float(stdtrit(cell.n - 1, 0.975)) * cell.sd / math.sqrt(cell.n)
-    return Difference(cell.mean, cell.mean - half, cell.mean + half, cell.n)
+    mean, half = compare([ours.by_seed[s] for s in seeds], [theirs.by_seed[s] for s in seeds])
+    half = half if math.isfinite(half) else math.nan
+    return Difference(mean, mean - half, mean + half, len(seeds))
 
 
 @dataclass(frozen=True)
@@ -108,7 +104,7 @@ class Results:
     @property
     def kinds(self) -> list[str]:
         there = dict.fromkeys(kind for run in self.runs for kind in run["accuracy"] if kind != "clean")
-        return [k for k in KINDS if k in there] + [k for k in there if k not in KINDS]
+        return [k for k in STRENGTHS if k in there] + [k for k in there if k not in STRENGTHS]
 
     @property
     def columns(self) -> list[str]:
