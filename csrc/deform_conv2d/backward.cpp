@@ -111,16 +111,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> deform_conv2d_backward(const Tensor& 
           const Samples<A> at = lane.sampler->set(j * s.K + k, tiles.largest);
           lane.sampler->locate_tap(at, n, j, k, p0, count);
           if (want_weight)
-            for (const auto& part : parts)
-              if (part.group == j)
-                gather(lane.columns + part.first + k * part.step, KC, at, image + part.c0, zeros.data(), s.C, part.size,
-                       count);
+            for (const auto& part : parts[j])
+              gather(lane.columns + part.first + k * part.step, KC, at, image + part.c0, zeros.data(), s.C, part.size,
+                     count);
           if (!want_offset && !want_mask) continue;
           std::fill_n(&lane.dots[0][0], count * 4, A(0));
-          for (const auto& part : parts)
-            if (part.group == j)
-              dots(lane.dots, lane.columns_grad + part.first + k * part.step, KC, at, image + part.c0, zeros.data(),
-                   s.C, part.size, count);
+          for (const auto& part : parts[j])
+            dots(lane.dots, lane.columns_grad + part.first + k * part.step, KC, at, image + part.c0, zeros.data(), s.C,
+                 part.size, count);
           const auto* d = lane.dots;
           const int64_t channel = j * s.K + k;
           if (want_mask) {
@@ -161,14 +159,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> deform_conv2d_backward(const Tensor& 
     // Scatter a tile's columns, channels [c0, c1) only: threads split channels, and every sum keeps its order.
     auto spread = [&](const Lane& lane, int64_t c0, int64_t c1) {
       const int64_t n = tiles.image(lane.tile), count = tiles.size(lane.tile);
-      for (const auto& part : parts) {
-        const int64_t begin = std::max(part.c0, c0), end = std::min(part.c0 + part.size, c1);
-        if (begin >= end) continue;
-        for (int64_t k = 0; k < s.K; ++k)
-          scatter(sums + n * s.H * s.W * s.C + begin,
-                  lane.columns_grad + part.first + (begin - part.c0) + k * part.step, KC,
-                  lane.sampler->set(part.group * s.K + k, tiles.largest), s.C, end - begin, count);
-      }
+      for (int64_t j = 0; j < s.G; ++j)
+        for (const auto& part : parts[j]) {
+          const int64_t begin = std::max(part.c0, c0), end = std::min(part.c0 + part.size, c1);
+          if (begin >= end) continue;
+          for (int64_t k = 0; k < s.K; ++k)
+            scatter(sums + n * s.H * s.W * s.C + begin,
+                    lane.columns_grad + part.first + (begin - part.c0) + k * part.step, KC,
+                    lane.sampler->set(j * s.K + k, tiles.largest), s.C, end - begin, count);
+        }
     };
 
     for (int64_t round = 0; round < tiles.count; round += lanes) {

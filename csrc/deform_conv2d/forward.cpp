@@ -54,10 +54,9 @@ Tensor deform_conv2d(const Tensor& input, const Tensor& offset, const Tensor& we
       for (int64_t j = 0; j < s.G; ++j)
         for (int64_t k = 0; k < s.K; ++k) {
           lane.sampler->locate_tap(at, n, j, k, p0, count);
-          for (const auto& part : parts)
-            if (part.group == j)
-              gather(lane.columns + part.first + k * part.step, KC, at, image + part.c0, zeros.data(), s.C, part.size,
-                     count);
+          for (const auto& part : parts[j])
+            gather(lane.columns + part.first + k * part.step, KC, at, image + part.c0, zeros.data(), s.C, part.size,
+                   count);
         }
 
       T* const first = out + n * s.O * s.P + p0 * (last ? s.O : 1);

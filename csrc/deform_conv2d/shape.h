@@ -45,16 +45,17 @@ struct Shape {
 // Channels with one offset group and one convolution group. Tap k of channel c0 stands at column `first + k·step`:
 // group by group, tap-major inside, so that each group is one matrix; depthwise needs none and stays tap-major.
 struct Segment {
-  int64_t group, c0, size, first, step;
+  int64_t c0, size, first, step;
 };
 
-inline std::vector<Segment> segments(const Shape& s) {
-  std::vector<Segment> found;
+// The segments of each offset group.
+inline std::vector<std::vector<Segment>> segments(const Shape& s) {
+  std::vector<std::vector<Segment>> found(s.G);
   const int64_t per_offset = s.C / s.G, per_conv = s.depthwise ? s.C : s.Cg;
   for (int64_t c0 = 0; c0 < s.C;) {
     const int64_t end = std::min((c0 / per_offset + 1) * per_offset, (c0 / per_conv + 1) * per_conv);
     const int64_t first = c0 / per_conv * per_conv * s.K + c0 % per_conv;
-    found.push_back({c0 / per_offset, c0, end - c0, first, per_conv});
+    found[c0 / per_offset].push_back({c0, end - c0, first, per_conv});
     c0 = end;
   }
   return found;

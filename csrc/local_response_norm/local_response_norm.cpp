@@ -121,10 +121,9 @@ constexpr int64_t RING = 8;  // rows that the gradient keeps, a power of two, at
 
 // One tile of columns, row after row: the tensor is read once from memory and FUSED times from the nearest cache.
 template <class S>
-void run_rows(const Job<S>& job, int64_t begin, int64_t end) {
+void run_rows(const Job<S>& job, int64_t begin, int64_t end, S* zeros) {
   const int64_t C = job.shape.rows, inner = job.shape.inner, columns = job.columns;
-  const auto scratch = std::make_unique_for_overwrite<S[]>((1 + 2 * RING) * columns);
-  S *const zeros = scratch.get(), *const ratio = zeros + columns, *const scaled = ratio + RING * columns;
+  S *const ratio = zeros + columns, *const scaled = ratio + RING * columns;
   std::fill(zeros, zeros + columns, S(0));
   const S* p[FUSED];
   for (int64_t index = begin; index < end; ++index) {
@@ -153,15 +152,18 @@ void run_rows(const Job<S>& job, int64_t begin, int64_t end) {
   }
 }
 
+// Elements of scratch that one thread needs.
 template <class T>
-void run(const Job<T>& job, int64_t begin, int64_t end) {
-  if constexpr (std::is_same_v<T, typename Work<T>::type>) {
-    if (job.by_rows) return run_rows(job, begin, end);
+int64_t scratch_size(const Job<T>& job) {
+  return job.by_rows ? (1 + 2 * RING) * job.columns : (job.grad ? 4 : 2) * job.batch * job.item;
+}
+
+template <class T, class S>
+void run(const Job<T>& job, int64_t begin, int64_t end, S* q) {
+  if constexpr (std::is_same_v<T, S>) {
+    if (job.by_rows) return run_rows(job, begin, end, q);
   }
-  using S = typename Work<T>::type;
   const int64_t size = job.batch * job.item;
-  const auto scratch = std::make_unique_for_overwrite<S[]>((job.grad ? 4 : 2) * size);
-  S* const q = scratch.get();
   for (int64_t index = begin; index < end; ++index) {
     const Block b = block_at(job, index);
     if (job.grad) backward_block(job, b, q, q + size, q + 2 * size, q + 3 * size);
@@ -228,8 +230,15 @@ void launch(const Tensor& input, const Tensor* grad, Tensor& out, const Shape& s
               : window.beta == 1.0  ? Power::one
                                     : Power::general;
   plan(job, 4096);
-  parallel(job.blocks, 32768 / (job.batch * job.chunk * shape.width * job.columns),
-           [&](int64_t begin, int64_t end) { run(job, begin, end); });
+  // A thread takes at least 32768 elements. Its scratch is made here: what runs in the loop must not throw.
+  const int64_t least = std::max<int64_t>(32768 / (job.batch * job.chunk * shape.width * job.columns), 1);
+  const int64_t lanes = std::clamp<int64_t>(job.blocks / least, 1, torch::stable::get_num_threads());
+  const int64_t size = scratch_size(job);
+  const Buffer<typename Work<T>::type> scratch(lanes * size);
+  parallel(lanes, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i)
+      run(job, job.blocks * i / lanes, job.blocks * (i + 1) / lanes, scratch.get() + i * size);
+  });
 }
 
 // Whether the elements of a tensor fill one piece of memory, in whatever order of dimensions.

@@ -7,6 +7,7 @@ import doctest
 import importlib
 import math
 import pickle
+import re
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -587,6 +588,20 @@ def test_layer() -> None:
         assert torch.equal(twin(x), layer(x))
     assert not list(layer.parameters())
     assert not layer.state_dict()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"size": 0}, "LocalResponseNorm: size must be at least 1, got 0"),
+        ({"size": 4, "region": "spatial"}, "LocalResponseNorm: size must be odd with region='spatial', got 4"),
+        ({"size": 3, "region": "sp"}, "LocalResponseNorm: region must be one of"),
+        ({"size": 4, "even": "up"}, "LocalResponseNorm: even must be one of"),
+    ],
+)
+def test_the_layer_checks_when_it_is_made(arguments: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(sentence)):
+        LocalResponseNorm(**arguments)
 
 
 @pytest.mark.parametrize("module", ["op", "module"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from pliant.ops.local_response_norm.op import local_response_norm
+from pliant.ops.local_response_norm.op import check_arguments, local_response_norm
 
 
 class LocalResponseNorm(nn.Module):
@@ -24,6 +24,10 @@ class LocalResponseNorm(nn.Module):
     Shape:
         (N, C, ...) → the same; for "spatial" (N, C, ..., H, W).
 
+    Raises:
+        TypeError: `size` is not an int, `alpha`, `beta` or `k` not a number.
+        ValueError: `size` below 1, or even for "spatial"; an unknown region or `even`.
+
     Source: Krizhevsky, Sutskever, Hinton, NIPS 2012, section 3.3.
 
     >>> LocalResponseNorm(5, alpha=5e-4, k=2.0)  # AlexNet's constants: alpha is 1e-4 a place
@@ -41,6 +45,7 @@ class LocalResponseNorm(nn.Module):
         even: str = "left",
     ) -> None:
         super().__init__()
+        check_arguments("LocalResponseNorm", size, alpha, beta, k, region, even)
         self.size, self.alpha, self.beta, self.k = size, alpha, beta, k
         self.region, self.even = region, even
 

@@ -68,17 +68,10 @@ def local_response_norm(
     tensor([0.2000, 0.1429, 0.1034, 0.1600])
     """
     _check.tensors(_OP, input=input)
-    _integer(_OP, "size", size, 1)
-    _numbers(_OP, alpha=alpha, beta=beta, k=k)
-    if region not in REGIONS:
-        raise ValueError(f"{_OP}: region must be one of {REGIONS}, got {region!r}")
-    if even not in EVEN:
-        raise ValueError(f"{_OP}: even must be one of {EVEN}, got {even!r}")
+    check_arguments(_OP, size, alpha, beta, k, region, even)
     spatial = region == "spatial"
     least, letters = (4, "(N, C, ..., H, W)") if spatial else (2, "(N, C, ...)")
     _check_input(_OP, input, least, letters)
-    if spatial and size % 2 == 0:
-        raise ValueError(f"{_OP}: size must be odd with region='spatial', got {int(size)}")
     if spatial:
         before = after = int(size) // 2
         places = int(size) ** 2
@@ -168,6 +161,18 @@ def _reference(
     if spatial:
         return reference.within_channel(input, before, a, beta, k)
     return reference.local_response_norm(input, dim, before, after, a, beta, k)
+
+
+def check_arguments(op: str, size: int, alpha: float, beta: float, k: float, region: str, even: str) -> None:
+    """Raise unless everything but the input is as :func:`local_response_norm` takes it; the layer asks too."""
+    _integer(op, "size", size, 1)
+    _numbers(op, alpha=alpha, beta=beta, k=k)
+    if region not in REGIONS:
+        raise ValueError(f"{op}: region must be one of {REGIONS}, got {region!r}")
+    if even not in EVEN:
+        raise ValueError(f"{op}: even must be one of {EVEN}, got {even!r}")
+    if region == "spatial" and size % 2 == 0:
+        raise ValueError(f"{op}: size must be odd with region='spatial', got {int(size)}")
 
 
 def _integer(op: str, name: str, value: object, least: int) -> None:
