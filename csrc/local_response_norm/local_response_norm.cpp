@@ -8,8 +8,6 @@
 // which makes the result the same for any number of threads.
 #include "loops.h"
 
-#include <memory>
-
 namespace pliant {
 namespace {
 
