@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from pliant.models import ResNet
 from pliant.nn import DeformConv2d, LocalResponseNorm
 from pliant.train import multiply_adds, parameters
 
@@ -25,6 +26,11 @@ def test_deformable_convolution_by_hand() -> None:
 def test_a_chain_is_the_sum() -> None:
     chain = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2), nn.ReLU(), LocalResponseNorm(5), nn.MaxPool2d(2))
     assert multiply_adds(chain, 1, 1, 4, 4) == 16 * (2 + 2 + 2 * 7)
+
+
+def test_frozen_normalization_costs_what_live_does() -> None:
+    live, frozen = (ResNet(18, width=4, stem="small", frozen_bn=frozen) for frozen in (False, True))
+    assert multiply_adds(live, 1, 3, 32, 32) == multiply_adds(frozen, 1, 3, 32, 32)
 
 
 def test_counting_changes_nothing() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from pliant.models.resnet import FrozenBatchNorm2d
 from pliant.nn import DeformConv2d, LocalResponseNorm
 
 
@@ -44,7 +45,7 @@ def multiply_adds(model: nn.Module, *shape: int) -> int:
             total += output.numel() * layer.weight[0].numel() + samples * (5 if layer.version == 2 else 4)
         elif isinstance(layer, nn.Linear):
             total += output.numel() * layer.in_features
-        elif isinstance(layer, nn.BatchNorm2d):
+        elif isinstance(layer, nn.BatchNorm2d | FrozenBatchNorm2d):
             total += output.numel()
         elif isinstance(layer, LocalResponseNorm):
             total += output.numel() * (layer.size + 2)

@@ -1,0 +1,336 @@
+"""ResNet with deformable 3×3 convolutions by stage, and the way ImageNet's weights get into it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pliant import _check
+from pliant.ops.deform_conv2d.module import DeformConv2d
+
+# Depth → bottlenecks or basic blocks, blocks of conv2 to conv5.
+DEPTHS = {
+    18: (False, (2, 2, 2, 2)),
+    26: (True, (2, 2, 2, 2)),
+    50: (True, (3, 4, 6, 3)),
+    101: (True, (3, 4, 23, 3)),
+}
+VERSIONS = {"v1": 1, "v2": 2}
+
+
+class FrozenBatchNorm2d(nn.Module):
+    """Normalise by constants: ``y = (x − running_mean) / √(running_var + eps) · weight + bias``.
+
+    All four are buffers under the names of `nn.BatchNorm2d`: they load from its state dict, and nothing trains them.
+    """
+
+    _version = 1
+    weight: Tensor
+    bias: Tensor
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, channels: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.eps = eps
+        for name, value in (("weight", 1.0), ("bias", 0.0), ("running_mean", 0.0), ("running_var", 1.0)):
+            self.register_buffer(name, torch.full((channels,), value))
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.batch_norm(input, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
+
+    def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *rest: Any) -> None:
+        state.pop(f"{prefix}num_batches_tracked", None)
+        super()._load_from_state_dict(state, prefix, *rest)
+
+
+class _Settings(NamedTuple):
+    """What every block of a stage has in common."""
+
+    deform: str | None
+    dilation: int
+    offset_groups: int
+    mask_scale: float
+    frozen_bn: bool
+
+    def norm(self, channels: int) -> nn.Module:
+        return FrozenBatchNorm2d(channels) if self.frozen_bn else nn.BatchNorm2d(channels)
+
+    def conv3x3(self, C: int, O: int, stride: int = 1) -> nn.Module:
+        if self.deform is None:
+            return nn.Conv2d(C, O, 3, stride, padding=self.dilation, dilation=self.dilation, bias=False)
+        return DeformConv2d(
+            C,
+            O,
+            3,
+            stride,
+            padding=self.dilation,
+            dilation=self.dilation,
+            bias=False,
+            version=VERSIONS[self.deform],
+            offset_groups=self.offset_groups,
+            mask_scale=self.mask_scale,
+        )
+
+    def shortcut(self, C: int, O: int, stride: int) -> nn.Module | None:
+        if C == O and stride == 1:
+            return None
+        return nn.Sequential(nn.Conv2d(C, O, 1, stride, bias=False), self.norm(O))
+
+
+class BasicBlock(nn.Module):
+    """Two 3×3 convolutions, both deformable in a deformable stage; the first carries the stride."""
+
+    expansion = 1
+
+    def __init__(self, C: int, width: int, stride: int, settings: _Settings) -> None:
+        super().__init__()
+        self.conv1 = settings.conv3x3(C, width, stride)
+        self.bn1 = settings.norm(width)
+        self.conv2 = settings.conv3x3(width, width)
+        self.bn2 = settings.norm(width)
+        self.downsample = settings.shortcut(C, width, stride)
+
+    def forward(self, input: Tensor) -> Tensor:
+        shortcut = input if self.downsample is None else self.downsample(input)
+        x = F.relu_(self.bn1(self.conv1(input)))
+        return F.relu_(self.bn2(self.conv2(x)).add_(shortcut))
+
+
+class Bottleneck(nn.Module):
+    """1×1, 3×3, 1×1 to four times the width; the 3×3 is the deformable one and carries the stride."""
+
+    expansion = 4
+
+    def __init__(self, C: int, width: int, stride: int, settings: _Settings) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(C, width, 1, bias=False)
+        self.bn1 = settings.norm(width)
+        self.conv2 = settings.conv3x3(width, width, stride)
+        self.bn2 = settings.norm(width)
+        self.conv3 = nn.Conv2d(width, 4 * width, 1, bias=False)
+        self.bn3 = settings.norm(4 * width)
+        self.downsample = settings.shortcut(C, 4 * width, stride)
+
+    def forward(self, input: Tensor) -> Tensor:
+        shortcut = input if self.downsample is None else self.downsample(input)
+        x = F.relu_(self.bn1(self.conv1(input)))
+        x = F.relu_(self.bn2(self.conv2(x)))
+        return F.relu_(self.bn3(self.conv3(x)).add_(shortcut))
+
+
+class ResNet(nn.Module):
+    """Turn pictures into four maps, conv2 to conv5, each half the size of the one before.
+
+    Names of parameters are torchvision's and timm's (`conv1`, `bn1`, `layer1.0.conv1` …); deformable layers add
+    `.conv_offset`. With zero offset branches, as they start, version 1, and version 2 with ``mask_scale=2``, compute
+    what the plain network computes with the same weights.
+
+    Args:
+        depth: 18 (two 3×3 convolutions a block), 26, 50 or 101 (bottlenecks, the stride in the 3×3).
+        deform: None, "v1" or "v2" for each of conv2 to conv5: the 3×3 convolutions of its blocks.
+            ``(None, None, None, "v1")`` is DCNv1's default, ``(None, "v2", "v2", "v2")`` is DCNv2's.
+        offset_groups: of the deformable layers.
+        mask_scale: of the deformable layers of version 2; 1.0 is the paper's text.
+        width: channels of the stem and of the 3×3 convolutions of conv2; each later stage has twice as many.
+        in_channels: of the picture.
+        stem: "imagenet" (7×7 with stride 2, 3×3 pooling with stride 2) or "small" (3×3 with stride 2: every map is
+            twice as large, for pictures of a hundred pixels).
+        frozen_bn: normalise by constants, all of γ, β, mean and variance, as the papers' detectors do.
+        frozen_stages: how many of stem, conv2, conv3 … keep their weights; needs `frozen_bn`. The authors keep 2.
+        stride: of conv5 with the large stem: 32, or 16, where conv5 keeps conv4's size and has dilation 2.
+        dilations: of the 3×3 convolutions of each stage; None is 1, and 2 in conv5 at stride 16.
+
+    Shape:
+        (N, in_channels, H, W) → four maps (N, channels[i], ⌈H / strides[i]⌉, ⌈W / strides[i]⌉).
+
+    Attributes:
+        channels: of the four maps.
+        strides: of the four maps, in pixels of the picture.
+
+    Raises:
+        ValueError: an unknown depth, version, stem or stride, not one value a stage, frozen stages with live
+            normalization; input of other shape.
+
+    Source: He et al., CVPR 2016; Dai et al., ICCV 2017, section 3; Zhu et al., CVPR 2019, section 3.1.
+
+    >>> net = ResNet(18, deform=(None, None, None, "v2"), width=8, stem="small")
+    >>> [tuple(x.shape) for x in net(torch.zeros(1, 3, 64, 64))]
+    [(1, 8, 32, 32), (1, 16, 16, 16), (1, 32, 8, 8), (1, 64, 4, 4)]
+    """
+
+    def __init__(
+        self,
+        depth: int = 50,
+        *,
+        deform: Sequence[str | None] = (None, None, None, None),
+        offset_groups: int = 1,
+        mask_scale: float = 2.0,
+        width: int = 64,
+        in_channels: int = 3,
+        stem: str = "imagenet",
+        frozen_bn: bool = False,
+        frozen_stages: int = 0,
+        stride: int = 32,
+        dilations: Sequence[int] | None = None,
+    ) -> None:
+        super().__init__()
+        if depth not in DEPTHS:
+            raise ValueError(f"ResNet: depth must be one of {', '.join(map(str, DEPTHS))}, got {depth!r}")
+        if len(deform) != 4 or any(entry is not None and entry not in VERSIONS for entry in deform):
+            raise ValueError(f"ResNet: deform must hold None, 'v1' or 'v2' for each of conv2 to conv5, got {deform!r}")
+        if stem not in ("imagenet", "small"):
+            raise ValueError(f"ResNet: stem must be 'imagenet' or 'small', got {stem!r}")
+        if stride not in (32, 16):
+            raise ValueError(f"ResNet: stride must be 32 or 16, got {stride!r}")
+        if width < 1 or in_channels < 1:
+            raise ValueError(f"ResNet: width and in_channels must be at least 1, got {width} and {in_channels}")
+        dilations = (1, 1, 1, 1 if stride == 32 else 2) if dilations is None else tuple(dilations)
+        if len(dilations) != 4 or min(dilations) < 1:
+            raise ValueError(f"ResNet: dilations must be four numbers of at least 1, got {dilations!r}")
+        if not 0 <= frozen_stages <= 5 or (frozen_stages and not frozen_bn):
+            raise ValueError(
+                f"ResNet: frozen_stages must be 0 to 5 and needs frozen_bn=True, got {frozen_stages} and {frozen_bn}"
+            )
+        self.depth, self.stem, self.in_channels, self.deform = depth, stem, in_channels, tuple(deform)
+        kernel = 7 if stem == "imagenet" else 3
+        self.conv1 = nn.Conv2d(in_channels, width, kernel, 2, padding=kernel // 2, bias=False)
+        self.bn1 = FrozenBatchNorm2d(width) if frozen_bn else nn.BatchNorm2d(width)
+        bottleneck, counts = DEPTHS[depth]
+        block: type[BasicBlock] | type[Bottleneck] = Bottleneck if bottleneck else BasicBlock
+        steps = (1, 2, 2, 2 if stride == 32 else 1)
+        C, reached = width, 4 if stem == "imagenet" else 2
+        channels, strides = [], []
+        for i, (count, step, dilation, entry) in enumerate(zip(counts, steps, dilations, deform, strict=True)):
+            settings = _Settings(entry, dilation, offset_groups, mask_scale, frozen_bn)
+            blocks = []
+            for j in range(count):
+                blocks.append(block(C, width << i, step if j == 0 else 1, settings))
+                C = (width << i) * block.expansion
+            self.add_module(f"layer{i + 1}", nn.Sequential(*blocks))
+            reached *= step
+            channels.append(C)
+            strides.append(reached)
+        self.channels, self.strides = tuple(channels), tuple(strides)
+        self.reset_parameters()
+        for part in [self.conv1, *self.stages()][:frozen_stages]:
+            part.requires_grad_(False)
+
+    def stages(self) -> list[nn.Module]:
+        """Return the stages conv2 to conv5."""
+        return [self.get_submodule(f"layer{i}") for i in (1, 2, 3, 4)]
+
+    def reset_parameters(self) -> None:
+        """Initialise convolutions with variance 2/fan-out, normalization to the identity, offset branches to zero."""
+        branches = {layer.conv_offset for layer in self.modules() if isinstance(layer, DeformConv2d)}
+        for layer in self.modules():
+            if isinstance(layer, nn.Conv2d | DeformConv2d) and layer not in branches:
+                nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+        for branch in branches:
+            nn.init.zeros_(branch.weight)
+
+    def forward(self, input: Tensor) -> tuple[Tensor, ...]:
+        _check.tensors("ResNet", input=input)
+        _check.rank("ResNet", "input", input, "N C H W")
+        if input.shape[1] != self.in_channels:
+            got = tuple(int(n) for n in input.shape)
+            raise ValueError(f"ResNet: input must have {self.in_channels} channels, got shape {got}")
+        x = F.relu_(self.bn1(self.conv1(input)))
+        if self.stem == "imagenet":
+            x = F.max_pool2d(x, 3, 2, padding=1)
+        maps = []
+        for stage in self.stages():
+            x = stage(x)
+            maps.append(x)
+        return tuple(maps)
+
+
+class Loaded(NamedTuple):
+    """What :func:`load_imagenet` did: how many `tensors` it loaded, which names of the file were left out (`dropped`)
+    and which of the network stay as they are (`untouched`).
+    """
+
+    tensors: int
+    dropped: tuple[str, ...]
+    untouched: tuple[str, ...]
+
+
+def load_imagenet(model: nn.Module, path: str | Path) -> Loaded:
+    """Load a classifier's weights from a file into a ResNet or the backbone of a detector.
+
+    The last layer (`fc`) of the file is left out, offset branches that the file does not have stay as they are (zero at
+    the start). Everything else has to fit, name by name and shape by shape.
+
+    Args:
+        model: a :class:`ResNet`, or a network with one as its `backbone`.
+        path: a state dict under torchvision's and timm's names: `.safetensors`, which needs the package of that name,
+            or what `torch.save` wrote, read with ``weights_only=True``. One inside a dictionary under "state_dict",
+            "model" or "state_dict_ema" and names that start with "module." are understood.
+
+    Returns:
+        A report: how many tensors were loaded, and the names left out and untouched.
+
+    Raises:
+        TypeError: `model` has no ResNet.
+        ValueError: the file holds no state dict, or one that does not fit: the sentence names what.
+        ImportError: a `.safetensors` file without the package.
+    """
+    net = model if isinstance(model, ResNet) else getattr(model, "backbone", None)
+    if not isinstance(net, ResNet):
+        raise TypeError(
+            f"load_imagenet: model must be a ResNet or have one as its backbone, got {type(model).__name__}"
+        )
+    path = Path(path)
+    state = {name.removeprefix("module."): tensor for name, tensor in _read(path).items()}
+    wanted = net.state_dict()
+    dropped = tuple(name for name in state if name.startswith("fc.") or name.endswith(".num_batches_tracked"))
+    kept = {name: tensor for name, tensor in state.items() if name not in dropped}
+    untouched = tuple(
+        name
+        for name in wanted
+        if name not in kept and (".conv_offset." in name or name.endswith("num_batches_tracked"))
+    )
+    missing = [name for name in wanted if name not in kept and name not in untouched]
+    unexpected = [name for name in kept if name not in wanted]
+    other = [name for name in kept if name in wanted and kept[name].shape != wanted[name].shape]
+    if missing or unexpected or other:
+        faults = []
+        for names, what in ((missing, "lacks"), (unexpected, "has, unexpectedly,"), (other, "has in another shape")):
+            if names:
+                faults.append(f"{what} {len(names)} ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})")
+        raise ValueError(
+            f"load_imagenet: {path} does not fit a ResNet-{net.depth} (stem={net.stem!r}, {net.channels[0]} channels "
+            f"after conv2): of its {len(wanted)} tensors it {'; it '.join(faults)}; take the file of this network"
+        )
+    net.load_state_dict(kept, strict=False)
+    return Loaded(len(kept), dropped, untouched)
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    if path.suffix == ".safetensors":
+        try:
+            from safetensors.torch import load_file
+        except ImportError as error:
+            raise ImportError(
+                f"load_imagenet: {path} needs the package safetensors: pip install safetensors"
+            ) from error
+        return dict(load_file(path))
+    try:
+        state: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:  # pickle, zip and torch each have their own
+        line = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"load_imagenet: {path} is not a file of weights that torch.save wrote: {line}") from error
+    for key in ("state_dict", "model", "state_dict_ema"):
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
+            break
+    if not isinstance(state, dict) or not state or not all(isinstance(t, Tensor) for t in state.values()):
+        raise ValueError(f"load_imagenet: {path} holds no state dict, a dictionary from names to tensors")
+    return state
