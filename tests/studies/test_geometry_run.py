@@ -12,7 +12,9 @@ import torch
 
 from pliant.app import main
 from pliant.data import FashionMNIST
-from pliant.studies.geometry import Protocol, Study, Task, build, runner, store
+from pliant.studies import runner, store
+from pliant.studies.geometry import Protocol, Study, Task, build
+from pliant.studies.geometry import study as geometry
 from pliant.studies.geometry.protocol import STRENGTHS, epoch, exam, examinations
 from pliant.studies.geometry.single import run_one
 from pliant.train import Recipe
@@ -121,7 +123,7 @@ def test_full_disk_and_interruption_keep_what_is_finished(
             "profile": "quick", "accuracy": accuracy, "train_seconds": 1.0, "parameters": 1, "multiply_adds": 1,
         }  # fmt: skip
 
-    monkeypatch.setattr(runner, "run_one", run_one)
+    monkeypatch.setattr(geometry, "run_one", run_one)
     command = [*TINY, "--jobs", "1", "--out", str(tmp_path), "--contestants", "plain"]
     assert main(command) == (1 if isinstance(broken, OSError) else 130)
     said = capsys.readouterr().err
@@ -138,7 +140,7 @@ def test_a_failing_process_is_an_error(tmp_path: Path, monkeypatch: pytest.Monke
     """What goes wrong in a process arrives with its sentence, and nothing is left running."""
     study = Study(Protocol("quick", Recipe(1), 64, 16), tmp_path / "gone" / "x", 1, ("plain",), jobs=2)
     data = study.load()
-    kept = store.Store(tmp_path / "out", {})
+    kept = store.Store("geometry", tmp_path / "out", {}, Study.task_of)
     # The processes save weights into study.out/models, which does not exist.
     with pytest.raises((OSError, RuntimeError), match=r"models|directory"):
         runner.run(study, kept, data, _Silent())

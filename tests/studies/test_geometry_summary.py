@@ -7,7 +7,8 @@ import pytest
 from scipy.stats import ttest_rel
 
 from pliant.studies.geometry.protocol import STRENGTHS
-from pliant.studies.geometry.summary import compare, measured, spread, summary
+from pliant.studies.geometry.summary import measured, summary
+from pliant.studies.report.statistics import compare, spread
 
 
 def _result(contestant: str, seed: int, clean: float, other: float, **more: float) -> dict[str, Any]:

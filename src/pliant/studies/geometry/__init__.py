@@ -2,6 +2,6 @@
 
 from pliant.studies.geometry.contestants import CONTESTANTS, Contestant, Net, build
 from pliant.studies.geometry.protocol import Protocol, Task
-from pliant.studies.geometry.runner import Study, run
+from pliant.studies.geometry.study import Study
 
-__all__ = ["CONTESTANTS", "Contestant", "Net", "Protocol", "Study", "Task", "build", "run"]
+__all__ = ["CONTESTANTS", "Contestant", "Net", "Protocol", "Study", "Task", "build"]

@@ -16,9 +16,9 @@ from pliant.studies.geometry import measures
 from pliant.studies.geometry.contestants import build, find
 from pliant.studies.geometry.protocol import Protocol, Task, epoch, exam, examinations
 from pliant.studies.geometry.sift import SiftWords
+from pliant.studies.runner import Tell
 from pliant.train import accuracy, fit, multiply_adds, parameters, save
 
-Tell = Callable[[int, int], None]
 SIFT_DRAWS = 2  # drawings of the training pictures that SIFT learns from
 
 

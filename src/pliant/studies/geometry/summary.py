@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
 from pliant.studies.geometry.contestants import CONTESTANTS
 from pliant.studies.geometry.protocol import STRENGTHS, TRAININGS, inside
+from pliant.studies.report.statistics import compare, spread
 
 Result = dict[str, Any]
 
@@ -30,23 +31,6 @@ def measured(result: Result) -> dict[str, float]:
     scores["transformed"] = fmean(scores[kind] for kind in STRENGTHS)
     scores["unseen"] = fmean(unseen)
     return scores
-
-
-def spread(values: Sequence[float]) -> str:
-    """Return mean ± standard deviation of accuracies, in percent."""
-    text = f"{100 * fmean(values):5.1f}"
-    return text + (f" ± {100 * stdev(values):3.1f}" if len(values) > 1 else "")
-
-
-def compare(first: Sequence[float], second: Sequence[float]) -> tuple[float, float]:
-    """Return mean and half the 95 % t interval of the paired differences first − second; infinite for one pair."""
-    from scipy.special import stdtrit
-
-    differences = [a - b for a, b in zip(first, second, strict=True)]
-    n = len(differences)
-    if n < 2:
-        return differences[0], math.inf
-    return fmean(differences), float(stdtrit(n - 1, 0.975)) * stdev(differences) / math.sqrt(n)
 
 
 def summary(results: Sequence[Result]) -> str:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import base64
+import os
 from collections.abc import Mapping, Sequence
 from html import escape
+from pathlib import Path
+from typing import Any
 
 # Okabe and Ito's palette, the dark page's lighter.
 _STYLE = """
@@ -63,6 +66,17 @@ def page(title: str, body: Sequence[str], hide: Sequence[str] = ()) -> str:
     )
 
 
+def write(text: str, path: Path) -> Path:
+    """Write a document and return its path; a failure leaves what was there before."""
+    part = path.with_name(f"{path.name}.part")
+    try:
+        part.write_text(text, encoding="utf-8")
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+    return path
+
+
 def heading(text: str, level: int = 2) -> str:
     return f"<h{level}>{escape(text)}</h{level}>"
 
@@ -99,3 +113,16 @@ def legend(entries: Mapping[str, tuple[str, str, str, float]], *, switches: bool
 
 def details(summary: str, content: str) -> str:
     return f"<details><summary>{escape(summary)}</summary>{content}</details>"
+
+
+def footer(study: str, folder: Path, settings: Mapping[str, Any]) -> str:
+    """Return what the page was made by, on which machine and when."""
+    machine, versions = settings.get("machine", {}), settings.get("versions", {})
+    parts = [", ".join(f"{k} {v}" for k, v in versions.items()), ", ".join(f"{k} {v}" for k, v in machine.items())]
+    parts.append(f"started {settings['started']}" if settings.get("started") else "")
+    text = "; ".join(part for part in parts if part) or "The machine is not known."
+    return "<footer>" + paragraph(f"Made by `pliant study {study}` from {folder.name}/: {text}.") + "</footer>"
+
+
+def count(n: int, what: str) -> str:
+    return f"{n} {what}{'s' * (n != 1)}"

@@ -1,30 +1,13 @@
-"""The report's pictures, drawn from the weights and the test pictures of the study."""
+"""Pictures of a report: drawn where the folder has what they need, named where it has not."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TypeVar
 
-import torch
-from torch import Tensor, nn
-
-from pliant.nn import DeformConv2d, LocalResponseNorm
-from pliant.show import canvas, grids, lrn, sampling
-from pliant.studies.geometry.contestants import CONTESTANTS
-from pliant.studies.geometry.protocol import TRAININGS
-from pliant.studies.report.results import Results, deformable
-
-if TYPE_CHECKING:
-    pass
-
-SHOWN = (9, 2, 0)  # classes of the objects in the pictures: ankle boot, pullover, T-shirt
-POSES: dict[str, dict[str, float]] = {
-    "small": {"scale": 0.7},
-    "large": {"scale": 1.9},
-    "rotated": {"scale": 1.4, "rotation": 60.0},
-}
+R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -36,10 +19,9 @@ class Picture:
     caption: str
 
 
-def all_pictures(results: Results, notes: list[str]) -> list[Picture]:
-    """Draw every picture the folder has weights for; a sentence in `notes` for each one left out."""
+def drawn(results: R, makers: Sequence[Callable[[R], Picture]], notes: list[str]) -> list[Picture]:
+    """Return what every maker draws; a sentence in `notes` for each one that lacks something (LookupError)."""
     found = []
-    makers: tuple[Callable[[Results], Picture], ...] = (sampling_pair, sampling_poses, special_cases, inhibition)
     for maker in makers:
         try:
             found.append(maker(results))
@@ -49,174 +31,7 @@ def all_pictures(results: Results, notes: list[str]) -> list[Picture]:
     return found
 
 
-def sampling_pair(results: Results) -> Picture:
-    """Draw 9, 81 and 729 points on one object, of the trained layers and of the same layers without offsets."""
-    net, name = _net(results, lambda c: deformable(c), "a deformable network")
-    chain = _chain(net)
-    canvas_, on, _ = _posed(SHOWN[1], {"scale": 1.5, "rotation": 25.0}, chain)
-    figure = canvas.sheet(12, 8.35)
-    rows = figure.subplots(2, 3)
-    depths = range(1, 4)
-    still = [_without_offsets(layer) for layer in chain]
-    picture = canvas_[0, 0].numpy()
-    for axes, layers, kind in zip(rows, (still, chain), ("regular", "deformable"), strict=True):
-        for cell, depth in zip(axes, depths, strict=True):
-            found = sampling.trace(layers, canvas_, on, depth)
-            color = canvas.REGULAR if kind == "regular" else canvas.TAPS
-            title = f"{kind}, {depth} layer{'s' * (depth > 1)}: {len(found.points)} points"
-            sampling.draw(cell, picture, found, title=title, margin=1.5, color=color)
-    figure.subplots_adjust(0.005, 0.005, 0.995, 0.955, 0.02, 0.1)
-    caption = (
-        "Where one output of the last layer (green cross) looks through one, two and three 3×3 layers. Top: regular "
-        "grids, whose 81 and 729 paths meet in 25 and 49 positions; bottom: the trained layers of "
-        f"{name}. The object is a test picture drawn at scale 1.5, turned by 25°. The fainter a point, the less it "
-        "weighs; grey rings lie outside a map."
-    )
-    return Picture("sampling", canvas.png(figure), caption)
-
-
-def sampling_poses(results: Results) -> Picture:
-    """Draw the points on a small, a large and a rotated object, for an output on the object and one beside it."""
-    net, name = _net(results, lambda c: deformable(c), "a deformable network")
-    chain = _chain(net)
-    figure = canvas.sheet(12, 9.3)
-    rows = figure.subplots(3, 4)
-    for axes, (pose, ranges), kind in zip(rows, POSES.items(), SHOWN, strict=True):
-        canvas_, on, off = _posed(kind, ranges, chain)
-        picture = canvas_[0, 0].numpy()
-        for cell, depth, place in zip(axes, (1, 2, 3, 3), (on, on, on, off), strict=True):
-            found = sampling.trace(chain, canvas_, place, depth)
-            title = f"{pose}, {len(found.points)} points" + (", background" if place == off else "")
-            sampling.draw(cell, picture, found, title=title, margin=1.5)
-    figure.subplots_adjust(0.005, 0.005, 0.995, 0.965, 0.02, 0.1)
-    caption = (
-        f"Sampling points of {name} on a small (scale 0.7), a large (1.9) and a rotated object (60°), for an output on "
-        "the object and, in the last column, one on the background."
-    )
-    return Picture("poses", canvas.png(figure), caption)
-
-
-def special_cases(results: Results) -> Picture:
-    """Draw regular, scaled, stretched, sheared and rotated grids over a test picture."""
-    canvas_ = _drawn(SHOWN[1], {"scale": 1.5})
-    figure = canvas.sheet(12, 2.75)
-    picture = canvas_[0, 0].numpy()
-    for axes, (name, case) in zip(
-        figure.subplots(1, len(grids.SPECIAL_CASES)), grids.SPECIAL_CASES.items(), strict=True
-    ):
-        offsets = grids.affine_offsets(3, **case) if case else None
-        grids.draw(axes, picture, (31.5, 31.5), offsets, pixel=9.0, title=name)
-    figure.subplots_adjust(0.005, 0.005, 0.995, 0.9, 0.03)
-    caption = (
-        "Scaling, stretching, shearing and rotating the sampling grid are special cases of offsets: rings are the "
-        "regular 3×3 taps, dots where the offsets move them."
-    )
-    return Picture("grids", canvas.png(figure), caption)
-
-
-def inhibition(results: Results) -> Picture:
-    """Draw the responses of the first layer before and after local response normalization."""
-    net, name = _net(results, lambda c: CONTESTANTS[c].lrn, "a network with local response normalization")
-    x = _drawn(SHOWN[1], {"scale": 1.5})
-    picture = x[0, 0].numpy()
-    norm = None
-    with torch.no_grad():
-        for layer in net.features:
-            if isinstance(layer, LocalResponseNorm):
-                norm = layer
-                break
-            x = layer(x)
-    if norm is None:
-        raise LookupError(f"{name} holds no local response normalization, so its responses are not drawn.")
-    found = lrn.inhibition(x, norm.size, norm.alpha, norm.beta, norm.k)
-    figure = canvas.sheet(12, 2.9)
-    figure.set_layout_engine("constrained")
-    lrn.draw(figure, found, picture)
-    caption = (
-        f"Lateral inhibition in the first layer of {name}, size {norm.size}, α = {norm.alpha:g}, β = {norm.beta:g}, "
-        f"k = {norm.k:g}: responses where they are strongest (ring), before and after; the share of what each channel "
-        "would give alone that it loses to its neighbours, over the whole map; and which neighbour takes how much."
-    )
-    return Picture("lrn", canvas.png(figure), caption)
-
-
-def _net(results: Results, wanted: Callable[[str], bool], what: str) -> tuple[Any, str]:
-    """Return the first loadable network of the wanted kind, the last contestants and augmentation first, and its name.
-
-    Raises:
-        LookupError: the folder holds none.
-    """
-    from pliant.studies.geometry import build
-
-    there = [c for c in reversed(results.contestants) if c in CONTESTANTS and wanted(c)]
-    broken = []
-    for contestant in there:
-        for training in reversed(TRAININGS):
-            for seed in results.seeds:
-                path = results.folder / "models" / f"{contestant}-{training}-{seed}.pt"
-                if not path.is_file():
-                    continue
-                net = build(contestant)
-                try:
-                    net.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-                except Exception as error:  # a torn file raises whatever the part that is missing happens to raise
-                    broken.append(f"{path.name} cannot be read ({str(error).splitlines()[0][:80]})")
-                    continue
-                label = results.label(contestant)
-                return net.eval(), f"“{label}” ({training} training, seed {seed})"
-    why = f": {'; '.join(broken)}" if broken else ""
-    raise LookupError(f"The folder holds no weights of {what}, so its pictures are left out{why}.")
-
-
-def _chain(net: Any) -> list[nn.Module]:
-    """Return the layers up to the last one that moves anything."""
-    layers = list(net.features)
-    while not isinstance(layers[-1], DeformConv2d | nn.Conv2d):
-        layers.pop()
-    return layers
-
-
-def _without_offsets(layer: nn.Module) -> nn.Module:
-    """Return a regular convolution in place of a deformable one; traces see its grid and nothing of its weights."""
-    if not isinstance(layer, DeformConv2d):
-        return layer
-    geometry = (layer.kernel_size, layer.stride, layer.padding, layer.dilation)
-    return nn.Conv2d(layer.in_channels, layer.out_channels, *geometry)
-
-
-def _drawn(label: int, pose: dict[str, Any]) -> Tensor:
-    """Return the first test picture of a class on the canvas (1, 1, 64, 64), in an exact pose."""
-    from pliant.data import FashionMNIST, Ranges, draw, render
-
-    data = FashionMNIST.load().test
-    first = int((data.labels == label).nonzero()[0])
-    exact: dict[str, Any] = {kind: (value, value) for kind, value in pose.items()}
-    ranges = Ranges(**exact)
-    return render(data.pictures[first : first + 1], draw(ranges, 1, torch.Generator().manual_seed(1)))
-
-
-def _posed(
-    label: int, pose: dict[str, float], chain: list[nn.Module]
-) -> tuple[Tensor, tuple[int, int], tuple[int, int]]:
-    """Return a drawn object, the output position nearest to its middle, and one far from it."""
-    picture = _drawn(label, pose)
-    with torch.no_grad():
-        x = picture
-        for layer in chain:
-            x = layer(x)
-    Ho, Wo = x.shape[-2:]
-    ink = torch.nn.functional.adaptive_avg_pool2d(picture, (Ho, Wo))[0, 0]
-    y, x_ = torch.meshgrid(torch.arange(Ho), torch.arange(Wo), indexing="ij")
-    middle = (ink * y).sum() / ink.sum(), (ink * x_).sum() / ink.sum()
-    distance = (y - middle[0]) ** 2 + (x_ - middle[1]) ** 2
-    on = int(torch.where(ink > 0.2, distance, float("inf")).argmin())
-    # Two cells off the border, where the grid of one layer still fits on the map.
-    inner = (y >= 2) & (y < Ho - 2) & (x_ >= 2) & (x_ < Wo - 2)
-    off = int(torch.where(inner, distance - 1e4 * ink, -float("inf")).argmax())
-    return picture, divmod(on, Wo), divmod(off, Wo)
-
-
-def save(pictures: list[Picture], folder: Path) -> None:
+def save(pictures: Sequence[Picture], folder: Path) -> None:
     """Write every picture as a file of its own."""
     folder.mkdir(parents=True, exist_ok=True)
     for picture in pictures:

@@ -9,10 +9,11 @@ from typing import Any
 from pliant.show.curves import Curve, chart, extent
 from pliant.show.tables import Cell as Entry
 from pliant.show.tables import table
-from pliant.studies.report import findings
-from pliant.studies.report.findings import TRAINED, interval, signed
+from pliant.studies.geometry.report import findings
+from pliant.studies.geometry.report.findings import TRAINED
+from pliant.studies.geometry.report.results import Results, deformable
 from pliant.studies.report.page import legend
-from pliant.studies.report.results import Cell, Difference, Results, deformable, difference
+from pliant.studies.report.statistics import Cell, Difference, difference, interval, signed
 
 UNITS = {
     "scale": "scale factor",

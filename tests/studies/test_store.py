@@ -8,10 +8,14 @@ from typing import Any
 
 import pytest
 
-from pliant.studies.geometry import Task, store
-from pliant.studies.geometry.store import Store
+from pliant.studies import store
+from pliant.studies.geometry import Study, Task
 
 SETTINGS = {"profile": "quick", "epochs": 4, "range": (1.0, 2.0), "machine": {"jobs": 1}}
+
+
+def Store(folder: Path, settings: dict[str, Any]) -> store.Store:
+    return store.Store("geometry", folder, settings, Study.task_of)
 
 
 def _result(seed: int, label: str = "plain") -> dict[str, Any]:

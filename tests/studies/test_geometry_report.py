@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from pliant.studies import report
-from pliant.studies.geometry import build
+from pliant.studies.geometry import build, report
 from pliant.studies.geometry.contestants import CONTESTANTS
-from pliant.studies.report import findings, results
+from pliant.studies.geometry.report import results
+from pliant.studies.report import statistics
 
 KINDS = {"scale": ("0.5", "1.4"), "rotation": ("15", "60"), "bend": ("0.1",)}
 
@@ -254,7 +254,7 @@ def test_nothing_to_report(tmp_path):
 def test_a_report_that_was_there_survives_a_failure(tmp_path, monkeypatch):
     path = folder(tmp_path, [run("plain", "upright", 0, 0.7)])
     (path / "report.html").write_text("before")
-    monkeypatch.setattr("pliant.studies.report.os.replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    monkeypatch.setattr("pliant.studies.report.page.os.replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
         report.write(path)
     assert (path / "report.html").read_text() == "before"
@@ -263,16 +263,16 @@ def test_a_report_that_was_there_survives_a_failure(tmp_path, monkeypatch):
 
 def test_paired_differences():
     """Against the textbook: d = (0.1, 0.2, 0.3), t(0.975, 2) = 4.3027, half = 4.3027 · 0.1 / √3."""
-    ours = results.Cell({0: 0.6, 1: 0.8, 2: 1.0, 7: 0.0})
-    theirs = results.Cell({0: 0.5, 1: 0.6, 2: 0.7, 9: 0.0})
-    gap = results.difference(ours, theirs)
+    ours = statistics.Cell({0: 0.6, 1: 0.8, 2: 1.0, 7: 0.0})
+    theirs = statistics.Cell({0: 0.5, 1: 0.6, 2: 0.7, 9: 0.0})
+    gap = statistics.difference(ours, theirs)
     assert gap.n == 3
     np.testing.assert_allclose([gap.mean, gap.low, gap.high], [0.2, 0.2 - 0.248414, 0.2 + 0.248414], rtol=1e-5)
     assert gap.verdict == 0
-    assert results.Difference(0.1, 0.05, 0.15, 3).verdict == 1
-    assert results.Difference(-0.1, -0.15, -0.05, 3).verdict == -1
-    assert results.difference(ours, results.Cell({5: 1.0})) is None
-    assert findings.points(gap) == "+20.0 [−4.8, +44.8]"
+    assert statistics.Difference(0.1, 0.05, 0.15, 3).verdict == 1
+    assert statistics.Difference(-0.1, -0.15, -0.05, 3).verdict == -1
+    assert statistics.difference(ours, statistics.Cell({5: 1.0})) is None
+    assert statistics.points(gap) == "+20.0 [−4.8, +44.8]"
 
 
 def test_columns_are_means_of_strengths_and_kinds(tmp_path):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,58 +9,13 @@ from typing import Any
 
 from pliant.studies.geometry.contestants import CONTESTANTS
 from pliant.studies.geometry.protocol import STRENGTHS, TRAININGS
-from pliant.studies.geometry.summary import compare
+from pliant.studies.report import folders
+from pliant.studies.report.statistics import Cell
 
 ALL = "all transformed"  # the mean over every kind
 UNSEEN = "unseen strengths"  # the mean over kinds of the strengths that augmentation does not cover
 
 Value = Callable[[dict[str, Any]], float | None]
-
-
-@dataclass(frozen=True)
-class Cell:
-    """A measured value: mean and standard deviation over seeds (NaN for one seed), and the values by seed."""
-
-    by_seed: dict[int, float]
-
-    @property
-    def n(self) -> int:
-        return len(self.by_seed)
-
-    @property
-    def mean(self) -> float:
-        return sum(self.by_seed.values()) / self.n
-
-    @property
-    def sd(self) -> float:
-        if self.n < 2:
-            return math.nan
-        return math.sqrt(sum((v - self.mean) ** 2 for v in self.by_seed.values()) / (self.n - 1))
-
-
-@dataclass(frozen=True)
-class Difference:
-    """Mean of a paired difference over the seeds that both have, and its 95 % t interval (NaN for one seed)."""
-
-    mean: float
-    low: float
-    high: float
-    n: int
-
-    @property
-    def verdict(self) -> int:
-        """1 or −1 where the interval excludes 0, else 0."""
-        return 1 if self.low > 0 else -1 if self.high < 0 else 0
-
-
-def difference(ours: Cell, theirs: Cell) -> Difference | None:
-    """Return ours − theirs, seed by seed; None where they share no seed."""
-    seeds = sorted(ours.by_seed.keys() & theirs.by_seed.keys())
-    if not seeds:
-        return None
-    mean, half = compare([ours.by_seed[s] for s in seeds], [theirs.by_seed[s] for s in seeds])
-    half = half if math.isfinite(half) else math.nan
-    return Difference(mean, mean - half, mean + half, len(seeds))
 
 
 @dataclass(frozen=True)
@@ -194,39 +147,8 @@ def read(folder: Path) -> Results:
         FileNotFoundError: there is no results.jsonl.
         ValueError: it holds no finished run.
     """
-    path = folder / "results.jsonl"
-    if not path.is_file():
-        raise FileNotFoundError(f"report: {path} is missing; run `pliant study geometry` with this folder first")
-    notes: list[str] = []
-    found: dict[tuple[str, str, int, str], dict[str, Any]] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            run = json.loads(line)
-            key = (str(run["contestant"]), str(run["training"]), int(run["seed"]), str(run["profile"]))
-            usable = isinstance(run["accuracy"], dict) and isinstance(run["label"], str)
-        except (ValueError, KeyError, TypeError):
-            usable = False
-        if not usable:
-            notes.append(f"Line {number} of results.jsonl is half-written or damaged and was left out.")
-            continue
-        found[key] = run
-    if not found:
-        raise ValueError(f"report: {path} holds no finished run yet; `pliant study geometry` resumes where it stopped")
 
-    settings: dict[str, Any] = {}
-    try:
-        settings = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        notes.append("There is no settings.json: the protocol and the machine are not known.")
-    except ValueError:
-        notes.append("settings.json is damaged: the protocol and the machine are not known.")
-    profiles = {key[3] for key in found}
-    profile = settings.get("profile") if settings.get("profile") in profiles else sorted(profiles)[0]
-    for other in sorted(profiles - {profile}):
-        count = sum(key[3] == other for key in found)
-        runs_lie = "1 run of the {} profile lies" if count == 1 else f"{count} runs of the {{}} profile lie"
-        notes.append(f"{runs_lie.format(other)} in the same folder and {'was' if count == 1 else 'were'} left out.")
-    runs = [run for key, run in found.items() if key[3] == profile]
-    return Results(folder, runs, settings, notes)
+    def usable(run: dict[str, Any]) -> bool:
+        return isinstance(run["accuracy"], dict) and isinstance(run["label"], str)
+
+    return Results(folder, *folders.read(folder, "geometry", ("contestant", "training", "seed"), usable))

@@ -5,24 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from pliant.studies.report.results import ALL, Cell, Difference, Results, deformable, difference, network
+from pliant.studies.geometry.report.results import ALL, Results, deformable, network
+from pliant.studies.report.statistics import Cell, Difference, difference, points
 
 TRAINED = {"upright": "Trained on upright objects", "augmented": "Trained with augmentation"}
-
-
-def signed(value: float) -> str:
-    """Write a difference of accuracies in percentage points."""
-    return f"{100 * value:+.1f}".replace("-", "−")
-
-
-def interval(found: Difference) -> str:
-    """Write the interval of a difference in percentage points, or why there is none."""
-    return "(one seed)" if math.isnan(found.low) else f"[{signed(found.low)}, {signed(found.high)}]"
-
-
-def points(found: Difference) -> str:
-    """Write a difference of accuracies in percentage points with its interval: ``+1.2 [+0.3, +2.1]``."""
-    return f"{signed(found.mean)} {interval(found)}"
 
 
 def controls(results: Results, networks: bool = False) -> list[str]:

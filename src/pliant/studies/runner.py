@@ -1,4 +1,4 @@
-"""Run the study: every contestant, training and seed that is not finished, in one or several processes."""
+"""Run a study: every task that is not finished, in one or several processes."""
 
 from __future__ import annotations
 
@@ -9,36 +9,35 @@ import queue
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from typing import Protocol as Interface
 
 import torch
 
 import pliant
-from pliant.data import FashionMNIST
-from pliant.studies.geometry.contestants import CONTESTANTS
-from pliant.studies.geometry.protocol import TRAININGS, Protocol, Task
-from pliant.studies.geometry.single import run_one
-from pliant.studies.geometry.store import Store
+from pliant.studies.store import Store, weights
+
+Tell = Callable[[int, int], None]
 
 
 class Progress(Interface):
     """Who is told how far the study is."""
 
-    def epoch(self, task: Task, epoch: int, epochs: int) -> None:
+    def epoch(self, task: Any, epoch: int, epochs: int) -> None:
         """Take note that a run finished an epoch."""
 
-    def finished(self, task: Task, result: dict[str, Any]) -> None:
+    def finished(self, task: Any, result: dict[str, Any]) -> None:
         """Take note that a run is finished and on the disk."""
 
 
 @dataclass(frozen=True)
-class Study:
-    """A study to run.
+class Study(ABC):
+    """A study to run; every kind of study says what its tasks are and how one is run.
 
     Args:
         protocol: what all runs share.
@@ -47,62 +46,64 @@ class Study:
         contestants: their names.
         jobs: processes; each has an equal share of torch's threads.
         device: of the networks.
-        data: folder of the full IDX files; None takes the subset of the package.
     """
 
-    protocol: Protocol
+    title: ClassVar[str]
+    everyone: ClassVar[Sequence[str]]
+
+    protocol: Any
     out: Path
     seeds: int
-    contestants: tuple[str, ...] = tuple(CONTESTANTS)
+    contestants: tuple[str, ...]
     jobs: int = 1
     device: str = "cpu"
-    data: Path | None = None
 
     def __post_init__(self) -> None:
         if self.seeds < 1:
-            raise ValueError(f"geometry: there must be at least 1 seed, got {self.seeds}")
+            raise ValueError(f"{self.title}: there must be at least 1 seed, got {self.seeds}")
         if self.jobs < 1:
-            raise ValueError(f"geometry: there must be at least 1 job, got {self.jobs}")
-        unknown = [name for name in self.contestants if name not in CONTESTANTS]
+            raise ValueError(f"{self.title}: there must be at least 1 job, got {self.jobs}")
+        unknown = [name for name in self.contestants if name not in self.everyone]
         if unknown or not self.contestants:
             raise ValueError(
-                f"geometry: there is no contestant {', '.join(unknown) or '(none given)'}; "
-                f"there are {', '.join(CONTESTANTS)}"
+                f"{self.title}: there is no contestant {', '.join(unknown) or '(none given)'}; "
+                f"there are {', '.join(self.everyone)}"
             )
         try:
             torch.zeros(1, device=self.device).tolist()
         # AssertionError: a torch built without that device.
         except (RuntimeError, AssertionError) as error:
-            raise ValueError(f"geometry: torch cannot compute on device {self.device!r} here") from error
+            raise ValueError(f"{self.title}: torch cannot compute on device {self.device!r} here") from error
 
-    def tasks(self) -> list[Task]:
+    @abstractmethod
+    def tasks(self) -> list[Any]:
         """Return all runs, seed by seed, so that an interrupted study compares like with like."""
-        order = [c for c in CONTESTANTS if c in self.contestants]
-        return [Task(c, t, seed) for seed in range(self.seeds) for t in TRAININGS for c in order]
 
-    def load(self) -> FashionMNIST:
-        """Return the pictures that the protocol admits."""
-        data = FashionMNIST.load(self.data)
-        train = len(data.train) if self.protocol.train is None else self.protocol.train
-        test = len(data.test) if self.protocol.test is None else self.protocol.test
-        if train < self.protocol.recipe.batch:
-            raise ValueError(
-                f"geometry: {train} training pictures are less than one batch of {self.protocol.recipe.batch}"
-            )
-        return FashionMNIST(data.train.first(train), data.test.first(test), data.source)
+    @abstractmethod
+    def load(self) -> Any:
+        """Return the data that the protocol admits; every process loads its own."""
 
-    def settings(self, data: FashionMNIST) -> dict[str, Any]:
+    @abstractmethod
+    def settings(self, data: Any) -> dict[str, Any]:
         """Return what settings.json holds."""
+
+    @abstractmethod
+    def run_one(self, task: Any, data: Any, path: Path, tell: Tell) -> dict[str, Any]:
+        """Return the result of one run, and write the weights of a network to `path`."""
+
+    @staticmethod
+    @abstractmethod
+    def task_of(result: dict[str, Any]) -> Any:
+        """Return the task whose result this is; KeyError, TypeError or ValueError where it is none."""
+
+    def store(self, data: Any) -> Store:
+        """Return the folder of the results, made when missing."""
+        return Store(self.title, self.out, self.settings(data), self.task_of)
+
+    def here(self) -> dict[str, Any]:
+        """Return what settings.json holds about the software and the machine."""
         return {
-            **self.protocol.settings(),
             "device": torch.device(self.device).type,
-            "data": {
-                "name": "Fashion-MNIST",
-                "source": data.source,
-                "train": len(data.train),
-                "test": len(data.test),
-                "sha256": data.digest,
-            },
             "versions": {"pliant": pliant.__version__, "torch": torch.__version__},
             "machine": {
                 "processor": _processor(),
@@ -116,7 +117,7 @@ class Study:
         }
 
 
-def run(study: Study, store: Store, data: FashionMNIST, progress: Progress) -> None:
+def run(study: Study, store: Store, data: Any, progress: Progress) -> None:
     """Run what is not finished yet and append every result to `store`.
 
     Raises:
@@ -131,17 +132,14 @@ def run(study: Study, store: Store, data: FashionMNIST, progress: Progress) -> N
     if jobs == 1:
         with _threads(threads):
             for task in todo:
-                path = store.model(task)
-                result = run_one(task, study.protocol, data, study.device, path, _tell(task, progress))
+                result = study.run_one(task, data, store.model(task), _tell(task, progress))
                 store.append(result)
                 progress.finished(task, result)
     elif jobs > 1:
         _run_in_processes(study, store, todo, jobs, threads, progress)
 
 
-def _run_in_processes(
-    study: Study, store: Store, todo: list[Task], jobs: int, threads: int, progress: Progress
-) -> None:
+def _run_in_processes(study: Study, store: Store, todo: list[Any], jobs: int, threads: int, progress: Progress) -> None:
     context = multiprocessing.get_context("spawn")
     tasks: Any = context.Queue()
     messages: Any = context.Queue()
@@ -159,7 +157,7 @@ def _run_in_processes(
                 dead = [w.exitcode for w in workers if w.exitcode]
                 if dead:
                     raise RuntimeError(
-                        f"geometry: a process died (exit code {dead[0]}; out of memory?); fewer --jobs may help"
+                        f"{study.title}: a process died (exit code {dead[0]}; out of memory?); fewer --jobs may help"
                     ) from None
                 continue
             if kind == "epoch":
@@ -190,18 +188,16 @@ def _work(study: Study, threads: int, tasks: Any, messages: Any) -> None:
         data = study.load()
         with _threads(threads):
             while (task := tasks.get()) is not None:
-                path = study.out / "models" / f"{task.name}.pt"
 
-                def tell(epoch: int, epochs: int, task: Task = task) -> None:
+                def tell(epoch: int, epochs: int, task: Any = task) -> None:
                     messages.put(("epoch", task, (epoch, epochs)))
 
-                result = run_one(task, study.protocol, data, study.device, path, tell)
-                messages.put(("result", task, result))
+                messages.put(("result", task, study.run_one(task, data, weights(study.out, task), tell)))
     except Exception as error:
         messages.put(("error", None, error))
 
 
-def _tell(task: Task, progress: Progress) -> Any:
+def _tell(task: Any, progress: Progress) -> Tell:
     return lambda epoch, epochs: progress.epoch(task, epoch, epochs)
 
 

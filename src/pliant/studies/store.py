@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-from pliant.studies.geometry.protocol import Task
 
 # What a folder's settings say about the machine: a study may be resumed on another one.
 LOCAL = ("machine", "started")
@@ -17,8 +16,10 @@ class Store:
     """The folder of a study: settings.json, results.jsonl and models/.
 
     Args:
+        title: of the study, for errors.
         folder: made when missing.
         settings: the protocol; a folder that holds another one is refused.
+        task_of: from a result to the run it is of.
 
     Attributes:
         results: what is finished, in the order of the file.
@@ -28,8 +29,12 @@ class Store:
         ValueError: the folder holds results of other settings, or a damaged file.
     """
 
-    def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
+    def __init__(
+        self, title: str, folder: Path, settings: dict[str, Any], task_of: Callable[[dict[str, Any]], Any]
+    ) -> None:
+        self.title = title
         self.folder = folder
+        self.task_of = task_of
         self.path = folder / "results.jsonl"
         self.notes: list[str] = []
         self.results: list[dict[str, Any]] = []
@@ -39,13 +44,13 @@ class Store:
             self._read()
 
     @property
-    def finished(self) -> set[Task]:
+    def finished(self) -> set[Any]:
         """Return the runs that need not be repeated."""
-        return {Task(r["contestant"], r["training"], r["seed"]) for r in self.results}
+        return set(map(self.task_of, self.results))
 
-    def model(self, task: Task) -> Path:
+    def model(self, task: Any) -> Path:
         """Return where the weights of a run are."""
-        return self.folder / "models" / f"{task.name}.pt"
+        return weights(self.folder, task)
 
     def append(self, result: dict[str, Any]) -> None:
         """Add one finished run as a whole line, on the disk when this returns.
@@ -68,7 +73,7 @@ class Store:
         settings = json.loads(json.dumps(settings))
         if not path.exists():
             if self.path.exists() and self.path.stat().st_size:
-                raise ValueError(f"geometry: {self.path} has no settings.json beside it; choose another folder")
+                raise ValueError(f"{self.title}: {self.path} has no settings.json beside it; choose another folder")
             part = path.with_name("settings.json.part")
             part.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
             os.replace(part, path)
@@ -76,13 +81,15 @@ class Store:
         try:
             there = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
-            raise ValueError(f"geometry: {path} is damaged ({error}); remove the folder or choose another") from error
+            raise ValueError(
+                f"{self.title}: {path} is damaged ({error}); remove the folder or choose another"
+            ) from error
         different = [
             key for key in settings.keys() | there.keys() if key not in LOCAL and settings.get(key) != there.get(key)
         ]
         if different:
             raise ValueError(
-                f"geometry: {self.folder} holds results of other settings ({', '.join(sorted(different))}); "
+                f"{self.title}: {self.folder} holds results of other settings ({', '.join(sorted(different))}); "
                 "choose another folder with --out or remove this one"
             )
 
@@ -97,12 +104,17 @@ class Store:
         for number, line in enumerate(data[:whole].splitlines(), 1):
             try:
                 result = json.loads(line)
-                Task(result["contestant"], result["training"], result["seed"])
+                self.task_of(result)
             except (ValueError, KeyError, TypeError) as error:
                 raise ValueError(
-                    f"geometry: line {number} of {self.path} is damaged; remove that line to run it again"
+                    f"{self.title}: line {number} of {self.path} is damaged; remove that line to run it again"
                 ) from error
             self.results.append(result)
+
+
+def weights(folder: Path, task: Any) -> Path:
+    """Return where a study's folder holds the weights of a run."""
+    return folder / "models" / f"{task.name}.pt"
 
 
 def _write(file: int, data: bytes) -> None:

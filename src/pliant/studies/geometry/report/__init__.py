@@ -1,0 +1,184 @@
+"""The geometry study's report: one HTML file that says what was asked, what was done and what came out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pliant.studies.geometry.report import findings, pictures, sections
+from pliant.studies.geometry.report.results import Results, read
+from pliant.studies.report import page
+from pliant.studies.report.page import count
+from pliant.studies.report.pictures import Picture, save
+
+__all__ = ["write"]
+
+
+def write(out: Path) -> Path:
+    """Write `out`/report.html, and its pictures as files to `out`/pictures, from what `out` holds.
+
+    One self-contained file: style, charts and pictures are inside it, nothing is fetched. Contestants, weights and
+    settings that the folder lacks are left out and named.
+
+    Args:
+        out: folder of a study: results.jsonl, settings.json, models.
+
+    Returns:
+        The path of the report.
+
+    Raises:
+        FileNotFoundError: there is no results.jsonl.
+        ValueError: no run is finished.
+        OSError: it cannot be written; a report that was there before stays.
+    """
+    out = Path(out)
+    results = read(out)
+    drawn = pictures.all_pictures(results)
+    save(drawn, out / "pictures")
+    text = page.page("pliant: the geometry study", _body(results, drawn), hide=results.contestants)
+    return page.write(text, out / "report.html")
+
+
+def _body(results: Results, drawn: list[Picture]) -> list[str]:
+    by_name = {picture.name: picture for picture in drawn}
+    body = [page.heading("Do deformable layers cope with geometry nobody showed them?", 1)]
+    if results.profile != "full":
+        body.append(page.paragraph(_quick(results), "quick"))
+    if results.missing:
+        body.append(page.paragraph("The study is not whole: what is missing is named below.", "quick"))
+    body.append(page.heading("What came out"))
+    for training in results.trainings:
+        body += [page.paragraph(" ".join(findings.verdict(results, training))), sections.duels(results, training)]
+    body.append(page.bullets(findings.sentences(results)))
+    body += [page.heading("The question"), *map(page.paragraph, _QUESTION)]
+    body += [page.heading("The protocol"), page.bullets(_protocol(results))]
+    if results.missing or results.notes:
+        body.append(page.heading("What is missing", 3))
+        missing = [f"Not run, and left out everywhere: {', '.join(results.missing)}."] if results.missing else []
+        body.append(page.bullets(missing + results.notes))
+
+    body += [page.heading("Accuracy"), page.paragraph(_COLUMNS)]
+    body += [sections.accuracy(results, training) for training in results.trainings]
+    body += [page.details("Every single strength", "".join(sections.strengths(results, t) for t in results.trainings))]
+    margins = [text for training in results.trainings if (text := sections.margins(results, training))]
+    if margins:
+        body += [page.heading("Against the best control"), page.paragraph(_MARGINS), *margins]
+    body += [page.heading("What it costs"), sections.cost(results)]
+
+    body += [page.heading("Accuracy against strength"), page.paragraph(_CURVES)]
+    body += [sections.switches(results), sections.curves(results)]
+
+    dilation, correlations = sections.dilation(results), sections.correlations(results)
+    if dilation or correlations:
+        body += [page.heading("Does the grid grow with the object?"), page.paragraph(_DILATION), dilation, correlations]
+    if "sampling" in by_name or "poses" in by_name:
+        body += [page.heading("Where the layers look"), page.paragraph(_POINTS)]
+    for name, title in (("sampling", ""), ("poses", ""), ("grids", "Grids as special cases"), ("lrn", "Inhibition")):
+        if name in by_name:
+            body += [page.heading(title)] if title else []
+            body.append(page.picture(by_name[name].data, _ALTERNATIVES[name], by_name[name].caption))
+    body.append(page.footer("geometry", results.folder, results.settings))
+    return body
+
+
+def _quick(results: Results) -> str:
+    epochs = results.settings.get("epochs")
+    length = f"{epochs} epochs" if epochs is not None else "few epochs"
+    return (
+        f"This is the {results.profile} profile: {count(len(results.seeds), 'seed')}, {length}. It shows that "
+        "everything works and which way things lean; it does not decide anything. The full profile (`pliant study "
+        "geometry` without --quick) trains longer, with five seeds."
+    )
+
+
+def _protocol(results: Results) -> list[str]:
+    settings: dict[str, Any] = results.settings
+    said = [
+        f"Profile: {results.profile}. Seeds: {', '.join(map(str, results.seeds))}; {len(results.runs)} finished runs."
+    ]
+    data = settings.get("data", {})
+    if data:
+        said.append(
+            f"Pictures: {data.get('name')}, {data.get('train')} to train on and {data.get('test')} to test on "
+            f"({data.get('source')}), each drawn on a black canvas of {settings.get('canvas')} pixels a side. "
+            "Training pictures are drawn anew in every epoch; the test poses are the same for everybody."
+        )
+    trainings = settings.get("trainings", {})
+    for name, title in (("upright", "Trained upright"), ("augmented", "Trained with augmentation")):
+        if name in trainings:
+            said.append(f"{title}: {_ranges(trainings[name])}.")
+    if settings.get("strengths"):
+        tests = "; ".join(f"{kind} {', '.join(f'{s:g}' for s in all_)}" for kind, all_ in settings["strengths"].items())
+        said.append(
+            f"Tested clean (posed as in upright training) and under one transformation at a time: {tests}. Strengths "
+            "that augmentation does not cover are seen by nobody in training."
+        )
+    if settings.get("optimiser"):
+        optimiser = settings["optimiser"]
+        said.append(
+            f"Networks: {settings.get('epochs')} epochs of {optimiser.get('name')}, batch {optimiser.get('batch')}, "
+            f"largest learning rate {optimiser.get('lr')}; the same for all. Widths are chosen so that all networks "
+            "have as many parameters as “deformable v2, 3 layers”, within 5 %."
+        )
+    said.append(
+        "Controls: everything that is not deformable. Fixed larger dilation is the decisive one: it sees as far as "
+        "a deformable grid, but cannot adapt."
+    )
+    return said
+
+
+def _ranges(ranges: dict[str, Any]) -> str:
+    words = {
+        "scale": "scale {0:g} to {1:g}",
+        "rotation": "turned by up to {1:g}° to either side",
+        "aspect": "sides stretched up to {1:g} : 1",
+        "shear": "sheared by up to {1:g}",
+        "bend": "bent by up to {1:g} of the side",
+    }
+    idle = {"scale": [1.0, 1.0], "rotation": [0.0, 0.0], "aspect": [1.0, 1.0], "shear": [0.0, 0.0], "bend": [0.0, 0.0]}
+    said = [
+        words[kind].format(*values) for kind, values in ranges.items() if kind in words and list(values) != idle[kind]
+    ]
+    if ranges.get("shift"):
+        said.append(f"up to {ranges['shift']:g} pixels off the middle")
+    return ", ".join(said)
+
+
+_QUESTION = (
+    "Objects appear turned, scaled, stretched and bent, in more ways than anyone can list. There are two classical "
+    "answers: show the network examples of every transformation (augmentation), or build features that do not change "
+    "under it (such as SIFT). Deformable layers are a learned one: a convolution that predicts from the picture "
+    "itself where its taps sample.",
+    "The study asks whether that helps on real pictures of clothes when everything else is equal: parameters, "
+    "training, pictures, seeds. It asks twice: after training on upright objects only, where every transformation "
+    "is new, and after training with augmentation.",
+)
+_COLUMNS = (
+    "Each kind is the mean over its strengths, “all transformed” the mean over kinds, “unseen strengths” the mean over "
+    "kinds of the strengths that augmentation does not cover. The highest mean of a column is "
+    "bold, which says nothing about whether the distance to the next is more than chance; the table after these does."
+)
+_MARGINS = (
+    "Seed by seed, each deformable network minus the control that is best in that column (chosen by its mean, so "
+    "slightly in the control's favour). ▲ and ▼ mark intervals that exclude 0, t intervals over seeds at 95 %, not "
+    "corrected for the number of comparisons. They say how much seeds vary, not how much test pictures do."
+)
+_CURVES = (
+    "Mean over seeds with a band of one standard deviation; the tinted ground is what augmentation covers. The point "
+    "where nothing is transformed is the clean test. Point at a dot for its value; the boxes switch curves off."
+)
+_DILATION = (
+    "The effective dilation is the mean distance of adjacent taps, in pixels of the layer's map, at outputs on the "
+    "object; 1 is an ordinary 3×3 kernel. Objects come from the clean test and all tests of scale, in bins of size."
+)
+_POINTS = (
+    "A sample of the top layer falls between outputs of the layer below and depends on four of them, each with "
+    "offsets of its own; every point is the exact mean position of what its path samples, nothing is rounded. Below "
+    "the deformable layers, points are placed at the centre of what a pixel of the map sees."
+)
+_ALTERNATIVES = {
+    "sampling": "Sampling points of one, two and three layers over a picture, regular above, deformable below",
+    "poses": "Sampling points on a small, a large and a rotated object and on the background",
+    "grids": "Regular, scaled, stretched, sheared and rotated sampling grids over a picture",
+    "lrn": "Responses before and after local response normalization, and what channels lose to neighbours",
+}

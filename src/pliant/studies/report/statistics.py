@@ -1,0 +1,86 @@
+"""Statistics over seeds, and how they are written: mean ± standard deviation, paired differences with intervals."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean, stdev
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A measured value: mean and standard deviation over seeds (NaN for one seed), and the values by seed."""
+
+    by_seed: dict[int, float]
+
+    @property
+    def n(self) -> int:
+        return len(self.by_seed)
+
+    @property
+    def mean(self) -> float:
+        return sum(self.by_seed.values()) / self.n
+
+    @property
+    def sd(self) -> float:
+        if self.n < 2:
+            return math.nan
+        return math.sqrt(sum((v - self.mean) ** 2 for v in self.by_seed.values()) / (self.n - 1))
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Mean of a paired difference over the seeds that both have, and its 95 % t interval (NaN for one seed)."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+
+    @property
+    def verdict(self) -> int:
+        """1 or −1 where the interval excludes 0, else 0."""
+        return 1 if self.low > 0 else -1 if self.high < 0 else 0
+
+
+def difference(ours: Cell, theirs: Cell) -> Difference | None:
+    """Return ours − theirs, seed by seed; None where they share no seed."""
+    seeds = sorted(ours.by_seed.keys() & theirs.by_seed.keys())
+    if not seeds:
+        return None
+    mean, half = compare([ours.by_seed[s] for s in seeds], [theirs.by_seed[s] for s in seeds])
+    half = half if math.isfinite(half) else math.nan
+    return Difference(mean, mean - half, mean + half, len(seeds))
+
+
+def compare(first: Sequence[float], second: Sequence[float]) -> tuple[float, float]:
+    """Return mean and half the 95 % t interval of the paired differences first − second; infinite for one pair."""
+    from scipy.special import stdtrit
+
+    differences = [a - b for a, b in zip(first, second, strict=True)]
+    n = len(differences)
+    if n < 2:
+        return differences[0], math.inf
+    return fmean(differences), float(stdtrit(n - 1, 0.975)) * stdev(differences) / math.sqrt(n)
+
+
+def spread(values: Sequence[float]) -> str:
+    """Return mean ± standard deviation of shares, in percent."""
+    text = f"{100 * fmean(values):5.1f}"
+    return text + (f" ± {100 * stdev(values):3.1f}" if len(values) > 1 else "")
+
+
+def signed(value: float) -> str:
+    """Write a difference of shares in percentage points."""
+    return f"{100 * value:+.1f}".replace("-", "−")
+
+
+def interval(found: Difference) -> str:
+    """Write the interval of a difference in percentage points, or why there is none."""
+    return "(one seed)" if math.isnan(found.low) else f"[{signed(found.low)}, {signed(found.high)}]"
+
+
+def points(found: Difference) -> str:
+    """Write a difference of shares in percentage points with its interval: ``+1.2 [+0.3, +2.1]``."""
+    return f"{signed(found.mean)} {interval(found)}"
