@@ -1,7 +1,8 @@
 """The layers: operators that hold their parameters, and what training them needs."""
 
 from pliant.nn.offsets import OffsetStatistics, parameter_groups
+from pliant.nn.surgery import deformify, undeformify
 from pliant.ops.deform_conv2d.module import DeformConv2d
 from pliant.ops.local_response_norm.module import LocalResponseNorm
 
-__all__ = ["DeformConv2d", "LocalResponseNorm", "OffsetStatistics", "parameter_groups"]
+__all__ = ["DeformConv2d", "LocalResponseNorm", "OffsetStatistics", "deformify", "parameter_groups", "undeformify"]

@@ -1,0 +1,274 @@
+"""Put deformable layers into a trained network in place of its convolutions, and back."""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+from pliant import _check
+from pliant.ops.deform_conv2d.module import DeformConv2d
+
+Where = str | Sequence[str] | Callable[[str, nn.Module], bool]
+_Layer = TypeVar("_Layer", bound=nn.Module)
+
+
+def deformify(
+    model: nn.Module,
+    where: Where,
+    *,
+    version: int = 2,
+    offset_groups: int = 1,
+    mask_scale: float = 2.0,
+    boundary: str = "zeros",
+) -> nn.Module:
+    """Replace chosen convolutions of a model by deformable layers that keep their weights.
+
+    Version 1, and version 2 with ``mask_scale=2``, leave the model's output as it was: the new offset branches start at
+    zero, offsets are 0 and masks 1. `weight` and `bias` stay the same parameters, frozen ones stay frozen, their names
+    in the state stay; ``NAME.conv_offset.weight`` and ``.bias`` are new. No random number is drawn. An error leaves the
+    model untouched.
+
+    Only `nn.Conv2d` with a kernel larger than 1×1 is ever replaced; the branches of deformable layers already in the
+    model are not. Depthwise and grouped convolutions, dilation and ``padding="same"`` are kept. A convolution that sits
+    at several places of the model is replaced at all of them by one layer.
+
+    Args:
+        model: any module; it is changed in place.
+        where: the name of a part ("layer4": everything in it), a pattern of names ("layer[34].*.conv2", in which "*"
+            goes across dots), "last 3" (in the order in which the model lists its modules), a sequence of these, or a
+            function of name and convolution that says yes or no.
+        version: 1 (offsets) or 2 (offsets and mask).
+        offset_groups: G, groups of input channels with offsets of their own; divides the channels of every one.
+        mask_scale: factor of the sigmoid. 1.0 (the paper's text, mmcv, detectron2) starts at half of the convolution,
+            before its bias.
+        boundary: "zeros" or "clamp".
+
+    Returns:
+        The model; where it is itself the convolution that is replaced, the new layer.
+
+    Raises:
+        TypeError: `where` is none of these.
+        ValueError: nothing is chosen; or a chosen layer cannot be replaced: another padding mode than zeros, a subclass
+            with a forward of its own, a weight that is computed (weight norm, pruning, a parametrization) or not there
+            yet (lazy), hooks, channels that `offset_groups` does not divide. The sentence names the layer.
+
+    Source: Zhu et al., CVPR 2019, section 4.1, replaces the 3×3 convolutions of conv3 to conv5; mask scale of MXNet's
+    example.
+
+    >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1, groups=8))
+    >>> x = torch.randn(1, 3, 9, 9)
+    >>> before = model(x)
+    >>> torch.allclose(deformify(model, "last 1")(x), before, atol=1e-5)
+    True
+    >>> model[2].conv_offset.out_channels
+    27
+    """
+    op = "deformify"
+    branches = {layer.conv_offset for layer in model.modules() if isinstance(layer, DeformConv2d)}
+    places = _places(
+        model, (m for m in model.modules() if isinstance(m, nn.Conv2d) and m not in branches and max(m.kernel_size) > 1)
+    )
+    swaps: list[tuple[list[str], nn.Module]] = []
+    for conv in _chosen(op, places, where, "convolutions with a kernel larger than 1×1"):
+        name = _quoted(places[conv])
+        obstacle = _obstacle(conv)
+        if obstacle:
+            raise ValueError(f"{op}: layer {name} {obstacle}")
+        try:
+            # On the meta device: nothing is allocated or drawn that is replaced at once.
+            layer = DeformConv2d(
+                conv.in_channels,
+                conv.out_channels,
+                _two(conv.kernel_size),
+                _two(conv.stride),
+                _padding(conv),
+                _two(conv.dilation),
+                conv.groups,
+                conv.bias is not None,
+                version=version,
+                offset_groups=offset_groups,
+                mask_scale=mask_scale,
+                boundary=boundary,
+                device="meta",
+                dtype=conv.weight.dtype,
+            )
+        except ValueError as error:
+            raise ValueError(f"{op}: layer {name}: {str(error).removeprefix('DeformConv2d: ')}") from None
+        for kept in ("weight", "bias"):
+            setattr(layer, kept, getattr(conv, kept))
+        layer.conv_offset.to_empty(device=conv.weight.device)
+        for parameter in layer.conv_offset.parameters():
+            nn.init.zeros_(parameter)
+        swaps.append((places[conv], layer.train(conv.training)))
+    return _swap(model, swaps)
+
+
+def undeformify(model: nn.Module, where: Where | None = None) -> nn.Module:
+    """Replace deformable layers that do not move their samples by plain convolutions: the output stays as it is.
+
+    A layer can be folded when the weights of its offset branch and the biases of its offsets are 0. Masks are then the
+    same at every position, ``mask_scale·sigmoid(bias)`` for each group and tap, and are multiplied into the weight.
+    Where they are all 1 the convolution has the layer's own parameters, otherwise its weight is a new one. An error
+    leaves the model untouched.
+
+    Args:
+        model: any module; it is changed in place.
+        where: as in :func:`deformify`, of the `DeformConv2d` in the model; None takes all.
+
+    Returns:
+        The model; where it is itself the layer that is replaced, the new convolution.
+
+    Raises:
+        TypeError: `where` is none of these.
+        ValueError: nothing is chosen; or a chosen layer moves its samples, or has hooks. The sentence names the layer.
+
+    >>> layer = DeformConv2d(4, 6, 3, padding=1)
+    >>> undeformify(layer)
+    Conv2d(4, 6, kernel_size=(3, 3), stride=(1, 1), padding=(1, 1))
+    """
+    op = "undeformify"
+    places = _places(model, (m for m in model.modules() if isinstance(m, DeformConv2d)))
+    swaps: list[tuple[list[str], nn.Module]] = []
+    for layer in _chosen(op, places, (lambda name, layer: True) if where is None else where, "deformable convolutions"):
+        name = _quoted(places[layer])
+        offsets = 2 * layer.offset_groups * layer.kernel_size[0] * layer.kernel_size[1]
+        weight, bias = layer.conv_offset.weight.detach(), layer.conv_offset.bias
+        moves = weight.is_meta or bool(weight.any()) or (bias is not None and bool(bias.detach()[:offsets].any()))
+        if moves:
+            raise ValueError(f"{op}: layer {name} moves its samples, no plain convolution equals it")
+        if _hooked(layer) or _hooked(layer.conv_offset):
+            raise ValueError(f"{op}: layer {name} has hooks, which would be lost; remove them first")
+        conv = nn.Conv2d(
+            layer.in_channels,
+            layer.out_channels,
+            layer.kernel_size,
+            layer.stride,
+            "same" if any(layer.extra) else layer.padding,
+            layer.dilation,
+            layer.groups,
+            layer.bias is not None,
+            device="meta",
+            dtype=layer.weight.dtype,
+        )
+        conv.weight, conv.bias = _folded(layer), layer.bias
+        swaps.append((places[layer], conv.train(layer.training)))
+    return _swap(model, swaps)
+
+
+def _places(model: nn.Module, layers: Iterable[_Layer]) -> dict[_Layer, list[str]]:
+    """Return every name that each layer has in the model, in the model's order."""
+    places: dict[nn.Module, list[str]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        places.setdefault(module, []).append(name)
+    return {layer: places[layer] for layer in layers}
+
+
+def _chosen(op: str, places: dict[_Layer, list[str]], where: Where, noun: str) -> list[_Layer]:
+    """Return the layers that `where` chooses, in the model's order, at least one for each part of it."""
+    if callable(where):
+        return _some(
+            op, [m for m, names in places.items() if any(where(name, m) for name in names)], where, noun, places
+        )
+    parts = [where] if isinstance(where, str) else where
+    if not isinstance(parts, Sequence) or not all(isinstance(part, str) for part in parts):
+        raise TypeError(
+            f"{op}: where must be a name, a pattern, 'last n', several of these, or a function, got {where!r}"
+        )
+    chosen: set[_Layer] = set()
+    for part in parts:
+        last = re.fullmatch(r"last (\d+)", part)
+        if last:
+            count = int(last[1])
+            if not 1 <= count <= len(places):
+                raise ValueError(f"{op}: where={part!r} asks for {count}, the model has {len(places)} {noun}")
+            chosen |= set(list(places)[-count:])
+        else:
+            chosen |= set(_some(op, [m for m, names in places.items() if _named(names, part)], part, noun, places))
+    return _some(op, [layer for layer in places if layer in chosen], where, noun, places)
+
+
+def _named(names: list[str], part: str) -> bool:
+    """Return whether one of the names is `part`, lies in it, or fits its pattern."""
+    if any(letter in part for letter in "*?["):
+        return any(fnmatch.fnmatchcase(name, part) for name in names)
+    return any(name == part or name.startswith(f"{part}.") for name in names)
+
+
+def _some(op: str, layers: list[_Layer], where: object, noun: str, places: dict[_Layer, list[str]]) -> list[_Layer]:
+    if not places:
+        raise ValueError(f"{op}: the model has no {noun}")
+    if not layers:
+        names = [names[0] for names in places.values()]
+        some = ", ".join(names[:8]) + (", …" if len(names) > 8 else "")
+        raise ValueError(f"{op}: where={where!r} chooses none of the model's {noun}: {some}")
+    return layers
+
+
+def _obstacle(conv: nn.Conv2d) -> str:
+    """Return what forbids replacing a convolution, "" where nothing does."""
+    kind = type(conv)
+    if isinstance(conv.weight, nn.parameter.UninitializedParameter):
+        return "is lazy and has no weight yet; run the model once first"
+    if any(conv._parameters.get(name) is not getattr(conv, name, None) for name in ("weight", "bias")):
+        return "computes its weight or bias (weight norm, pruning, a parametrization); make them plain parameters first"
+    if kind.forward is not nn.Conv2d.forward or kind._conv_forward is not nn.Conv2d._conv_forward:
+        return f"is a {kind.__name__} with a forward of its own, which a deformable layer would not follow"
+    if conv.padding_mode != "zeros":
+        return f"pads with padding_mode={conv.padding_mode!r}, a deformable layer only with zeros"
+    if _hooked(conv):
+        return "has hooks, which would be lost; remove them first"
+    if conv.weight.dtype not in _check.DTYPES:
+        return f"computes in {str(conv.weight.dtype).removeprefix('torch.')}, which deform_conv2d does not"
+    return ""
+
+
+def _hooked(module: nn.Module) -> bool:
+    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks", "_state_dict_hooks")
+    return any(getattr(module, kind) for kind in (*kinds, "_load_state_dict_pre_hooks"))
+
+
+def _padding(conv: nn.Conv2d) -> tuple[int, int] | str:
+    if isinstance(conv.padding, str):
+        return "same" if conv.padding == "same" else (0, 0)
+    return _two(conv.padding)
+
+
+def _two(values: tuple[int, ...]) -> tuple[int, int]:
+    vertical, horizontal = values
+    return int(vertical), int(horizontal)
+
+
+def _folded(layer: DeformConv2d) -> nn.Parameter:
+    """Return the weight that a layer without offsets convolves with: its own where every mask is 1."""
+    if layer.version == 1:
+        return layer.weight
+    O, Cg, Kh, Kw = layer.weight.shape
+    G, groups = layer.offset_groups, layer.groups
+    bias = layer.conv_offset.bias
+    with torch.no_grad():
+        logits = layer.weight.new_zeros(G * Kh * Kw) if bias is None else bias[2 * G * Kh * Kw :]
+        mask = layer.mask_scale * logits.sigmoid()
+        if bool((mask == 1).all()):
+            return layer.weight
+        # (C, Kh, Kw): every input channel with its offset group's masks; output o of group j sees channels j·Cg …
+        factor = mask.view(G, Kh, Kw).repeat_interleave(layer.in_channels // G, 0).view(groups, 1, Cg, Kh, Kw)
+        weight = (layer.weight.view(groups, O // groups, Cg, Kh, Kw) * factor).view(O, Cg, Kh, Kw)
+    return nn.Parameter(weight, requires_grad=layer.weight.requires_grad)
+
+
+def _swap(model: nn.Module, swaps: list[tuple[list[str], nn.Module]]) -> nn.Module:
+    for names, layer in swaps:
+        for name in names:
+            if name == "":
+                return layer
+            model.set_submodule(name, layer)
+    return model
+
+
+def _quoted(names: list[str]) -> str:
+    return repr(names[0]) if names[0] else "(the model itself)"
