@@ -70,6 +70,14 @@ def test_watch_the_offsets() -> None:
     assert exploding.count("warned: offsets of layer") == 2
 
 
+def test_deform_a_network() -> None:
+    out = _run("06_deform_a_network.py")
+    assert _number("largest difference:", out) < 1e-5 * _number("of values up to", out)
+    assert re.findall(r"(\d) layers", out) == ["4", "8", "3", "4"]
+    assert "'layer3.0.conv1' moves its samples" in out
+    assert "deformable in the end: 0" in out
+
+
 @pytest.mark.parametrize("path", sorted(FOLDER.glob("*.py")), ids=lambda path: path.name)
 def test_is_short_and_tested(path: Path) -> None:
     assert len(path.read_text().splitlines()) < 60
