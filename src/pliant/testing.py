@@ -101,6 +101,92 @@ DEFORM_CONV_SPEED = (
 )
 
 
+def _boxes(random: torch.Generator, count: int, images: int, height: float, width: float) -> Tensor:
+    """Return (R, 5) RoIs of an image: from a point anywhere in it, up to as large as it, some beyond its edges."""
+    first, extent = torch.rand(2, count, 2, generator=random, dtype=torch.float64)
+    span = torch.tensor([width, height], dtype=torch.float64)
+    start = (1.2 * first - 0.2) * span
+    image = torch.randint(images, (count, 1), generator=random).double()
+    return torch.cat([image, start, start + (0.05 + 0.75 * extent) * span], 1)
+
+
+@dataclass(frozen=True)
+class RoICase:
+    """One shape of RoI averages; `tensors` draws its inputs: N(0, 1), boxes of any size, masks U(0, 1).
+
+    `sampling_ratio` is that of RoIAlign and its kin; `group_size`, `part_size`, `samples` and `classes` are those of
+    deformable PS-RoI pooling, of which the bins are `output_size[0]` in both directions.
+    """
+
+    name: str
+    input: tuple[int, int, int, int]
+    rois: int
+    output_size: tuple[int, int] = (3, 3)
+    spatial_scale: float = 0.5
+    sampling_ratio: int = 2
+    group_size: int = 1
+    part_size: int = 3
+    samples: int = 4
+    classes: int = 1
+
+    def tensors(
+        self, dtype: torch.dtype = torch.float32, *, seed: int = 0, channels_last: bool = False, parts: bool = False
+    ) -> dict[str, Tensor]:
+        """Return input, rois, offset and mask, drawn in float64 and rounded to `dtype`; `rois` at most to float32.
+
+        `parts` draws offset and mask as deformable PS-RoI pooling wants them, by class and part.
+        """
+        random = torch.Generator().manual_seed(seed)
+        N, _, H, W = self.input
+        Ph, Pw = self.output_size
+        offset = (self.rois, 2 * self.classes, self.part_size, self.part_size) if parts else (self.rois, 2, Ph, Pw)
+        tensors = {
+            "input": torch.randn(self.input, generator=random, dtype=torch.float64),
+            "offset": torch.randn(offset, generator=random, dtype=torch.float64),
+            "mask": torch.rand(self.rois, 1, Ph, Ph if parts else Pw, generator=random, dtype=torch.float64),
+        }
+        tensors = {name: t.to(dtype) for name, t in tensors.items()}
+        rois = _boxes(random, self.rois, N, H / self.spatial_scale, W / self.spatial_scale).float()
+        tensors["rois"] = rois.double() if dtype == torch.float64 else rois
+        if channels_last:
+            tensors["input"] = tensors["input"].contiguous(memory_format=torch.channels_last)
+        return tensors
+
+
+# Bins of many shapes, map sizes that no vector divides, adaptive grids, RoIs larger and smaller than the map, one RoI,
+# none, maps of one row, column and pixel.
+ROI_CASES = (
+    RoICase("plain", (2, 4, 9, 8), 5),
+    RoICase("crooked", (3, 6, 7, 11), 7, (2, 3), 0.25, 3),
+    RoICase("adaptive", (2, 5, 13, 10), 6, (3, 2), 0.5, 0),
+    RoICase("adaptive_wide", (1, 3, 6, 40), 9, (1, 2), 1.0, -1),
+    RoICase("row", (2, 4, 1, 9), 4, (2, 2), 0.5, 1),
+    RoICase("column", (1, 4, 9, 1), 4, (2, 2), 0.5, 0),
+    RoICase("pixel", (2, 4, 1, 1), 3, (2, 2), 0.5, 2),
+    RoICase("many_bins", (1, 3, 10, 12), 3, (7, 5), 0.125, 2),
+    RoICase("many_channels", (1, 37, 8, 9), 11, (2, 2), 0.5, 2),
+    RoICase("one_bin", (2, 3, 8, 9), 4, (1, 1), 0.5, 0),
+    RoICase("none", (2, 4, 5, 6), 0, (2, 2)),
+)
+
+# The same for the position-sensitive operators: groups finer and coarser than bins, parts of their own, classes.
+PS_ROI_CASES = (
+    RoICase("plain", (2, 18, 9, 8), 5, group_size=3),
+    RoICase("no_groups", (2, 9, 7, 11), 6, part_size=2, samples=3),
+    RoICase("coarse_groups", (2, 36, 8, 9), 4, group_size=2, part_size=1, samples=2, sampling_ratio=0),
+    RoICase("classes", (2, 54, 8, 10), 5, group_size=3, classes=3, samples=3, sampling_ratio=1),
+    RoICase("fine_groups", (1, 100, 9, 7), 4, (2, 2), group_size=5, part_size=3, classes=2),
+    RoICase("crooked", (1, 30, 6, 12), 3, (3, 2), 0.25, 3, part_size=4, samples=1),
+    RoICase("many_bins", (1, 98, 14, 11), 3, (7, 7), 0.25, 0, group_size=7, part_size=7),
+    RoICase("wide", (1, 148, 9, 12), 6, (2, 2), group_size=2, part_size=2, classes=37),
+    RoICase("pixel", (2, 8, 1, 1), 3, (2, 2), group_size=2, part_size=2),
+    RoICase("none", (2, 8, 5, 6), 0, (2, 2), group_size=2, part_size=2),
+)
+
+# The shape on which speed is promised: the RoI head of a detector on a map of stride 16.
+ROI_SPEED = (RoICase("R1", (1, 256, 50, 84), 512, (7, 7), 1 / 16, 2),)
+
+
 @dataclass(frozen=True)
 class LRNCase:
     """One shape of local response normalization; `tensors` draws its input and the gradient: 3·N(0, 1) and N(0, 1).
