@@ -259,3 +259,46 @@ LRN_SPEED = (
     LRNCase("A2", (32, 256, 27, 27), alpha=5e-4),
     LRNCase("G1", (1, 64, 56, 56), alpha=1e-4, k=1.0),
 )
+
+
+@dataclass(frozen=True)
+class NMSCase:
+    """Boxes around a few centres; `tensors` draws boxes, scores and classes: some scores and some boxes are equal."""
+
+    name: str
+    boxes: int
+    centres: int
+    classes: int = 3
+
+    def tensors(self, dtype: torch.dtype = torch.float32, *, seed: int = 0) -> dict[str, Tensor]:
+        """Return boxes (x1 y1 x2 y2), scores and classes, drawn in float64, boxes and scores rounded to `dtype`."""
+        random = torch.Generator().manual_seed(seed)
+
+        def draw(*shape: int) -> Tensor:
+            return torch.rand(shape, generator=random, dtype=torch.float64)
+
+        centre = 1000 * draw(self.centres, 2)[torch.randint(self.centres, (self.boxes,), generator=random)]
+        centre, half = centre + 10 * draw(self.boxes, 2), 10 + 20 * draw(self.boxes, 2)
+        boxes, scores = torch.cat([centre - half, centre + half], 1), draw(self.boxes)
+        boxes[1::7], scores[2::5] = boxes[: len(boxes[1::7])], scores[: len(scores[2::5])]
+        classes = torch.randint(self.classes, (self.boxes,), generator=random)
+        return {"boxes": boxes.to(dtype), "scores": scores.to(dtype), "classes": classes}
+
+
+# Most boxes suppressed, few suppressed; sizes that no strip divides; one class, and as many as boxes.
+NMS_CASES = (
+    NMSCase("dense", 301, 8),
+    NMSCase("sparse", 203, 150),
+    NMSCase("one_class", 67, 9, 1),
+    NMSCase("lonely", 90, 2, 500),
+    NMSCase("pair", 2, 1, 1),
+    NMSCase("one", 1, 1),
+    NMSCase("none", 0, 1),
+)
+
+# The shapes on which speed is promised: proposals of one image, detections in 80 classes, a page full of boxes.
+NMS_SPEED = (
+    NMSCase("P1", 2000, 200, 1),
+    NMSCase("D1", 5000, 300, 80),
+    NMSCase("L1", 20000, 4000, 1),
+)
