@@ -3,6 +3,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 import torch
@@ -82,8 +83,8 @@ def test_saved_weights_survive_a_failure(tmp_path: Path, monkeypatch: pytest.Mon
     save(net, path)
     whole = path.read_bytes()
 
-    def full(_: object, part: Path) -> None:
-        part.write_bytes(b"half")
+    def full(_: object, part: BinaryIO) -> None:
+        part.write(b"half")
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(loop.torch, "save", full)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pliant.nn import parameter_groups
+from pliant.train import checkpoint
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 
@@ -103,9 +103,4 @@ def accuracy(model: nn.Module, batches: Batches) -> float:
 
 def save(model: nn.Module, path: Path) -> None:
     """Write the weights of `model` to `path`; a crash or a full disk leaves what was there before."""
-    part = path.with_name(path.name + ".part")
-    try:
-        torch.save({name: tensor.cpu() for name, tensor in model.state_dict().items()}, part)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    checkpoint.write(path, {name: tensor.cpu() for name, tensor in model.state_dict().items()})

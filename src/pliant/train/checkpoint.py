@@ -1,0 +1,50 @@
+"""Checkpoints: files that are whole or not there."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+FORMAT = 1
+
+
+def write(path: Path, state: dict[str, Any]) -> None:
+    """Write `state`, tensors and plain Python values, to `path`; a crash or a full disk leaves what was there before.
+
+    Raises:
+        OSError: it could not be written.
+    """
+    part = path.with_name(path.name + ".part")
+    try:
+        # Given a path instead of a file, torch says of a full disk only that its writer failed.
+        with part.open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Return what :func:`write` wrote for a detector, on the CPU.
+
+    Raises:
+        OSError: there is no such file, or it cannot be read.
+        ValueError: it is something else.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:
+        # Of a damaged file torch, pickle and zip raise whatever they stumble over.
+        raise ValueError(f"{path} is damaged or not a checkpoint ({str(error).splitlines()[0]})") from error
+    if not isinstance(state, dict) or "format" not in state or "recipe" not in state:
+        raise ValueError(f"{path} is not a checkpoint of pliant train; give the last.pt or best.pt of its folder")
+    if state["format"] != FORMAT:
+        raise ValueError(f"{path} has format {state['format']}, this version reads {FORMAT}; use the one that wrote it")
+    return state

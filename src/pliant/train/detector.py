@@ -1,0 +1,377 @@
+"""The training loop of detectors: resumable to the bit, on one process or several."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from pliant.train import checkpoint
+from pliant.train.distributed import Ranks, load_optimizer, shard, whole
+from pliant.train.evaluation import Detection, Target, Transform, evaluate
+from pliant.train.log import Log, Record
+from pliant.train.recipe import DetectorRecipe
+
+Batch = tuple[list[Tensor], list[Target], list[str]]
+
+
+def fit_detector(
+    model: nn.Module,
+    train: Detection,
+    recipe: DetectorRecipe,
+    *,
+    transform: Transform | None = None,
+    resize: Transform | None = None,
+    test: Detection | None = None,
+    folder: Path | None = None,
+    resume: bool = False,
+    ranks: Ranks | None = None,
+    tensorboard: bool = False,
+    on_record: Callable[[Record], None] = lambda record: None,
+) -> list[Record]:
+    """Train a detector.
+
+    Order, augmentation and what the model draws from torch's global generator are functions of the seed, the step and
+    the rank: a run that was stopped anywhere goes on with the same losses, bit for bit on a CPU, and no state of any
+    generator has to be kept. The global generator is left as it was found.
+
+    The loss is the sum of the model's, and the gradient the mean over ranks. Two ranks with half of the batch each do
+    what one does with all of it if every loss is a mean over pictures and batch normalization is frozen.
+
+    Args:
+        model: a detector of :mod:`pliant.models`; moved to the device of `ranks`.
+        train: a data set of :mod:`pliant.data`.
+        recipe: how; its `data` and `model` are only written down.
+        transform: of training pictures.
+        resize: of test pictures.
+        test: what is evaluated on; None evaluates nothing.
+        folder: gets recipe.json, metrics.jsonl, last.pt, and best.pt of the largest AP; None writes nothing.
+        resume: go on with the run in `folder`.
+        ranks: the processes that train together.
+        tensorboard: write events too.
+        on_record: called with every record, on rank 0.
+
+    Returns:
+        The records of this call: of every step `loss`, its parts, `lr`, `gradient_norm`, `images_per_second`; of every
+        evaluation the average precisions.
+
+    Raises:
+        ValueError: a batch that the ranks cannot share or the data cannot fill; a folder with another run.
+        FloatingPointError: loss or gradient are not finite; the last checkpoint is kept.
+        KeyboardInterrupt: SIGINT or SIGTERM, after the step at hand and a checkpoint; a second one comes at once.
+        OSError: the folder cannot be written.
+    """
+    return _Run(model, train, recipe, transform, resize, test, folder, ranks or Ranks(), on_record).run(
+        resume, tensorboard
+    )
+
+
+class _Run:
+    """One call of :func:`fit_detector`."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        train: Detection,
+        recipe: DetectorRecipe,
+        transform: Transform | None,
+        resize: Transform | None,
+        test: Detection | None,
+        folder: Path | None,
+        ranks: Ranks,
+        on_record: Callable[[Record], None],
+    ) -> None:
+        self.recipe, self.ranks, self.folder, self.on_record = recipe, ranks, folder, on_record
+        self.train, self.test, self.resize = train, test, resize
+        if recipe.batch % ranks.world:
+            raise ValueError(f"a batch of {recipe.batch} cannot be shared by {ranks.world} processes alike")
+        self.per_epoch = len(train) // recipe.batch
+        if not self.per_epoch:
+            raise ValueError(f"a batch of {recipe.batch} is more than the {len(train)} training pictures there are")
+        self.total = recipe.steps or recipe.epochs * self.per_epoch
+        self.drawn = _Drawn(train, transform, recipe.seed)
+        self.step, self.evaluated, self.saved = 0, 0, 0
+        self.best: Record | None = None
+        self.records: list[Record] = []
+        self.model = model.to(ranks.device)
+
+    def run(self, resume: bool, tensorboard: bool) -> list[Record]:
+        state = self._open(resume)
+        if state is not None:
+            self.model.load_state_dict(state["model"])
+            self.step, self.evaluated, self.best = state["step"], state["evaluated"], state["best"]
+            self.saved = self.step
+        if self.recipe.shard:
+            shard(self.model, self.ranks)
+        self.optimizer = self.recipe.optimiser.build(self.model)
+        if state is not None:
+            load_optimizer(self.optimizer, state["optimiser"])
+        wrapped = self.ranks.wrap(self.model).train()
+        writes = self.folder if self.ranks.rank == 0 else None
+        gpus = [self.ranks.device] if self.ranks.device.type == "cuda" else []
+        with (
+            Log(writes, self.step, self.evaluated, tensorboard=tensorboard) as self.log,
+            _Stop() as self.stop,
+            torch.random.fork_rng(gpus),
+        ):
+            self._evaluate_if_due()
+            batches = self._batches()
+            while self.step < self.total:
+                began = time.perf_counter()
+                self._train(wrapped, *next(batches), began)
+                every = self.recipe.save_every
+                if self._at_epoch_end() or (every and self.step % every == 0):
+                    self._save()
+                if self.stopped or (self.ranks.world == 1 and self.stop.asked):
+                    raise self._interrupted()
+                self._evaluate_if_due()
+        return self.records
+
+    def _open(self, resume: bool) -> dict[str, Any] | None:
+        """Prepare the folder; return the checkpoint to go on from, the same on every rank."""
+        state, error = None, None
+        if self.folder is not None and self.ranks.rank == 0:
+            try:
+                state = _prepare(self.folder, self.recipe, resume)
+            except (ValueError, OSError) as e:
+                error = e
+        # Every rank must learn of it, or the others would wait for this one.
+        error = self.ranks.share(error)
+        if error is not None:
+            raise error
+        return self.ranks.share(state)  # type: ignore[no-any-return]
+
+    def _batches(self) -> Iterator[Batch]:
+        """Return the batches of this rank from the current step on."""
+        while True:
+            epoch, done = divmod(self.step, self.per_epoch)
+            random = torch.Generator().manual_seed(seed_of(self.recipe.seed, "order", epoch))
+            order = torch.randperm(len(self.drawn), generator=random).tolist()
+            size, share = self.recipe.batch, self.recipe.batch // self.ranks.world
+            first = self.ranks.rank * share
+            mine = [
+                [(epoch, i) for i in order[at + first : at + first + share]]
+                for at in range(done * size, self.per_epoch * size, size)
+            ]
+            yield from DataLoader(
+                self.drawn,
+                batch_sampler=mine,
+                num_workers=self.recipe.workers,
+                collate_fn=_collate,
+                # The loader would draw the seed of its workers from torch's generator.
+                generator=torch.Generator(),
+                worker_init_fn=_leave_signals_to_parent,
+            )
+
+    def _train(
+        self, wrapped: nn.Module, images: list[Tensor], targets: list[Target], broken: list[str], began: float
+    ) -> None:
+        """Do one step."""
+        device, optimiser = self.ranks.device, self.recipe.optimiser
+        images = [image.to(device, non_blocking=True).float() / 255 for image in images]
+        targets = [{k: v.to(device) if isinstance(v, Tensor) else v for k, v in t.items()} for t in targets]
+        factor = optimiser.rate(self.step, self.total)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["base"] * factor
+        torch.manual_seed(seed_of(self.recipe.seed, "step", self.step, self.ranks.rank))
+        self.optimizer.zero_grad()
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.recipe.precision == "bfloat16"):
+            losses = wrapped(images, targets)
+            loss = sum(losses.values())
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), optimiser.clip or math.inf)
+        # A sharded model has a sharded norm.
+        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+        asked = torch.tensor(float(self.stop.asked), device=device)
+        numbers = [loss.detach().float(), *(part.detach().float() for part in losses.values()), asked]
+        mean, *parts, stopped = self.ranks.mean(torch.stack(numbers)).tolist()
+        self.stopped = stopped > 0
+        named = dict(zip(losses, parts, strict=True))
+        if not (math.isfinite(mean) and math.isfinite(norm)):
+            raise FloatingPointError(self._not_finite(mean, named, float(norm)))
+        self.optimizer.step()
+        self.step += 1
+        seconds = time.perf_counter() - began
+        record = {
+            "kind": "step", "step": self.step, "epoch": 1 + (self.step - 1) // self.per_epoch, "loss": mean, **named,
+            "lr": optimiser.lr * factor, "gradient_norm": float(norm), "images_per_second": self.recipe.batch / seconds,
+        }  # fmt: skip
+        self._record({**record, "broken": broken} if broken else record)
+
+    def _at_epoch_end(self) -> bool:
+        return self.step % self.per_epoch == 0 or self.step == self.total
+
+    def _evaluate_if_due(self) -> None:
+        due = self._at_epoch_end() and (
+            self.step == self.total or self.step // self.per_epoch % self.recipe.evaluate_every == 0
+        )
+        if self.test is None or not self.step or not due or self.evaluated == self.step:
+            return
+        began = time.perf_counter()
+        self.stop.at_once = True
+        try:
+            scores = evaluate(
+                self.model, self.test, batch=max(1, self.recipe.batch // self.ranks.world), resize=self.resize,
+                workers=self.recipe.workers, max_detections=self.recipe.max_detections, ranks=self.ranks,
+            )  # fmt: skip
+        except KeyboardInterrupt:
+            # The step was saved before.
+            raise self._interrupted() from None
+        finally:
+            self.stop.at_once = False
+        seconds = time.perf_counter() - began
+        epoch = 1 + (self.step - 1) // self.per_epoch
+        self._record({"kind": "evaluation", "step": self.step, "epoch": epoch, **scores, "seconds": seconds})
+        self.evaluated = self.step
+        # The first is the best so far, even where there is nothing to find and AP is NaN.
+        if self.best is None or not self.best["AP"] >= scores["AP"]:
+            self.best = {"step": self.step, "AP": scores["AP"]}
+            self._save("best.pt")
+        self._save()
+
+    def _record(self, record: Record) -> None:
+        self.records.append(record)
+        if self.ranks.rank == 0:
+            self.log.write(record)
+            self.on_record(record)
+
+    def _save(self, name: str = "last.pt") -> None:
+        """Write a checkpoint; best.pt is for use, without the optimiser's state."""
+        if self.folder is None:
+            return
+        state = {
+            "format": checkpoint.FORMAT,
+            "recipe": dataclasses.asdict(self.recipe),
+            "classes": tuple(self.train.classes),
+            "category_ids": tuple(self.train.category_ids),
+            "step": self.step,
+            "evaluated": self.evaluated,
+            "best": self.best,
+            "model": whole(self.model.state_dict()),
+        }
+        if name == "last.pt":
+            state["optimiser"] = whole(self.optimizer.state_dict())
+        if self.ranks.rank == 0:
+            checkpoint.write(self.folder / name, state)
+        self.saved = self.step
+
+    def _interrupted(self) -> KeyboardInterrupt:
+        if self.folder is None:
+            return KeyboardInterrupt(f"after step {self.step} of {self.total}")
+        if self.saved != self.step:
+            self._save()
+        return KeyboardInterrupt(f"after step {self.step} of {self.total}, which {self.folder / 'last.pt'} holds")
+
+    def _not_finite(self, loss: float, parts: dict[str, float], norm: float) -> str:
+        bad = [f"{name} is {value}" for name, value in {"the loss": loss, **parts}.items() if not math.isfinite(value)]
+        what = ", ".join(bad) or f"the norm of the gradient is {norm}"
+        kept = "no checkpoint was written before"
+        if self.folder is not None and self.saved:
+            kept = f"{self.folder / 'last.pt'} holds step {self.saved}"
+        return f"{what} in step {self.step + 1}; {kept}. Lower the learning rate, warm up longer or clip gradients"
+
+
+def seed_of(*parts: int | str) -> int:
+    """Return a seed for a generator that shares nothing with that of other `parts`."""
+    digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def _prepare(folder: Path, recipe: DetectorRecipe, resume: bool) -> dict[str, Any] | None:
+    """Make the folder of a run and write its recipe, or check that both are there; return its checkpoint."""
+    last, written = folder / "last.pt", folder / "recipe.json"
+    if not resume:
+        if last.exists():
+            raise ValueError(f"{folder} holds a run; go on with it (--resume) or choose another folder (--out)")
+        folder.mkdir(parents=True, exist_ok=True)
+        # Of a run that ended before its first checkpoint.
+        (folder / "metrics.jsonl").unlink(missing_ok=True)
+        part = folder / "recipe.json.part"
+        part.write_text(json.dumps(dataclasses.asdict(recipe), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        os.replace(part, written)
+        return None
+    if not last.exists():
+        raise ValueError(f"{folder} holds no checkpoint to go on from; start without --resume")
+    state = checkpoint.read(last)
+    others = [
+        name for name in DetectorRecipe.of(state["recipe"]).differences(recipe) if name not in ("workers", "save_every")
+    ]
+    if others:
+        raise ValueError(f"{folder} holds a run of other settings ({', '.join(others)}); choose another folder")
+    return state
+
+
+class _Drawn(Dataset[tuple[Tensor, Target, list[str]]]):
+    """Training pictures by (epoch, index), transformed at random but alike at every call.
+
+    In the place of a picture that cannot be read comes the next one that can, with the reason.
+    """
+
+    def __init__(self, dataset: Detection, transform: Transform | None, seed: int) -> None:
+        self.dataset, self.transform, self.seed = dataset, transform, seed
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Target, list[str]]:
+        epoch, index = key
+        broken: list[str] = []
+        for at in range(len(self)):
+            try:
+                image, target = self.dataset[(index + at) % len(self)]
+            except OSError as error:
+                broken.append(str(error))
+                continue
+            if self.transform is not None:
+                random = torch.Generator().manual_seed(seed_of(self.seed, "picture", epoch, index))
+                image, target = self.transform(image, target, random)
+            return image, target, broken
+        raise ValueError(f"not one of {len(self)} training pictures can be read: {broken[0]}")
+
+
+def _collate(items: list[tuple[Tensor, Target, list[str]]]) -> Batch:
+    return [i for i, _, _ in items], [t for _, t, _ in items], [reason for _, _, broken in items for reason in broken]
+
+
+def _leave_signals_to_parent(worker: int) -> None:
+    """Let Ctrl-C reach the loop only, which wants its next batch before it stops."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+class _Stop:
+    """Turn SIGINT and SIGTERM into a question that the loop answers after its step; a second one interrupts."""
+
+    SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+    def __init__(self) -> None:
+        self.asked = self.at_once = False
+        self.before: dict[int, Any] = {}
+
+    def __enter__(self) -> _Stop:
+        # Elsewhere Python lets nobody handle signals.
+        if threading.current_thread() is threading.main_thread():
+            self.before = {number: signal.signal(number, self._ask) for number in self.SIGNALS}
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        if self.asked or self.at_once:
+            raise KeyboardInterrupt
+        self.asked = True

@@ -1,0 +1,232 @@
+"""Average precision of a detector, as COCO counts it."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from pliant.train.distributed import Ranks
+
+Target = dict[str, Any]
+Transform = Callable[[Tensor, Target, torch.Generator], tuple[Tensor, Target]]
+
+# Areas in square pixels of the ground truth's pictures: COCO's.
+AREAS = {"small": (0.0, 32.0**2), "medium": (32.0**2, 96.0**2), "large": (96.0**2, 1e10)}
+
+
+class Detection(Protocol):
+    """Pictures with boxes: items are ``(image uint8 (3, H, W), target)``; and their ground truth in COCO's form."""
+
+    classes: tuple[str, ...]
+    category_ids: tuple[int, ...]
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> tuple[Tensor, Target]: ...
+
+    def coco(self) -> dict[str, Any]:
+        """Return images, annotations and categories."""
+        ...
+
+
+@torch.no_grad()
+def detect(
+    model: nn.Module, images: Sequence[Tensor], *, resize: Transform | None = None, device: torch.device | str = "cpu"
+) -> list[dict[str, Tensor]]:
+    """Detect objects in pictures of any size, in evaluation mode.
+
+    Args:
+        model: a detector of :mod:`pliant.models`.
+        images: (3, H, W) each, uint8.
+        resize: what training did to the size of pictures; boxes are scaled back to the pictures given here.
+        device: where the model is.
+
+    Returns:
+        For each picture ``boxes (n, 4)``, ``scores (n,)`` and ``labels (n,)`` on the CPU, sorted by score.
+    """
+    inputs, scales = [], []
+    for image in images:
+        h, w = image.shape[-2:]
+        if resize is not None:
+            nothing = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}
+            nothing["ignore"] = torch.zeros(0, dtype=torch.bool)
+            image, _ = resize(image, nothing, torch.Generator())
+        H, W = image.shape[-2:]
+        scales.append(torch.tensor([w / W, h / H, w / W, h / H]))
+        inputs.append(image.to(device).float() / 255)
+    training = model.training
+    model.eval()
+    try:
+        found = model(inputs, None)
+    finally:
+        model.train(training)
+    return [
+        {"boxes": d["boxes"].float().cpu() * s, "scores": d["scores"].float().cpu(), "labels": d["labels"].cpu()}
+        for d, s in zip(found, scales, strict=True)
+    ]
+
+
+def evaluate(
+    model: nn.Module,
+    dataset: Detection,
+    *,
+    batch: int = 4,
+    resize: Transform | None = None,
+    workers: int = 0,
+    max_detections: int = 100,
+    ranks: Ranks | None = None,
+) -> dict[str, Any]:
+    """Run a detector over a data set and return its average precision.
+
+    Of several ranks each takes its share of the pictures and every one gets the result.
+
+    Args:
+        model: a detector of :mod:`pliant.models`, on the device of `ranks`.
+        dataset: of :mod:`pliant.data`; where it has ``areas`` (``{"small": (least, most), …}`` in square pixels), they
+            take the place of COCO's.
+        batch: pictures at a time.
+        resize: see :func:`detect`.
+        workers: processes that read pictures; 0 reads in this one.
+        max_detections: the most that count in a picture and class, the best first.
+        ranks: the processes that share the work.
+
+    Returns:
+        See :func:`average_precision`; and ``broken``, the reasons, where pictures could not be read. In those nothing
+        is found.
+
+    Raises:
+        ValueError: a data set without pictures.
+    """
+    ranks = ranks or Ranks()
+    if not len(dataset):
+        raise ValueError("evaluate: there are no pictures to evaluate on")
+    # Every rank runs the model as often as the others, because a sharded one gathers its weights in each forward: who
+    # has less to do repeats pictures, and what is found in them twice is kept once.
+    share = math.ceil(len(dataset) / ranks.world)
+    mine = [(ranks.rank + i * ranks.world) % len(dataset) for i in range(share)]
+    found: dict[int, list[dict[str, Any]]] = {}
+    broken: set[str] = set()
+    # With a generator of its own the loader leaves torch's alone.
+    loader = DataLoader(
+        _Readable(dataset, mine), batch, num_workers=workers, collate_fn=list, generator=torch.Generator()
+    )
+    for items in loader:
+        read = [item for item in items if not isinstance(item, str)]
+        broken.update(item for item in items if isinstance(item, str))
+        results = detect(model, [image for image, _ in read], resize=resize, device=ranks.device)
+        for (_, target), result in zip(read, results, strict=True):
+            picture = int(target["image_id"])
+            found[picture] = coco_results(result, picture, dataset.category_ids)
+    every: dict[int, list[dict[str, Any]]] = {}
+    for part, faults in ranks.gather((found, broken)):
+        every.update(part)
+        broken |= faults
+    detections = [line for picture in sorted(every) for line in every[picture]]
+    areas = getattr(dataset, "areas", None) or AREAS
+    scores = average_precision(dataset.coco(), detections, areas=areas, max_detections=max_detections)
+    return {**scores, "broken": sorted(broken)} if broken else scores
+
+
+class _Readable(Dataset[Any]):
+    """Some items of a data set; in the place of a picture that cannot be read comes the reason."""
+
+    def __init__(self, dataset: Detection, indices: list[int]) -> None:
+        self.dataset, self.indices = dataset, indices
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Target] | str:
+        try:
+            return self.dataset[self.indices[index]]
+        except OSError as error:
+            return str(error)
+
+
+def coco_results(found: Mapping[str, Tensor], image: int, category_ids: Sequence[int]) -> list[dict[str, Any]]:
+    """Return what was found in a picture in COCO's form for results: one ``bbox`` ``x y w h`` a line.
+
+    >>> boxes, scores, labels = torch.tensor([[1.0, 2.0, 5.0, 4.0]]), torch.tensor([0.5]), torch.tensor([1])
+    >>> coco_results({"boxes": boxes, "scores": scores, "labels": labels}, 7, (1, 18))
+    [{'image_id': 7, 'category_id': 18, 'bbox': [1.0, 2.0, 4.0, 2.0], 'score': 0.5}]
+    """
+    lines = zip(found["boxes"].tolist(), found["scores"].tolist(), found["labels"].tolist(), strict=True)
+    return [
+        {"image_id": image, "category_id": category_ids[c], "bbox": [x1, y1, x2 - x1, y2 - y1], "score": score}
+        for (x1, y1, x2, y2), score, c in lines
+    ]
+
+
+def average_precision(
+    truth: dict[str, Any],
+    detections: Sequence[dict[str, Any]],
+    *,
+    areas: Mapping[str, tuple[float, float]] = AREAS,
+    max_detections: int = 100,
+) -> dict[str, Any]:
+    """Return COCO's average precision of boxes.
+
+    The mean over the overlaps 0.50, 0.55 … 0.95 and over classes of the precision at 101 recalls. Crowds neither count
+    as missed nor make what is found in them wrong. A class without objects takes no part.
+
+    Args:
+        truth: ground truth in COCO's form; annotations without ``area`` get their box's, without ``iscrowd`` 0.
+        detections: COCO's form for results.
+        areas: least and most area of "small", "medium" and "large" objects, square pixels.
+        max_detections: the most that count in a picture and class, the best first.
+
+    Returns:
+        ``AP``, ``AP50``, ``AP75``, ``APs``, ``APm``, ``APl`` and ``per_class`` (name → AP), between 0 and 1; NaN where
+        there is no object to find.
+    """
+    from faster_coco_eval import COCO, COCOeval_faster
+
+    truth = copy.deepcopy(truth)
+    for number, annotation in enumerate(truth.setdefault("annotations", []), 1):
+        # A match of an annotation whose id is 0 would count as none.
+        annotation["id"] = number
+        annotation.setdefault("iscrowd", 0)
+        annotation.setdefault("area", annotation["bbox"][2] * annotation["bbox"][3])
+    names = {category["id"]: category["name"] for category in truth["categories"]}
+    keys = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+    if not truth["annotations"]:
+        return {**dict.fromkeys(keys, math.nan), "per_class": dict.fromkeys(names.values(), math.nan)}
+
+    reference = COCO(truth)
+    evaluation = COCOeval_faster(reference, _loaded(reference, detections), "bbox", print_function=lambda *_: None)
+    parameters = evaluation.params
+    parameters.maxDets = [max_detections]
+    parameters.areaRng = [[0.0, 1e10], *(list(areas[size]) for size in ("small", "medium", "large"))]
+    parameters.areaRngLbl = ["all", "small", "medium", "large"]
+    evaluation.evaluate()
+    evaluation.accumulate()
+    # (overlaps, recalls, classes, areas, 1); −1 where there is nothing to find.
+    precision = torch.as_tensor(evaluation.eval["precision"])[..., 0]
+    categories = [int(c) for c in parameters.catIds]
+    values = [precision[..., 0], precision[0, ..., 0], precision[5, ..., 0], *precision[..., 1:].unbind(-1)]
+    return {
+        **dict(zip(keys, map(_mean, values), strict=True)),
+        "per_class": {names[c]: _mean(precision[:, :, k, 0]) for k, c in enumerate(categories)},
+    }
+
+
+def _loaded(reference: Any, detections: Sequence[dict[str, Any]]) -> Any:
+    from faster_coco_eval import COCO
+
+    if detections:
+        return reference.loadRes([dict(d) for d in detections])
+    # loadRes asks the first detection what kind it is.
+    return COCO(
+        {"images": reference.dataset["images"], "categories": reference.dataset["categories"], "annotations": []}
+    )
+
+
+def _mean(precision: Tensor) -> float:
+    counted = precision[precision > -1]
+    return counted.mean().item() if counted.numel() else math.nan

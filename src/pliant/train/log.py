@@ -1,0 +1,87 @@
+"""What a run measures, line by line."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+Record = dict[str, Any]
+
+
+class Log:
+    """The file metrics.jsonl of a run, and its events for TensorBoard if asked for.
+
+    Args:
+        folder: of the run; None writes nothing.
+        step: what the run goes on from: lines of later steps, written before it was cut off, are dropped.
+        evaluated: the last step whose evaluation counts.
+        tensorboard: also write `folder`/tensorboard.
+
+    Raises:
+        ValueError: TensorBoard is asked for and not installed.
+    """
+
+    def __init__(self, folder: Path | None, step: int = 0, evaluated: int = 0, *, tensorboard: bool = False) -> None:
+        self.file, self.events = None, None
+        if folder is None:
+            return
+        if tensorboard:
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ModuleNotFoundError as error:
+                raise ValueError('tensorboard is not installed: pip install "pliant[tensorboard]"') from error
+            self.events = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+        path = folder / "metrics.jsonl"
+        kept = [r for r in read(path) if r["step"] <= (evaluated if r["kind"] == "evaluation" else step)]
+        part = path.with_name("metrics.jsonl.part")
+        part.write_text("".join(map(line, kept)), encoding="utf-8")
+        os.replace(part, path)
+        self.file = path.open("a", encoding="utf-8", buffering=1)
+
+    def __enter__(self) -> Log:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self.file is not None:
+            self.file.close()
+        if self.events is not None:
+            self.events.close()
+
+    def write(self, record: Record) -> None:
+        """Add one line; every number in it is a curve in TensorBoard."""
+        if self.file is not None:
+            self.file.write(line(record))
+        if self.events is not None:
+            for name, value in record.items():
+                if isinstance(value, float | int) and name != "step":
+                    self.events.add_scalar(f"{record['kind']}/{name}", value, record["step"])
+
+
+def read(path: Path) -> list[Record]:
+    """Return the records of a metrics.jsonl; none if it is not there. A torn last line is left out."""
+    if not path.exists():
+        return []
+    whole = path.read_text(encoding="utf-8").rpartition("\n")[0]
+    return [json.loads(text) for text in whole.splitlines()]
+
+
+def line(record: Record) -> str:
+    """Return a record as one line of JSON, which has no NaN: null stands for it.
+
+    >>> line({"AP": float("nan"), "per_class": {"shirt": 0.5}})
+    '{"AP": null, "per_class": {"shirt": 0.5}}\\n'
+    """
+    return json.dumps(finite(record), ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def finite(value: Any) -> Any:
+    """Return nested values with None for every number that is not finite."""
+    if isinstance(value, dict):
+        return {key: finite(v) for key, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,210 @@
+"""How a detector is trained: data, network, optimiser, loop."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from pliant.nn import parameter_groups
+
+Version = Literal["v1", "v2"] | None
+
+
+@dataclass(frozen=True)
+class DataRecipe:
+    """Which pictures, and what is done to them.
+
+    Args:
+        source: composed scenes, photographs of tree crowns, or a folder of pictures with annotations in COCO's form.
+        images: folder of the training pictures (source coco).
+        annotations: their annotation file (source coco).
+        test_images: folder of the test pictures (source coco); that of the training pictures by default.
+        test_annotations: annotation file of the test pictures (source coco); none means no evaluation.
+        count: training scenes (source composed).
+        test_count: test scenes (source composed).
+        size: side of a scene in pixels (source composed).
+        seed: of the scenes (source composed).
+        short_side: pictures are resized to this shorter side in pixels; 0 leaves them as they are.
+        long_side: unless the longer side became larger than this then; 0 is no limit.
+        flip: probability that a training picture is mirrored.
+    """
+
+    source: Literal["composed", "crowns", "coco"] = "composed"
+    images: str | None = None
+    annotations: str | None = None
+    test_images: str | None = None
+    test_annotations: str | None = None
+    count: int = 2000
+    test_count: int = 250
+    size: int = 128
+    seed: int = 0
+    short_side: int = 0
+    long_side: int = 0
+    flip: float = 0.5
+
+
+@dataclass(frozen=True)
+class ModelRecipe:
+    """Which network.
+
+    Args:
+        detector: Faster R-CNN or R-FCN.
+        depth: of the ResNet: 18, 26, 50 or 101.
+        width: channels of its first stage; 64 is the usual network.
+        stem: "imagenet" is 7×7 with stride 2 and a pooling, "small" suits pictures of a hundred pixels.
+        deform: version of the deformable convolutions of conv2, conv3, conv4 and conv5; null is an ordinary one.
+        offset_groups: of every deformable convolution.
+        mask_scale: largest mask of version 2; 2 starts as the ordinary convolution does.
+        frozen_bn: batch normalization with fixed statistics and weights.
+        frozen_stages: the first 0 to 5 of stem, conv2 … conv5 are not trained; needs frozen_bn.
+        stride: of conv5; 16 is with dilation 2, as in the papers.
+        neck: feature pyramid or conv4 (Faster R-CNN).
+        roi_pool: aligned, deformable or modulated deformable (Faster R-CNN); position-sensitive (R-FCN). None is the
+            plain one of the detector.
+        mimic: R-CNN feature mimicking on proposals of these (Faster R-CNN).
+        options: further arguments of the detector, such as {"fpn_channels": 64}.
+        weights: file with ImageNet weights of the backbone.
+    """
+
+    detector: Literal["faster_rcnn", "rfcn"] = "faster_rcnn"
+    depth: Literal[18, 26, 50, 101] = 18
+    width: int = 64
+    stem: Literal["imagenet", "small"] = "imagenet"
+    deform: tuple[Version, Version, Version, Version] = (None, None, None, None)
+    offset_groups: int = 1
+    mask_scale: float = 2.0
+    frozen_bn: bool = False
+    frozen_stages: int = 0
+    stride: Literal[16, 32] = 32
+    neck: Literal["fpn", "c4"] = "fpn"
+    roi_pool: Literal["align", "deform", "modulated", "ps", "deform_ps"] | None = None
+    mimic: Literal["foreground", "background", "both"] | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+    weights: str | None = None
+
+
+@dataclass(frozen=True)
+class OptimiserRecipe:
+    """How weights move.
+
+    Args:
+        name: SGD with momentum, or AdamW.
+        lr: learning rate.
+        momentum: of SGD.
+        weight_decay: on every weight.
+        offset_lr_mult: learning rate of offset branches relative to lr; null takes each layer's own.
+        warmup: steps in which the learning rate rises linearly to lr.
+        milestones: after these shares of all steps the learning rate is multiplied by gamma.
+        gamma: see milestones.
+        clip: largest norm of the gradient, all weights together; null does not clip.
+    """
+
+    name: Literal["sgd", "adamw"] = "sgd"
+    lr: float = 0.02
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    offset_lr_mult: float | None = None
+    warmup: int = 100
+    milestones: tuple[float, ...] = (0.67, 0.92)
+    gamma: float = 0.1
+    clip: float | None = 10.0
+
+    def rate(self, step: int, steps: int) -> float:
+        """Return the learning rate of `step` of `steps`, from 0, as a share of `lr`.
+
+        >>> recipe = OptimiserRecipe(warmup=4, milestones=(0.5,))
+        >>> [recipe.rate(step, 10) for step in (0, 3, 4, 5, 9)]
+        [0.25, 1.0, 1.0, 0.1, 0.1]
+        """
+        warm = min(1.0, (step + 1) / self.warmup) if self.warmup else 1.0
+        passed = sum(step >= share * steps - 1e-6 for share in self.milestones)
+        return float(warm * self.gamma**passed)
+
+    def build(self, model: nn.Module) -> torch.optim.Optimizer:
+        """Return the optimizer; each of its groups keeps its learning rate before `rate` under "base"."""
+        groups = parameter_groups(model, self.lr, self.offset_lr_mult)
+        for group in groups:
+            group["base"] = group["lr"]
+        if self.name == "sgd":
+            return torch.optim.SGD(groups, lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay)
+        return torch.optim.AdamW(groups, lr=self.lr, weight_decay=self.weight_decay)
+
+
+@dataclass(frozen=True)
+class DetectorRecipe:
+    """All that decides about a trained detector, except software.
+
+    Args:
+        data: which pictures.
+        model: which network.
+        optimiser: how weights move.
+        epochs: passes over the training pictures.
+        steps: of the optimiser, instead of epochs.
+        batch: pictures a step, of all processes together.
+        workers: processes that read pictures, for each that trains; 0 reads in the latter.
+        seed: of weights, order, augmentation and sampling.
+        precision: float32, or bfloat16 for what tolerates it (autocast).
+        evaluate_every: epochs from one evaluation to the next; the end is always one.
+        save_every: steps from one checkpoint to the next, besides the end of every epoch; 0 is none.
+        max_detections: the most in a picture and class that count in evaluation.
+        shard: split the network among processes (FSDP2) instead of keeping all of it in each.
+    """
+
+    data: DataRecipe = DataRecipe()
+    model: ModelRecipe = field(default_factory=ModelRecipe)
+    optimiser: OptimiserRecipe = OptimiserRecipe()
+    epochs: int = 12
+    steps: int | None = None
+    batch: int = 16
+    workers: int = 0
+    seed: int = 0
+    precision: Literal["float32", "bfloat16"] = "float32"
+    evaluate_every: int = 1
+    save_every: int = 0
+    max_detections: int = 100
+    shard: bool = False
+
+    def __post_init__(self) -> None:
+        for name, least in (("epochs", 1), ("batch", 1), ("workers", 0), ("evaluate_every", 1), ("save_every", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        if self.steps is not None and self.steps < 1:
+            raise ValueError(f"steps must be at least 1, got {self.steps}")
+
+    @classmethod
+    def of(cls, values: dict[str, Any]) -> DetectorRecipe:
+        """Return the recipe that :func:`dataclasses.asdict` made `values` of, by way of JSON or not.
+
+        Raises:
+            ValueError: `values` are of another version.
+        """
+        parts: dict[str, Any] = {"data": DataRecipe, "model": ModelRecipe, "optimiser": OptimiserRecipe}
+        try:
+            made = {name: part(**_tuples(values[name])) for name, part in parts.items()}
+            return cls(**{**values, **made})
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"the recipe is one of another version: {error}") from error
+
+    def differences(self, other: DetectorRecipe) -> list[str]:
+        """Return the names of the settings in which two recipes differ, `data.flip` for example."""
+        # JSON has no tuples: a recipe read from it is the same.
+        mine, others = (_flat(json.loads(json.dumps(dataclasses.asdict(recipe)))) for recipe in (self, other))
+        return sorted(name for name in mine.keys() | others.keys() if mine.get(name) != others.get(name))
+
+
+def _tuples(values: dict[str, Any]) -> dict[str, Any]:
+    """Return `values` with tuples for JSON's lists."""
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        nested = isinstance(value, dict) and name != "options"
+        flat.update(_flat(value, f"{prefix}{name}.") if nested else {prefix + name: value})
+    return flat
