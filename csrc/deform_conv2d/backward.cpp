@@ -28,7 +28,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> deform_conv2d_backward(const Tensor& 
     using T = decltype(zero);
     using A = typename Work<T>::type;
     constexpr bool direct = std::is_same_v<T, A>;
-    const Map<A> map(input, s);
+    const Map<A> map(input);
     const Weights<A> weights(weight, s);
     const std::vector<A> zeros(s.C);
     const Planes grads(grad);
@@ -193,24 +193,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> deform_conv2d_backward(const Tensor& 
             }
       });
     }
-    if (summed) {
-      T* to = static_cast<T*>(grad_input.mutable_data_ptr());
-      const int64_t HW = s.H * s.W;
-      const int64_t blocks = (HW + kBlock - 1) / kBlock;
-      parallel(s.N * blocks, 8, [&](int64_t begin, int64_t end) {
-        for (int64_t i = begin; i < end; ++i) {
-          const int64_t n = i / blocks, p = i % blocks * kBlock, count = std::min(kBlock, HW - p);
-          const A* from = summed.get() + (n * HW + p) * s.C;
-          if (last) {
-            T* row = to + (n * HW + p) * s.C;
-            for (int64_t at = 0; at < count * s.C; ++at) row[at] = T(from[at]);
-          } else {
-            for (int64_t c = 0; c < s.C; c += kBlock)
-              transpose(to + (n * s.C + c) * HW + p, HW, from + c, s.C, std::min(kBlock, s.C - c), count);
-          }
-        }
-      });
-    }
+    if (summed) write_map(static_cast<T*>(grad_input.mutable_data_ptr()), summed.get(), s.N, s.C, s.H * s.W, last);
   });
   STD_TORCH_CHECK(ok, "deform_conv2d: a matrix product failed");
   return {grad_input, grad_offset, grad_weight, grad_mask};

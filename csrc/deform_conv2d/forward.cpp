@@ -17,7 +17,7 @@ Tensor deform_conv2d(const Tensor& input, const Tensor& offset, const Tensor& we
   dispatch(input.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     using A = typename Work<T>::type;
-    const Map<A> map(input, s);
+    const Map<A> map(input);
     const Weights<A> weights(weight, s);
     std::vector<A> biases(s.O), zeros(s.C);
     if (bias)

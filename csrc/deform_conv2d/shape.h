@@ -1,10 +1,11 @@
-// What forward and backward share: the geometry, the tiles, inputs in the form the kernels want, sampling a tile.
+// What forward and backward share: the geometry, the tiles, the weight in the form the kernels want, sampling a tile.
 #pragma once
 
 #include <array>
 #include <atomic>
 
 #include "../aten.h"
+#include "../maps.h"
 #include "../sampling.h"
 
 namespace pliant {
@@ -78,44 +79,6 @@ struct Tiles {
   int64_t image(int64_t tile) const { return tile / per_image; }
   int64_t begin(int64_t tile) const { return P * (tile % per_image) / per_image; }
   int64_t size(int64_t tile) const { return P * (tile % per_image + 1) / per_image - begin(tile); }
-};
-
-inline Tensor empty_map(const Tensor& like, int64_t N, int64_t C, int64_t H, int64_t W, bool last) {
-  const int64_t sizes[] = {N, C, H, W};
-  return torch::stable::empty(
-      {sizes, 4}, like.scalar_type(), std::nullopt, like.device(), std::nullopt,
-      last ? torch::headeronly::MemoryFormat::ChannelsLast : torch::headeronly::MemoryFormat::Contiguous);
-}
-
-// The map as A, channels-last and dense: the tensor's own memory where it is that already, else one converted copy.
-template <class A>
-struct Map {
-  const A* data;
-  Buffer<A> copy;
-
-  Map(const Tensor& t, const Shape& s) {
-    const bool dense =
-        t.stride(1) == 1 && t.stride(3) == s.C && t.stride(2) == s.W * s.C && t.stride(0) == s.H * s.W * s.C;
-    if (dense && int32_t(t.scalar_type()) == kScalarType<A>) {
-      data = static_cast<const A*>(t.const_data_ptr());
-      return;
-    }
-    copy = Buffer<A>(s.N * s.H * s.W * s.C);
-    data = copy.get();
-    const Planes planes(t);
-    const int64_t HW = s.H * s.W, blocks = (HW + kBlock - 1) / kBlock;
-    parallel(s.N * blocks, 8, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) {
-        const int64_t n = i / blocks, p = i % blocks * kBlock, count = std::min(kBlock, HW - p);
-        A block[kBlock * kBlock];
-        for (int64_t c = 0; c < s.C; c += kBlock) {
-          const int64_t channels = std::min(kBlock, s.C - c);
-          for (int64_t r = 0; r < channels; ++r) planes.read(n, c + r, s.W, p, count, block + r * kBlock);
-          transpose(copy.get() + (n * HW + p) * s.C + c, s.C, block, kBlock, count, channels);
-        }
-      }
-    });
-  }
 };
 
 // The weight as [O][K][C/g], each group one matrix: a channels_last weight is that already. Depthwise as [K][C].
