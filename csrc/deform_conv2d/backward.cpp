@@ -193,8 +193,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> deform_conv2d_backward(const Tensor& 
             }
       });
     }
-    if (summed)
-      write_map(static_cast<T*>(grad_input.mutable_data_ptr()), summed.get(), s.N, s.C, s.H * s.W, last);
+    if (summed) write_map(static_cast<T*>(grad_input.mutable_data_ptr()), summed.get(), s.N, s.C, s.H * s.W, last);
   });
   STD_TORCH_CHECK(ok, "deform_conv2d: a matrix product failed");
   return {grad_input, grad_offset, grad_weight, grad_mask};

@@ -1,4 +1,4 @@
-// What forward and backward share: the geometry, the tiles, inputs in the form the kernels want, sampling a tile.
+// What forward and backward share: the geometry, the tiles, the weight in the form the kernels want, sampling a tile.
 #pragma once
 
 #include <array>

@@ -1,0 +1,65 @@
+// Maps in the form the kernels want, channels-last and dense in float or double: read from any tensor, written to one.
+#pragma once
+
+#include "aten.h"
+
+namespace pliant {
+
+inline Tensor empty_map(const Tensor& like, int64_t N, int64_t C, int64_t H, int64_t W, bool last) {
+  const int64_t sizes[] = {N, C, H, W};
+  return torch::stable::empty(
+      {sizes, 4}, like.scalar_type(), std::nullopt, like.device(), std::nullopt,
+      last ? torch::headeronly::MemoryFormat::ChannelsLast : torch::headeronly::MemoryFormat::Contiguous);
+}
+
+// The map as A, channels-last and dense: the tensor's own memory where it is that already, else one converted copy.
+template <class A>
+struct Map {
+  const A* data;
+  Buffer<A> copy;
+
+  explicit Map(const Tensor& t) {
+    const int64_t N = t.size(0), C = t.size(1), W = t.size(3), HW = t.size(2) * W;
+    const bool dense = t.stride(1) == 1 && t.stride(3) == C && t.stride(2) == W * C && t.stride(0) == HW * C;
+    if (dense && int32_t(t.scalar_type()) == kScalarType<A>) {
+      data = static_cast<const A*>(t.const_data_ptr());
+      return;
+    }
+    copy = Buffer<A>(N * HW * C);
+    data = copy.get();
+    const Planes planes(t);
+    const int64_t blocks = (HW + kBlock - 1) / kBlock;
+    parallel(N * blocks, 8, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t n = i / blocks, p = i % blocks * kBlock, count = std::min(kBlock, HW - p);
+        A block[kBlock * kBlock];
+        for (int64_t c = 0; c < C; c += kBlock) {
+          const int64_t channels = std::min(kBlock, C - c);
+          for (int64_t r = 0; r < channels; ++r) planes.read(n, c + r, W, p, count, block + r * kBlock);
+          transpose(copy.get() + (n * HW + p) * C + c, C, block, kBlock, count, channels);
+        }
+      }
+    });
+  }
+};
+
+// The other way: channels-last values into dense memory of T in either format.
+template <class T, class A>
+void write_map(T* to, const A* from, int64_t N, int64_t C, int64_t HW, bool last) {
+  const int64_t blocks = (HW + kBlock - 1) / kBlock;
+  parallel(N * blocks, 8, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t n = i / blocks, p = i % blocks * kBlock, count = std::min(kBlock, HW - p);
+      const A* in = from + (n * HW + p) * C;
+      if (last) {
+        T* row = to + (n * HW + p) * C;
+        for (int64_t at = 0; at < count * C; ++at) row[at] = T(in[at]);
+      } else {
+        for (int64_t c = 0; c < C; c += kBlock)
+          transpose(to + (n * C + c) * HW + p, HW, in + c, C, std::min(kBlock, C - c), count);
+      }
+    }
+  });
+}
+
+}  // namespace pliant
