@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import NamedTuple
 
@@ -114,6 +116,55 @@ def render(pictures: Tensor, poses: Poses, canvas: int = CANVAS) -> Tensor:
     return drawn
 
 
+def warp(layers: Tensor, poses: Poses, index: int) -> Tensor:
+    """Return the layers of one picture drawn in pose `index` on the smallest square canvas that surely holds it.
+
+    Bilinear. Where the object shrinks by a factor s < 1 it is drawn ⌈1/s⌉ times as fine and averaged. The pose's
+    shift is left out: the object is in the middle of its canvas.
+
+    Args:
+        layers: (C, H, W), float: what is to be moved, such as grey and alpha.
+        poses: N poses.
+        index: which of them.
+
+    Returns:
+        (C, side, side), float32; side is even.
+    """
+    H, W = layers.shape[1:]
+    a, b, c, d = poses.matrix[index].flatten().tolist()
+    det, norm = a * d - b * c, a * a + b * b + c * c + d * d
+    least = math.sqrt((norm - math.sqrt(max(0.0, norm * norm - 4 * det * det))) / 2)  # smaller singular value
+    fine = 1 if least >= 0.999 else math.ceil(1 / least)
+    bend = poses.bend[index].item()
+    # The waves move an object by `bend` of its side at most.
+    right, low = W * (0.5 + bend), H * (0.5 + bend)
+    half = math.ceil(max(abs(a) * right + abs(b) * low, abs(c) * right + abs(d) * low))
+    x = (torch.arange(2 * half * fine) + 0.5) / fine - half
+    y = x[:, None]
+    across, down = x * (d / det) - y * (b / det), y * (a / det) - x * (c / det)
+    if bend:  # as `_bent` does, without its temporaries: scenes draw one object at a time
+        (wave_x, wave_y), (phase_x, phase_y) = poses.wave[index].tolist(), poses.phase[index].tolist()
+        waves = (down * (2 * math.pi * wave_x / H)).add_(phase_x).sin_().mul_(bend * W)
+        down += (across * (2 * math.pi * wave_y / W)).add_(phase_y).sin_().mul_(bend * H)
+        across += waves
+    drawn = _sample(layers[None], torch.stack((across, down), -1), 2 * half * fine)
+    return (F.avg_pool2d(drawn, fine) if fine > 1 else drawn)[0]
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute on one thread: for pictures this small, waiting for a second one costs more than it computes.
+
+    On a busy machine that wait is a time slice of the system, about 20 ms, at every operation.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 def object_size(canvas: Tensor) -> Tensor:
     """Return the size (N,) of the object on every canvas (N, 1, H, W): √(pixels brighter than `INK`), in pixels."""
     return (canvas > INK).sum((1, 2, 3)).float().sqrt()
@@ -156,7 +207,7 @@ def _bent(at: Tensor, poses: Poses, side: tuple[int, int]) -> Tensor:
 
 
 def _sample(source: Tensor, at: Tensor, canvas: int) -> Tensor:
-    """Return `source` (N, 1, H, W) read at (x, y) from its middle: (N, 1, canvas, canvas)."""
+    """Return `source` (N, C, H, W) read at (x, y) from its middle: (N, C, canvas, canvas)."""
     sides = torch.tensor(source.shape[:1:-1], dtype=torch.float32)
     grid = (at * (2 / sides)).view(len(source), canvas, canvas, 2)
     return F.grid_sample(source, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
