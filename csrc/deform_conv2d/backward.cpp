@@ -10,7 +10,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> deform_conv2d_backward(const Tensor& 
                                                                   const std::optional<Tensor>& mask, int64_t sh,
                                                                   int64_t sw, int64_t ph, int64_t pw, int64_t dh,
                                                                   int64_t dw, bool clamp, int64_t wanted) {
+  check(input, offset, weight, std::nullopt, mask, {sh, sw, ph, pw, dh, dw});
   const Shape s(input, offset, weight, {sh, sw, ph, pw, dh, dw}, clamp);
+  STD_TORCH_CHECK(grad.dim() == 4 && grad.scalar_type() == input.scalar_type() && grad.size(0) == s.N &&
+                      grad.size(1) == s.O && grad.size(2) == s.Ho && grad.size(3) == s.Wo,
+                  "deform_conv2d: the gradient does not have the output's shape and dtype");
   const bool want_input = wanted & 1, want_offset = wanted & 2, want_weight = wanted & 4,
              want_mask = mask && (wanted & 8);
   const bool last = channels_last(input);

@@ -3,12 +3,48 @@
 
 #include <array>
 #include <atomic>
+#include <initializer_list>
 
 #include "../aten.h"
 #include "../maps.h"
 #include "../sampling.h"
 
 namespace pliant {
+
+// Raise unless the tensors fit each other: no pixel is read before. The words for it are Python's (op.py), which calls
+// first and asks afterwards what was wrong.
+inline void check(const Tensor& input, const Tensor& offset, const Tensor& weight, const std::optional<Tensor>& bias,
+                  const std::optional<Tensor>& mask, const std::array<int64_t, 6>& geometry) {
+  auto fits = [](bool holds) {
+    STD_TORCH_CHECK(holds, "deform_conv2d: arguments that do not fit each other; pliant.ops.deform_conv2d says which");
+  };
+  auto is = [&](const Tensor& t, std::initializer_list<int64_t> sizes) {
+    if (t.dim() != int64_t(sizes.size())) return false;
+    int64_t d = 0;
+    return std::all_of(sizes.begin(), sizes.end(), [&](int64_t n) { return t.size(d++) == n; });
+  };
+  const ScalarType type = input.scalar_type();
+  const bool low = type == ScalarType::BFloat16 || type == ScalarType::Half;
+  auto beside = [&](const Tensor& t) { return t.scalar_type() == type || (low && t.scalar_type() == ScalarType::Float); };
+  fits(low || type == ScalarType::Float || type == ScalarType::Double);
+  fits(beside(offset) && weight.scalar_type() == type && (!mask || beside(*mask)));
+  fits(input.dim() == 4 && weight.dim() == 4 && offset.dim() == 4);
+  const int64_t N = input.size(0), C = input.size(1), O = weight.size(0), Cg = weight.size(1), Kh = weight.size(2),
+                Kw = weight.size(3), K = Kh * Kw;
+  fits(O > 0 && Cg > 0 && K > 0 && C > 0 && C % Cg == 0 && O % (C / Cg) == 0);
+  int64_t out[2];
+  for (int i : {0, 1}) {
+    const int64_t size = input.size(2 + i), step = geometry[i], pad = geometry[2 + i], reach = geometry[4 + i];
+    constexpr int64_t kMost = int64_t(1) << 31;
+    fits(size > 0 && size < kMost && step > 0 && step < kMost && pad >= 0 && pad < kMost && reach > 0 && reach < kMost);
+    const int64_t room = size + 2 * pad - reach * (weight.size(2 + i) - 1) - 1;
+    fits(room >= 0);
+    out[i] = room / step + 1;
+  }
+  const int64_t G = std::max<int64_t>(offset.size(1) / (2 * K), 1);
+  fits(C % G == 0 && is(offset, {N, 2 * G * K, out[0], out[1]}) && (!mask || is(*mask, {N, G * K, out[0], out[1]})));
+  fits(!bias || (bias->scalar_type() == type && is(*bias, {O})));
+}
 
 struct Shape {
   int64_t N, C, H, W, O, Cg, Kh, Kw, Ho, Wo, sh, sw, ph, pw, dh, dw;

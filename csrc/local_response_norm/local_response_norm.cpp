@@ -279,6 +279,12 @@ std::optional<Shape> seen(const Tensor& x, int64_t dim, bool spatial) {
 }
 
 Tensor normalize(Tensor x, const Tensor* grad, int64_t dim, bool spatial, const Window& window) {
+  bool fits = window.before >= 0 && window.after >= 0 && (spatial ? x.dim() >= 2 : dim >= 0 && dim < x.dim());
+  if (grad) {
+    fits = fits && grad->scalar_type() == x.scalar_type() && grad->dim() == x.dim();
+    for (int64_t d = 0; fits && d < x.dim(); ++d) fits = grad->size(d) == x.size(d);
+  }
+  STD_TORCH_CHECK(fits, "local_response_norm: arguments that do not fit each other");
   if (x.numel() == 0) return torch::stable::empty_like(x);
   // clone keeps the order of the dimensions, contiguous does not.
   if (!is_dense(x)) x = torch::stable::clone(x);

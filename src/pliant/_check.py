@@ -13,8 +13,10 @@ LOW = (torch.bfloat16, torch.float16)
 
 def pair(op: str, name: str, value: int | Sequence[int], least: int) -> tuple[int, int]:
     """Return `value` as (vertical, horizontal), each at least `least`."""
+    if type(value) is int and value >= least:
+        return value, value
     both = tuple(value) if isinstance(value, Sequence) else (value, value)
-    if len(both) != 2 or not all(isinstance(v, int | torch.SymInt) for v in both):
+    if len(both) != 2 or not all(isinstance(v, int | torch.SymInt) and not isinstance(v, bool) for v in both):
         raise TypeError(f"{op}: {name} must be an int or a pair of ints, got {value!r}")
     if both[0] < least or both[1] < least:
         raise ValueError(f"{op}: {name} must be at least {least}, got {value!r}")

@@ -296,3 +296,28 @@ def test_auto_without_kernels_compiles_whole_and_warns(monkeypatch: pytest.Monke
     with pytest.warns(RuntimeWarning, match=SLOW):
         first = compiled(RIGHT)
     assert torch.equal(first, deform_conv2d(**RIGHT, implementation="reference"))
+
+
+@pytest.mark.parametrize("wrong", [case for case in WRONG if case not in ("boundary", "implementation")])
+def test_the_kernel_refuses_what_the_checks_refuse(wrong: str) -> None:
+    """Whoever calls the kernel itself gets an error too, never a read out of bounds."""
+    if _native.path is None:
+        pytest.skip("there is no kernel")
+    named = RIGHT | WRONG[wrong][0]
+    tensors = [named[name] for name in ("input", "offset", "weight", "bias", "mask")]
+
+    geometry: list[Any] = []
+    for name in ("stride", "padding", "dilation"):
+        value = named.get(name, 1)
+        geometry.extend(value if isinstance(value, tuple) else (value, value))
+    with pytest.raises((RuntimeError, TypeError, ValueError)):
+        torch.ops.pliant.deform_conv2d.default(*tensors, *geometry, False)
+
+
+def test_the_backward_kernel_refuses_a_gradient_of_another_shape() -> None:
+    if _native.path is None:
+        pytest.skip("there is no kernel")
+    tensors = [RIGHT[name] for name in ("input", "offset", "weight", "mask")]
+    for grad in (Z(2, 6, 8, 7), Z(2, 5, 8, 8), Z(6, 8, 8), Z(2, 6, 8, 8).double()):
+        with pytest.raises(RuntimeError, match="gradient"):
+            torch.ops.pliant.deform_conv2d_backward.default(grad, *tensors, 1, 1, 1, 1, 1, 1, False, 15)

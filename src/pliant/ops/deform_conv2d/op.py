@@ -72,12 +72,6 @@ def deform_conv2d(
     >>> deform_conv2d(x, offset, torch.ones(1, 1, 3, 3), padding=1)[0, 0, 0]
     tensor([30.0000, 41.2500, 48.7500, 45.0000, 28.7500])
     """
-    _check.tensors(_OP, input=input, offset=offset, weight=weight)
-    _check.tensors(_OP, **{name: t for name, t in (("bias", bias), ("mask", mask)) if t is not None})
-    cast_input, cast_weight, bias = _check.autocast(input, weight, bias)
-    assert cast_input is not None
-    assert cast_weight is not None
-    input, weight = cast_input, cast_weight
     step, pad, reach = (
         _check.pair(_OP, "stride", stride, 1),
         _check.pair(_OP, "padding", padding, 0),
@@ -85,12 +79,21 @@ def deform_conv2d(
     )
     if boundary not in BOUNDARIES:
         raise ValueError(f"{_OP}: boundary must be one of {BOUNDARIES}, got {boundary!r}")
+    geometry = (*step, *pad, *reach, boundary == "clamp")
+    if implementation == "auto" and (found := _eager(input, offset, weight, bias, mask, *geometry)) is not None:
+        return found
+    _check.tensors(_OP, input=input, offset=offset, weight=weight)
+    _check.tensors(_OP, **{name: t for name, t in (("bias", bias), ("mask", mask)) if t is not None})
+    cast_input, cast_weight, bias = _check.autocast(input, weight, bias)
+    assert cast_input is not None
+    assert cast_weight is not None
+    input, weight = cast_input, cast_weight
     _check_tensors(input, offset, weight, bias, mask, step, pad, reach)
     result: Tensor
     if not _native.chosen(_OP, implementation, input):
         result = reference.deform_conv2d(input, offset, weight, bias, mask, step, pad, reach, boundary)
         return result.contiguous(memory_format=torch._prims_common.suggest_memory_format(input))
-    result = torch.ops.pliant.deform_conv2d(input, offset, weight, bias, mask, *step, *pad, *reach, boundary == "clamp")
+    result = torch.ops.pliant.deform_conv2d(input, offset, weight, bias, mask, *geometry)
     return result
 
 
@@ -202,7 +205,9 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     wanted = sum(1 << i for i, n in enumerate(need) if n)
     found: tuple[Tensor | None, ...] = (None,) * 4
     if wanted:
-        grads = torch.ops.pliant.deform_conv2d_backward(grad, input, offset, weight, mask, *ctx.geometry, wanted)
+        grads = torch.ops.pliant.deform_conv2d_backward.default(
+            grad, input, offset, weight, mask, *ctx.geometry, wanted
+        )
         found = tuple(g if n else None for g, n in zip(grads, need, strict=True))
     bias = grad.sum((0, 2, 3)) if need_bias else None
     return (*found[:3], bias, found[3], *[None] * len(ctx.geometry))
@@ -241,3 +246,5 @@ torch.library.register_autograd(f"pliant::{_OP}", _backward, setup_context=_setu
 torch.library.register_autograd(
     f"pliant::{_OP}_backward", _backward_twice, setup_context=_setup_context_twice, lib=_native.library
 )
+
+_eager = _native.eager(torch.ops.pliant.deform_conv2d.default, _setup_context, _backward)
