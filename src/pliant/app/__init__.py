@@ -10,6 +10,7 @@ from collections.abc import Sequence
 # What a command does, and the extra that installs what it imports. The module pliant.app.COMMAND has
 # `add_arguments(parser)` and `run(args) -> int`; only the module of the command at hand is imported.
 COMMANDS = {
+    "convert": ("turn another library's checkpoint into ours, and say what became of every name", "convert"),
     "doctor": ("say what is installed, what is missing, and whether every operator agrees with its reference", ""),
     "study": ("run an experiment and write its report", "study"),
 }

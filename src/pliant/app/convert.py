@@ -1,0 +1,27 @@
+"""``pliant convert IN OUT --from SOURCE``: turn another library's checkpoint into ours."""
+
+from __future__ import annotations
+
+import argparse
+
+from pliant.interop import checkpoints
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the two files, the source, and what a file may leave open."""
+    parser.add_argument("input", metavar="IN", help="the checkpoint: .pth, .pt, .pkl, .params (MXNet) or .safetensors")
+    parser.add_argument("output", metavar="OUT", help="what is written: .safetensors, .pth or .pt")
+    parser.add_argument("--from", dest="source", required=True, choices=list(checkpoints.SOURCES), help="whose it is")
+    parser.add_argument("--take", default="", metavar="PART", help='only what lies in a part, such as "backbone"')
+    parser.add_argument("--version", type=int, choices=(1, 2), help="of layers whose channels allow both")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Convert, write, and print what became of every name."""
+    file = checkpoints.read(args.input)
+    done = checkpoints.convert(file.state, args.source, version=args.version, take=args.take)
+    checkpoints.write(args.output, done.state, done.record)
+    print(done.report())
+    for name in file.others:
+        print(f"left over  {name}: not a tensor")
+    return 0

@@ -1,0 +1,176 @@
+"""Turn the weights of another library into ours, and put them into a model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pliant.interop.checkpoints.files import read
+from pliant.interop.checkpoints.names import SOURCES, layouts, rename
+from pliant.ops.deform_conv2d.module import DeformConv2d
+
+
+@dataclass
+class Conversion:
+    """What became of a checkpoint.
+
+    Args:
+        source: where it came from.
+        state: the converted weights.
+        names: for every name of the checkpoint what it is called now, None where it is left over.
+        made: names that the checkpoint did not have: biases of zero for offset branches without one.
+        layers: the deformable layers, and what a model must set to compute what they computed: ``version``,
+            ``offset_groups``, ``mask_scale`` (version 2) and ``boundary``.
+        note: what the file does not say and its user must know.
+    """
+
+    source: str
+    state: dict[str, Tensor]
+    names: dict[str, str | None]
+    made: list[str] = field(default_factory=list)
+    layers: dict[str, dict[str, Any]] = field(default_factory=dict)
+    note: str = ""
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """Return what is written beside the weights."""
+        return {"source": self.source, "layers": self.layers, "note": self.note}
+
+    def report(self) -> str:
+        """Return what became of every name, one line each, and the deformable layers."""
+        kept = [old for old, new in self.names.items() if new == old]
+        renamed = [(old, new) for old, new in self.names.items() if new is not None and new != old]
+        left = [old for old, new in self.names.items() if new is None]
+        lines = [
+            f"{len(self.names)} tensors of {self.source}: {len(kept)} kept, {len(renamed)} renamed, "
+            f"{len(left)} left over, {len(self.made)} made"
+        ]
+        lines += [f"kept       {old}" for old in kept]
+        lines += [f"renamed    {old} → {new}" for old, new in renamed]
+        lines += [f"left over  {old}" for old in left]
+        lines += [f"made       {name}: zeros" for name in self.made]
+        for name, settings in self.layers.items():
+            lines.append(f"deformable {name}: " + ", ".join(f"{k} {v}" for k, v in settings.items()))
+        return "\n".join([*lines, *([f"note: {self.note}"] if self.note else [])])
+
+
+def convert(state: Mapping[str, Tensor], source: str, *, version: int | None = None, take: str = "") -> Conversion:
+    """Convert the weights of another library to the names and layouts of `pliant`.
+
+    Tensors stay as they are: all these libraries lay offsets and masks out as we do, which is checked for every layer.
+    What differs are names, the scale of the masks and the boundary, which are recorded.
+
+    Args:
+        state: names and tensors, as :func:`read` returns them.
+        source: one of :data:`SOURCES`.
+        version: of deformable layers whose number of channels allows both, such as 54 beside 96 input channels.
+        take: a part such as "backbone": only what lies in it is kept, and its name is dropped.
+
+    Returns:
+        The converted weights, what became of every name, and what the deformable layers need.
+
+    Raises:
+        ValueError: an unknown source, an offset branch whose channels or kernel do not fit its layer, one that fits two
+            versions, names that collide, or nothing left.
+    """
+    if source not in SOURCES:
+        raise ValueError(f"convert: source must be one of {', '.join(SOURCES)}, got {source!r}")
+    names = rename(source, state)
+    if take:
+        inside = f"{take.rstrip('.')}."
+        names = {
+            old: new.removeprefix(inside) if new is not None and new.startswith(inside) else None
+            for old, new in names.items()
+        }
+    made = {new: state[old] for old, new in names.items() if new is not None}
+    if not made:
+        raise ValueError(f"convert: none of the {len(state)} names is one of {source}'s{f' in {take}' if take else ''}")
+    result = Conversion(source, made, names, note=SOURCES[source].note)
+    for branch in [name for name in made if name.endswith(".conv_offset.weight")]:
+        layer = branch.removesuffix(".conv_offset.weight")
+        if f"{layer}.weight" in made:
+            _layer(result, layer, version)
+    return result
+
+
+def _layer(result: Conversion, layer: str, version: int | None) -> None:
+    """Check the offset branch of a layer and record what it is."""
+    main, branch = result.state[f"{layer}.weight"], result.state[f"{layer}.conv_offset.weight"]
+    source = SOURCES[result.source]
+    found = [entry for entry in layouts(main, branch) if entry[0] in source.versions]
+    if len(found) > 1 and version is not None:
+        found = [entry for entry in found if entry[0] == version]
+    channels, C, Kh, Kw = (*branch.shape, 0, 0, 0, 0)[:4]
+    if not found:
+        counts = " or ".join(f"{(v + 1) * Kh * Kw}·G" for v in source.versions)
+        raise ValueError(
+            f"convert: {layer}.conv_offset.weight has shape {tuple(branch.shape)} beside {tuple(main.shape)}; expected "
+            f"the same kernel and {counts} channels, G dividing the {C} input channels"
+        )
+    if len(found) > 1:
+        (_, one), (_, two) = found
+        raise ValueError(
+            f"convert: the {channels} channels of {layer}.conv_offset are {one} groups of version 1 or {two} of "
+            "version 2; say which by version (--version)"
+        )
+    ((kind, G),) = found
+    bias = f"{layer}.conv_offset.bias"
+    if bias not in result.state:
+        result.state[bias] = branch.new_zeros(channels)
+        result.made.append(bias)
+    elif result.state[bias].shape != (channels,):
+        raise ValueError(f"convert: {bias} must have shape ({channels},), got {tuple(result.state[bias].shape)}")
+    scale = {"mask_scale": source.mask_scale} if kind == 2 else {}
+    result.layers[layer] = {"version": kind, "offset_groups": G, **scale, "boundary": source.boundaries[kind - 1]}
+
+
+def load(model: nn.Module, path: str | Path) -> list[str]:
+    """Load a converted file into a model, and set its deformable layers as the record says.
+
+    `mask_scale` and `boundary` of the model's layers are set; `version` and `offset_groups` decide about shapes and
+    have to be right already. An error leaves the model untouched.
+
+    Args:
+        model: has the parameters of the file, and deformable layers where it has some.
+        path: what `pliant convert` or :func:`write` wrote.
+
+    Returns:
+        The names of the model that are not in the file: new offset branches and counters of batches only.
+
+    Raises:
+        ValueError: the file has no record, or does not fit the model: the sentence names what.
+    """
+    state, _, record = read(path)
+    if "layers" not in record:
+        raise ValueError(f"load: {path} has no record of its layers; convert it first (pliant convert)")
+    wanted = model.state_dict()
+    missing = [name for name in wanted if name not in state]
+    unknown = [name for name in state if name not in wanted]
+    other = [name for name in state if name in wanted and state[name].shape != wanted[name].shape]
+    needed = [n for n in missing if ".conv_offset." not in n and not n.endswith("num_batches_tracked")]
+    for names, what in ((needed, "lacks"), (unknown, "has beside the model"), (other, "has in another shape")):
+        if names:
+            some = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+            raise ValueError(f"load: {path} does not fit the model, it {what} {len(names)} of the tensors: {some}")
+    layers: dict[DeformConv2d, dict[str, Any]] = {}
+    for name, settings in record["layers"].items():
+        layer = model.get_submodule(name)
+        if not isinstance(layer, DeformConv2d):
+            raise ValueError(f"load: {name} is deformable in {path}, in the model it is a {type(layer).__name__}")
+        for setting in ("version", "offset_groups"):
+            if getattr(layer, setting) != settings[setting]:
+                raise ValueError(
+                    f"load: {name} has {setting}={getattr(layer, setting)}, in {path} it has {settings[setting]}"
+                )
+        layers[layer] = settings
+    for layer, settings in layers.items():
+        layer.mask_scale = settings.get("mask_scale", layer.mask_scale)
+        layer.boundary = settings["boundary"]
+    with torch.no_grad():
+        model.load_state_dict(state, strict=False)
+    return missing

@@ -1,0 +1,186 @@
+"""Read and write files of weights: pickles without code, safetensors, MXNet's parameters."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import warnings
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from pliant.interop.checkpoints import mxnet
+
+# Where checkpoints keep their weights beside other things, in the order in which they are looked for.
+INSIDE = ("state_dict", "model", "model_state_dict", "params_ema", "params")
+WRITABLE = (".safetensors", ".pth", ".pt")
+_RECORD = "pliant"
+
+
+class File(NamedTuple):
+    """What a file holds: its tensors by name, the names of what is none, and the record that :func:`write` made."""
+
+    state: dict[str, Tensor]
+    others: tuple[str, ...]
+    record: dict[str, Any]
+
+
+def read(path: str | Path) -> File:
+    """Read the weights in a file.
+
+    Nothing in the file is executed: `.pth` and `.pt` are read with ``weights_only=True``, `.pkl` by an unpickler that
+    knows dictionaries and NumPy arrays, `.params` and `.safetensors` have no code in them. Weights inside a dictionary
+    under "state_dict", "model", "model_state_dict", "params_ema" or "params" are found; a "module." before every name
+    is dropped.
+
+    Args:
+        path: the file; its suffix says what it is.
+
+    Raises:
+        OSError: there is no such file.
+        ValueError: an unknown suffix, a damaged file, a pickle that needs more than tensors and numbers, or a file
+            without weights.
+        ImportError: a `.safetensors` file without the package of that name.
+    """
+    path = Path(path)
+    found: Any
+    record: dict[str, Any] = {}
+    if path.suffix == ".safetensors":
+        found, record = _read_safetensors(path)
+    elif path.suffix in (".pth", ".pt"):
+        found = _read_torch(path)
+    elif path.suffix == ".pkl":
+        found = _read_arrays(path)
+    elif path.suffix == ".params":
+        found = dict(mxnet.read(path))
+    else:
+        raise ValueError(f"{path}: the suffix must be .pth, .pt, .pkl, .params or .safetensors, got {path.suffix!r}")
+    if isinstance(found, dict) and isinstance(found.get(_RECORD), dict):
+        record = found[_RECORD]
+    for key in INSIDE:
+        if isinstance(found, dict) and isinstance(found.get(key), dict):
+            found = found[key]
+            break
+    entries = {str(key): value for key, value in found.items()} if isinstance(found, dict) else {}
+    state = {name: value for name, value in entries.items() if isinstance(value, Tensor)}
+    if not state:
+        raise ValueError(f"{path}: there are no weights in it, a dictionary from names to tensors is expected")
+    others = tuple(name for name in entries if name not in state)
+    if all(name.startswith("module.") for name in state):
+        state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
+    return File(state, others, record)
+
+
+def write(path: str | Path, state: dict[str, Tensor], record: dict[str, Any] | None = None) -> None:
+    """Write weights and a record, which must be plain JSON, to a `.safetensors`, `.pth` or `.pt` file.
+
+    Raises:
+        ValueError: another suffix.
+        ImportError: a `.safetensors` file without the package of that name.
+    """
+    path = Path(path)
+    if path.suffix not in WRITABLE:
+        raise ValueError(f"{path}: the suffix must be one of {', '.join(WRITABLE)}, got {path.suffix!r}")
+    if path.suffix == ".safetensors":
+        # Its tensors may not share memory.
+        own = {name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in state.items()}
+        _safetensors(path).save_file(own, path, {"format": "pt", _RECORD: json.dumps(record or {})})
+    else:
+        torch.save({"state_dict": dict(state), _RECORD: record or {}}, path)
+
+
+def _safetensors(path: Path) -> Any:
+    try:
+        import safetensors.torch
+    except ModuleNotFoundError as error:
+        sentence = f'{path}: needs the package safetensors: pip install "pliant[convert]"'
+        raise ModuleNotFoundError(sentence, name="safetensors") from error
+    return safetensors.torch
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    _safetensors(path)
+    import safetensors
+
+    if not path.exists():
+        raise FileNotFoundError(2, "No such file or directory", str(path))
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            record = json.loads((file.metadata() or {}).get(_RECORD, "{}"))
+            return {name: file.get_tensor(name) for name in file.keys()}, record  # noqa: SIM118
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"{path}: is not a safetensors file: {error}") from error
+
+
+def _read_torch(path: Path) -> Any:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about the pickle's protocol, before it fails
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:  # pickle, zip and torch each have their own
+        needs = _globals(path)
+        if needs:
+            raise ValueError(
+                f"{path}: needs {needs} beside tensors and numbers, which loading would run; where you trust it, "
+                'save its weights alone: torch.save(torch.load(path, weights_only=False)["state_dict"], new_path)'
+            ) from error
+        raise ValueError(f"{path}: is not a file that torch.save wrote, or damaged") from error
+
+
+def _globals(path: Path) -> str:
+    """Return the names outside torch that a pickle wants to import, "" where that is not the trouble."""
+    try:
+        names = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
+    except Exception:
+        return ""
+    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+
+
+class _Arrays(pickle.Unpickler):
+    """Dictionaries, lists, numbers and NumPy arrays; whatever else a pickle asks for is refused."""
+
+    # Arrays are rebuilt by these; `encode` is how protocol 2 writes bytes; NumPy 2 renamed the first module.
+    allowed = frozenset(
+        (module, name)
+        for modules, names in (
+            (("numpy.core.multiarray", "numpy._core.multiarray"), ("_reconstruct", "scalar")),
+            (("numpy",), ("ndarray", "dtype")),
+            (("collections",), ("OrderedDict",)),
+            (("_codecs",), ("encode",)),
+        )
+        for module in modules
+        for name in names
+    )
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in self.allowed:
+            raise pickle.UnpicklingError(f"{module}.{name}")
+        if module.startswith("numpy."):
+            import numpy as np
+
+            core = np._core if hasattr(np, "_core") else np.core
+            return getattr(core.multiarray, name)
+        return super().find_class(module, name)
+
+
+def _read_arrays(path: Path) -> Any:
+    import numpy as np
+
+    try:
+        with path.open("rb") as file:
+            found = _Arrays(file, encoding="latin1").load()
+    except pickle.UnpicklingError as error:
+        raise ValueError(f"{path}: needs {error} beside arrays and numbers, which loading would run") from error
+    except (EOFError, ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
+        raise ValueError(f"{path}: is not a pickle, or damaged") from error
+
+    def tensors(value: Any) -> Any:
+        if isinstance(value, np.ndarray) and value.dtype != object:
+            return torch.from_numpy(np.array(value))
+        return {k: tensors(v) for k, v in value.items()} if isinstance(value, dict) else value
+
+    return tensors(found)
