@@ -23,7 +23,6 @@ class TinyDetector(nn.Module):
         self.backbone["layer1"] = nn.Sequential(nn.Conv2d(3, 8, 3, 4, padding=1), nn.ReLU())
         self.backbone["layer2"] = nn.Sequential(DeformConv2d(8, 16, 3, 2, padding=1, version=2), nn.ReLU())
         self.head = nn.Conv2d(16, classes + 1 + 4, 1)
-        self.unused = nn.Linear(2, 2)
 
     def forward(self, images: list[Tensor], targets: list[dict[str, Any]] | None = None) -> Any:
         maps = self.head(self.backbone["layer2"](self.backbone["layer1"](torch.stack(images) - 0.5)))

@@ -277,7 +277,7 @@ def test_damaged_and_foreign_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"x\.pt is damaged or not a checkpoint"):
         checkpoint.read(path)
     torch.save({"weight": torch.zeros(1)}, path)
-    with pytest.raises(ValueError, match=r"x\.pt is not a checkpoint of pliant train; give the last.pt or best.pt"):
+    with pytest.raises(ValueError, match=r"x\.pt is not a checkpoint of a detector; give the last.pt"):
         checkpoint.read(path)
     checkpoint.write(path, {"format": 99, "recipe": {}})
     with pytest.raises(ValueError, match="has format 99, this version reads 1"):

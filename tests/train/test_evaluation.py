@@ -90,7 +90,7 @@ def test_a_detector_that_knows_is_perfect(oracle: Any, scenes: Any, batch: int, 
 
 def test_data_sets_say_what_is_small(oracle: Any, scenes: Any) -> None:
     data = scenes(8)
-    data.areas = {"small": (0, 1), "medium": (1, 2), "large": (2, 1e10)}
+    data.area_ranges = {"small": (0, 1), "medium": (1, 2), "large": (2, 1e10)}
     assert [evaluate(oracle(), data)[key] for key in SIZES] == pytest.approx([math.nan, math.nan, 1], nan_ok=True)
 
 

@@ -42,9 +42,9 @@ def read(path: Path) -> dict[str, Any]:
         raise
     except Exception as error:
         # Of a damaged file torch, pickle and zip raise whatever they stumble over.
-        raise ValueError(f"{path} is damaged or not a checkpoint ({str(error).splitlines()[0]})") from error
+        raise ValueError(f"{path} is damaged or not a checkpoint; give the last.pt or best.pt of a run") from error
     if not isinstance(state, dict) or "format" not in state or "recipe" not in state:
-        raise ValueError(f"{path} is not a checkpoint of pliant train; give the last.pt or best.pt of its folder")
+        raise ValueError(f"{path} is not a checkpoint of a detector; give the last.pt or best.pt of a run")
     if state["format"] != FORMAT:
         raise ValueError(f"{path} has format {state['format']}, this version reads {FORMAT}; use the one that wrote it")
     return state

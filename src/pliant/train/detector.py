@@ -40,6 +40,7 @@ def fit_detector(
     resume: bool = False,
     ranks: Ranks | None = None,
     tensorboard: bool = False,
+    on_start: Callable[[int, int], None] = lambda step, steps: None,
     on_record: Callable[[Record], None] = lambda record: None,
 ) -> list[Record]:
     """Train a detector.
@@ -62,7 +63,8 @@ def fit_detector(
         resume: go on with the run in `folder`.
         ranks: the processes that train together.
         tensorboard: write events too.
-        on_record: called with every record, on rank 0.
+        on_start: called on rank 0 when all is ready, with the step it goes on after (0: a new run) and the last one.
+        on_record: called on rank 0 with every record.
 
     Returns:
         The records of this call: of every step `loss`, its parts, `lr`, `gradient_norm`, `images_per_second`; of every
@@ -74,9 +76,8 @@ def fit_detector(
         KeyboardInterrupt: SIGINT or SIGTERM, after the step at hand and a checkpoint; a second one comes at once.
         OSError: the folder cannot be written.
     """
-    return _Run(model, train, recipe, transform, resize, test, folder, ranks or Ranks(), on_record).run(
-        resume, tensorboard
-    )
+    run = _Run(model, train, recipe, transform, resize, test, folder, ranks or Ranks(), on_start, on_record)
+    return run.run(resume, tensorboard)
 
 
 class _Run:
@@ -92,9 +93,10 @@ class _Run:
         test: Detection | None,
         folder: Path | None,
         ranks: Ranks,
+        on_start: Callable[[int, int], None],
         on_record: Callable[[Record], None],
     ) -> None:
-        self.recipe, self.ranks, self.folder, self.on_record = recipe, ranks, folder, on_record
+        self.recipe, self.ranks, self.folder, self.on_start, self.on_record = recipe, ranks, folder, on_start, on_record
         self.train, self.test, self.resize = train, test, resize
         if recipe.batch % ranks.world:
             raise ValueError(f"a batch of {recipe.batch} cannot be shared by {ranks.world} processes alike")
@@ -127,6 +129,8 @@ class _Run:
             _Stop() as self.stop,
             torch.random.fork_rng(gpus),
         ):
+            if self.ranks.rank == 0:
+                self.on_start(self.step, self.total)
             self._evaluate_if_due()
             batches = self._batches()
             while self.step < self.total:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -60,8 +61,8 @@ class Ranks:
         if self.world == 1 or is_sharded(model):
             return model
         devices = [self.device.index] if self.device.type == "cuda" else None
-        # A rank without positives may leave a branch (the mimicking one, say) out of its graph.
-        return nn.parallel.DistributedDataParallel(model, device_ids=devices, find_unused_parameters=True)
+        # All of a detector's weights are in the graph always, those of branches without a positive RoI too.
+        return nn.parallel.DistributedDataParallel(model, device_ids=devices)
 
 
 @contextmanager
@@ -84,7 +85,10 @@ def start(device: str = "cpu") -> Iterator[Ranks]:
         torch.cuda.set_device(where)
     dist.init_process_group("nccl" if where.type == "cuda" else "gloo")
     try:
-        yield Ranks(dist.get_rank(), world, where)
+        with warnings.catch_warnings():
+            # Of 1×1 convolutions, whose weights are contiguous in both orders. One copy of them more.
+            warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
+            yield Ranks(dist.get_rank(), world, where)
     finally:
         dist.destroy_process_group()
 

@@ -88,8 +88,8 @@ def evaluate(
 
     Args:
         model: a detector of :mod:`pliant.models`, on the device of `ranks`.
-        dataset: of :mod:`pliant.data`; where it has ``areas`` (``{"small": (least, most), …}`` in square pixels), they
-            take the place of COCO's.
+        dataset: of :mod:`pliant.data`; where it has ``area_ranges`` (``{"small": (least, most), …}``, square pixels),
+            they take the place of COCO's.
         batch: pictures at a time.
         resize: see :func:`detect`.
         workers: processes that read pictures; 0 reads in this one.
@@ -128,7 +128,7 @@ def evaluate(
         every.update(part)
         broken |= faults
     detections = [line for picture in sorted(every) for line in every[picture]]
-    areas = getattr(dataset, "areas", None) or AREAS
+    areas = getattr(dataset, "area_ranges", AREAS)
     scores = average_precision(dataset.coco(), detections, areas=areas, max_detections=max_detections)
     return {**scores, "broken": sorted(broken)} if broken else scores
 

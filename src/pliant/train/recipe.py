@@ -63,11 +63,13 @@ class ModelRecipe:
         frozen_bn: batch normalization with fixed statistics and weights.
         frozen_stages: the first 0 to 5 of stem, conv2 … conv5 are not trained; needs frozen_bn.
         stride: of conv5; 16 is with dilation 2, as in the papers.
+        dilations: of the 3×3 convolutions of conv2, conv3, conv4 and conv5; null is 1, and 2 in conv5 at stride 16.
         neck: feature pyramid or conv4 (Faster R-CNN).
         roi_pool: aligned, deformable or modulated deformable (Faster R-CNN); position-sensitive (R-FCN). None is the
             plain one of the detector.
         mimic: R-CNN feature mimicking on proposals of these (Faster R-CNN).
-        options: further arguments of the detector, such as {"fpn_channels": 64}.
+        mimic_options: further arguments of FeatureMimic, such as {"size": 64}.
+        options: further arguments of the detector, such as {"channels": 64, "hidden": 256}.
         weights: file with ImageNet weights of the backbone.
     """
 
@@ -81,9 +83,11 @@ class ModelRecipe:
     frozen_bn: bool = False
     frozen_stages: int = 0
     stride: Literal[16, 32] = 32
+    dilations: tuple[int, int, int, int] | None = None
     neck: Literal["fpn", "c4"] = "fpn"
     roi_pool: Literal["align", "deform", "modulated", "ps", "deform_ps"] | None = None
     mimic: Literal["foreground", "background", "both"] | None = None
+    mimic_options: dict[str, Any] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)
     weights: str | None = None
 
@@ -205,6 +209,6 @@ def _tuples(values: dict[str, Any]) -> dict[str, Any]:
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for name, value in values.items():
-        nested = isinstance(value, dict) and name != "options"
+        nested = isinstance(value, dict) and not name.endswith("options")
         flat.update(_flat(value, f"{prefix}{name}.") if nested else {prefix + name: value})
     return flat
