@@ -1,0 +1,168 @@
+"""Boxes in batches: coding, overlap, matching to the truth, sampling. Nothing here loops over boxes.
+
+A batch of N pictures with up to M boxes each is padded: (N, M, 4) and a mask of what is there. Overlaps are laid out
+(N, M, A), anchors last, so that the long dimension is the contiguous one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+# Width and height grow by at most this factor; more would overflow on the way to a useful box.
+LARGEST = math.log(1000 / 16)
+SMALLEST = 1e-6
+# Share of a box that must lie in one marked `ignore` for the box to be no negative.
+COVERED = 0.5
+
+
+class Truth(NamedTuple):
+    """The boxes of a batch, padded to the same number, at least one."""
+
+    boxes: Tensor  # (N, M, 4)
+    labels: Tensor  # (N, M)
+    present: Tensor  # (N, M), to be found
+    ignored: Tensor  # (N, M), not to be found, and nothing on them is a mistake
+
+    @classmethod
+    def pad(cls, targets: Sequence[dict[str, Tensor]], device: torch.device) -> Truth:
+        """Return the targets of a batch; boxes without area are left out."""
+        N, M = len(targets), max([1, *(len(target["boxes"]) for target in targets)])
+        boxes = torch.zeros(N, M, 4, device=device)
+        labels = torch.zeros(N, M, dtype=torch.long, device=device)
+        present = torch.zeros(N, M, dtype=torch.bool, device=device)
+        ignored = torch.zeros(N, M, dtype=torch.bool, device=device)
+        for i, target in enumerate(targets):
+            n = len(target["boxes"])
+            boxes[i, :n] = target["boxes"]
+            labels[i, :n] = target["labels"]
+            present[i, :n] = True
+            if target.get("ignore") is not None:
+                ignored[i, :n] = target["ignore"]
+        present &= ((boxes[..., 2:] - boxes[..., :2]) > 0).all(2)
+        return cls(boxes, labels, present & ~ignored, present & ignored)
+
+
+def area(boxes: Tensor) -> Tensor:
+    """Return the areas (…) of boxes (…, 4); an inverted box has none."""
+    return (boxes[..., 2:] - boxes[..., :2]).clamp(min=0).prod(-1)
+
+
+def intersection(first: Tensor, second: Tensor) -> Tensor:
+    """Return the common areas (…, M, A) of boxes (…, M, 4) and (…, A, 4)."""
+    left, top, right, bottom = first.movedim(-1, 0).unsqueeze(-1).unbind()
+    # Contiguous, since the inner loops run over them.
+    x1, y1, x2, y2 = second.movedim(-1, 0).contiguous().unsqueeze(-2).unbind()
+    width = (torch.minimum(right, x2) - torch.maximum(left, x1)).clamp_(min=0)
+    return (torch.minimum(bottom, y2) - torch.maximum(top, y1)).clamp_(min=0).mul_(width)
+
+
+def iou(first: Tensor, second: Tensor) -> Tensor:
+    """Return intersection over union (…, M, A) of boxes (…, M, 4) and (…, A, 4); 0 where both are empty.
+
+    >>> iou(torch.tensor([[0.0, 0, 2, 2]]), torch.tensor([[0.0, 0, 2, 1], [1, 1, 3, 3]]))
+    tensor([[0.5000, 0.1429]])
+    """
+    common = intersection(first, second)
+    union = area(first).unsqueeze(-1) + area(second).unsqueeze(-2) - common
+    return common.div_(union.clamp_(min=SMALLEST))
+
+
+def encode(boxes: Tensor, anchors: Tensor, std: Sequence[float] = (1.0, 1.0, 1.0, 1.0)) -> Tensor:
+    """Return what moves anchors to boxes: ``(Δx/w, Δy/h, log(w'/w), log(h'/h)) / std``, Δ between the centres.
+
+    Args:
+        boxes: (…, 4).
+        anchors: (…, 4), of width w and height h.
+        std: of the four numbers over a data set, so that what is learned has variance 1.
+    """
+    side, to = (anchors[..., 2:] - anchors[..., :2]).clamp(min=SMALLEST), boxes[..., 2:] - boxes[..., :2]
+    shift = (boxes[..., :2] + boxes[..., 2:] - anchors[..., :2] - anchors[..., 2:]) / (2 * side)
+    return torch.cat([shift, (to.clamp(min=SMALLEST) / side).log()], -1) / boxes.new_tensor(std)
+
+
+def decode(deltas: Tensor, anchors: Tensor, std: Sequence[float] = (1.0, 1.0, 1.0, 1.0)) -> Tensor:
+    """Return the boxes (…, 4) that `deltas` make of `anchors`: the inverse of :func:`encode`.
+
+    No side grows by more than 1000/16.
+
+    >>> anchors, boxes = torch.tensor([[0.0, 0, 4, 4]]), torch.tensor([[1.0, 1, 9, 3]])
+    >>> decode(encode(boxes, anchors), anchors)
+    tensor([[1., 1., 9., 3.]])
+    """
+    deltas = deltas * deltas.new_tensor(std)
+    side, centre = anchors[..., 2:] - anchors[..., :2], (anchors[..., :2] + anchors[..., 2:]) / 2
+    centre = centre + deltas[..., :2] * side
+    half = side * deltas[..., 2:].clamp(max=LARGEST).exp() / 2
+    return torch.cat([centre - half, centre + half], -1)
+
+
+def clip(boxes: Tensor, sizes: Tensor) -> Tensor:
+    """Return boxes (…, 4) cut off at the borders of pictures of `sizes` (…, 2), width first; shapes broadcast."""
+    return torch.minimum(boxes, torch.cat([sizes, sizes], -1)).clamp(min=0)
+
+
+def match(
+    boxes: Tensor, truth: Truth, low: float, high: float, *, keep_best: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Give every box the true one it overlaps most, and say whether it is one to find, one to reject, or neither.
+
+    Positive: IoU ≥ `high`. Negative: IoU < `low` and not mostly inside a box marked `ignore`.
+
+    Args:
+        boxes: (N, A, 4), or (A, 4) for all pictures.
+        truth: the true boxes of N pictures.
+        low: see above.
+        high: see above.
+        keep_best: a box is also positive if no other has a larger IoU (above 0) with some true box.
+
+    Returns:
+        index of the true box (N, A), positive (N, A), negative (N, A).
+    """
+    overlaps = iou(truth.boxes, boxes).masked_fill_(~truth.present.unsqueeze(2), -1.0)
+    best, index = overlaps.max(1)
+    positive, negative = best >= high, best < low
+    if keep_best:
+        top = overlaps.amax(2, keepdim=True)
+        best_of_some = ((overlaps == top) & (top > 0)).any(1)
+        positive |= best_of_some
+        negative &= ~best_of_some
+    if truth.ignored.any():
+        cover = intersection(truth.boxes, boxes).masked_fill_(~truth.ignored.unsqueeze(2), 0.0)
+        negative &= cover.amax(1) <= COVERED * area(boxes)
+    return index, positive, negative
+
+
+def sample(positive: Tensor, negative: Tensor, count: int, share: float) -> tuple[Tensor, Tensor]:
+    """Draw up to `count` boxes a picture: positives up to `share` of them, negatives for the rest.
+
+    The draw is uniform, without replacement, from torch's global generator.
+
+    Args:
+        positive: (N, A).
+        negative: (N, A).
+        count: drawn a picture where there are enough.
+        share: largest share of positives.
+
+    Returns:
+        index (N, S) into A and which of them are drawn (N, S): the rest of the columns is padding. The positives are
+        the first ``⌊count·share⌋`` columns, or A if that is fewer.
+    """
+    N, A = positive.shape
+    keys = torch.rand(N, A, device=positive.device)
+    first = torch.where(positive, keys, -1.0).topk(min(int(count * share), A), 1)
+    drawn = first.values >= 0
+    second = torch.where(negative, keys, -1.0).topk(min(count, A), 1)
+    left = count - drawn.sum(1, keepdim=True)
+    rest = (second.values >= 0) & (torch.arange(second.values.shape[1], device=keys.device) < left)
+    return torch.cat([first.indices, second.indices], 1), torch.cat([drawn, rest], 1)
+
+
+def take(values: Tensor, index: Tensor) -> Tensor:
+    """Return ``values[n, index[n, s]]``: (N, S, …) of values (N, A, …) and index (N, S)."""
+    tail = values.shape[2:]
+    return values.gather(1, index.reshape(*index.shape, *[1] * len(tail)).expand(*index.shape, *tail))

@@ -1,0 +1,159 @@
+"""R-CNN feature mimicking: while it trains, a detector is shown its objects cut out, without their surroundings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pliant.models.rpn import ranked
+from pliant.ops import roi_align
+
+if TYPE_CHECKING:
+    from pliant.models.faster_rcnn import FasterRCNN
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+class FeatureMimic(nn.Module):
+    """Pull the features of proposals towards those the same network finds in the proposals cut out.
+
+    Of each picture up to `count` proposals Ω are drawn, cut out, resized to `size` × `size` with one bilinear sample a
+    pixel, and sent through the same backbone, neck, RoI pooling (the RoI is the whole patch) and fully connected
+    layers; a classifier of its own names them. Two losses come of it:
+    ``mimic_cosine = weight · Σ_Ω (1 − cos(f_patch, f_proposal))`` and
+    ``mimic_classification = weight · mean_Ω cross-entropy``. Without a proposal to draw both are 0.
+
+    Pass it to :class:`pliant.models.FasterRCNN` as `mimic`. In evaluation it does nothing; `strip_training_only` takes
+    it off. On conv5 (``neck="c4"``, the paper's network) 224 pixels become a 14×14 map. On a pyramid the patch is
+    pooled from the map that a proposal of `size` × `size` would be pooled from: 224 at stride 16, which is 14×14 again.
+
+    Live batch normalization normalises the patches by their own statistics, and does not add them to the running ones,
+    which are those of whole pictures. (In the papers normalization is frozen.)
+
+    Args:
+        count: proposals of a picture; the paper's 32.
+        size: of the patches, in pixels.
+        weight: of both losses.
+        reduction: of the cosine loss: "mean" over Ω, or "sum" over Ω of each picture (the formula as printed), then
+            averaged over pictures.
+        detach_target: let no gradient of the cosine loss flow into f_patch. The paper does not say; both branches share
+            their weights.
+        foreground: draw positive proposals.
+        background: draw negative ones; with both, Ω is drawn from all alike.
+
+    Raises:
+        ValueError: neither foreground nor background, an unknown reduction, a count or size below 1, a size of fewer
+            than two cells of the coarsest map.
+
+    Source: Zhu et al., "Deformable ConvNets v2", CVPR 2019, section 3.3.
+    """
+
+    def __init__(
+        self,
+        *,
+        count: int = 32,
+        size: int = 224,
+        weight: float = 0.1,
+        reduction: str = "mean",
+        detach_target: bool = False,
+        foreground: bool = True,
+        background: bool = False,
+    ) -> None:
+        super().__init__()
+        if not (foreground or background):
+            raise ValueError("FeatureMimic: foreground or background must be True, or there is nothing to draw")
+        if reduction not in ("mean", "sum"):
+            raise ValueError(f"FeatureMimic: reduction must be 'mean' or 'sum', got {reduction!r}")
+        if count < 1 or size < 1:
+            raise ValueError(f"FeatureMimic: count and size must be at least 1, got {count} and {size}")
+        self.count, self.size, self.weight, self.reduction = count, size, weight, reduction
+        self.detach_target, self.foreground, self.background = detach_target, foreground, background
+        self.classifier: nn.Linear | None = None
+
+    def attach(self, detector: FasterRCNN) -> None:
+        """Make the classifier that fits `detector`."""
+        coarsest = max(detector.backbone.strides)
+        if self.size < 2 * coarsest:
+            raise ValueError(f"FeatureMimic: size must be at least two cells of stride {coarsest}, got {self.size}")
+        self.classifier = nn.Linear(detector.fc2.out_features, detector.classes + 1)
+        nn.init.normal_(self.classifier.weight, std=0.01)
+        nn.init.zeros_(self.classifier.bias)
+
+    def forward(
+        self, detector: FasterRCNN, pictures: Tensor, rois: Tensor, labels: Tensor, features: Tensor
+    ) -> dict[str, Tensor]:
+        """Return both losses.
+
+        Args:
+            detector: whose layers are shared.
+            pictures: (N, channels, H, W), normalised.
+            rois: (R, 5), the proposals that are trained on.
+            labels: (R,), C for background.
+            features: (R, hidden), what the detector makes of them.
+        """
+        assert self.classifier is not None
+        chosen = self.draw(rois[:, 0].long(), labels, len(pictures), detector.classes)
+        if len(chosen) == 0:
+            nothing = features[:0]
+            return {
+                "mimic_cosine": nothing.sum().float(),
+                "mimic_classification": self.classifier(nothing).sum().float(),
+            }
+        patches = self.cut(pictures, rois[chosen])
+        found = self.describe(detector, patches)
+        target = found.detach() if self.detach_target else found
+        distance = 1 - F.cosine_similarity(target.float(), features[chosen].float())
+        cosine = distance.mean() if self.reduction == "mean" else distance.sum() / len(pictures)
+        entropy = F.cross_entropy(self.classifier(found).float(), labels[chosen])
+        return {"mimic_cosine": self.weight * cosine, "mimic_classification": self.weight * entropy}
+
+    def draw(self, picture: Tensor, labels: Tensor, N: int, classes: int) -> Tensor:
+        """Return the indices of Ω, drawn without replacement from torch's global generator."""
+        positive = labels < classes
+        wanted = (positive & self.foreground) | (~positive & self.background)
+        order = torch.rand(len(labels), device=labels.device).argsort()
+        order = order[wanted[order]]
+        _, order, rank = ranked(picture[order], order, N)
+        return order[rank < self.count]
+
+    def cut(self, pictures: Tensor, rois: Tensor) -> Tensor:
+        """Return the patches (R, channels, size, size): one bilinear sample in the middle of every pixel."""
+        return roi_align(pictures, rois, self.size, 1.0, 1, True)
+
+    def describe(self, detector: FasterRCNN, patches: Tensor) -> Tensor:
+        """Return what the detector's own layers make of whole patches (R, hidden)."""
+        whole = patches.new_zeros(len(patches), 5, dtype=torch.float32)
+        whole[:, 0] = torch.arange(len(patches), device=patches.device)
+        whole[:, 3:] = self.size
+        with statistics_kept(detector):
+            _, maps = detector.maps(patches)
+        return detector.describe(maps, whole)
+
+
+@contextmanager
+def statistics_kept(model: nn.Module) -> Iterator[None]:
+    """Keep live batch normalization from adding to its running statistics."""
+    layers = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    for layer in layers:
+        layer.track_running_stats = False
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.track_running_stats = True
+
+
+def strip_training_only(model: Model) -> Model:
+    """Take off what only training needs (feature mimicking) and return `model`.
+
+    Its state dict then loads into a model built without.
+    """
+    for module in model.modules():
+        if isinstance(getattr(module, "mimic", None), FeatureMimic):
+            setattr(module, "mimic", None)  # noqa: B010
+    return model

@@ -1,0 +1,198 @@
+"""Region proposal network: at every position of every map, which of a few anchors holds an object, and where."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pliant.models import boxes
+from pliant.models.boxes import Truth
+from pliant.ops import batched_nms
+
+# A proposal thinner than this, in pixels, is none.
+THINNEST = 1e-3
+
+
+class Anchors(nn.Module):
+    """Lay boxes of a few sizes and shapes over the cells of every map, each around the middle of its cell.
+
+    Cell (i, j) of a map of stride s covers the pixels ``[j·s, (j+1)·s) × [i·s, (i+1)·s)``. An anchor of size a and
+    ratio r is a/√r wide and a·√r high. Order: levels, rows, columns, sizes, ratios.
+
+    Args:
+        strides: of the maps.
+        sizes: for each map the roots of its anchors' areas, in pixels; the same number for all.
+        ratios: height / width.
+    """
+
+    def __init__(self, strides: Sequence[int], sizes: Sequence[Sequence[float]], ratios: Sequence[float]) -> None:
+        super().__init__()
+        self.strides = tuple(strides)
+        self.count = len(sizes[0]) * len(ratios)
+        root = torch.tensor(tuple(ratios)).sqrt()
+        for i, level in enumerate(sizes):
+            size = torch.tensor(tuple(level), dtype=torch.float32)[:, None]
+            half = torch.stack([(size / root).flatten(), (size * root).flatten()], 1) / 2
+            self.register_buffer(f"shapes{i}", torch.cat([-half, half], 1), persistent=False)
+        self._made: tuple[object, Tensor, Tensor] | None = None
+
+    def forward(self, maps: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Return the anchors (A, 4), and for each the upper left corner (A, 2) of its cell, x first."""
+        key = (maps[0].device, *(x.shape[-2:] for x in maps))
+        if self._made is None or self._made[0] != key:
+            with torch.inference_mode(False):  # what is kept must serve training too
+                self._made = (key, *self._make(maps))
+        return self._made[1], self._made[2]
+
+    def _make(self, maps: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        device, anchors, corners = maps[0].device, [], []
+        for i, (x, stride) in enumerate(zip(maps, self.strides, strict=True)):
+            H, W = x.shape[-2:]
+            rows, columns = torch.meshgrid(
+                torch.arange(H, device=device) * stride, torch.arange(W, device=device) * stride, indexing="ij"
+            )
+            corner = torch.stack([columns, rows], 2).reshape(-1, 1, 2).float()
+            middle = (corner + stride / 2).repeat(1, 1, 2)
+            anchors.append((middle + self.get_buffer(f"shapes{i}")).reshape(-1, 4))
+            corners.append(corner.expand(-1, self.count, -1).reshape(-1, 2))
+        return torch.cat(anchors), torch.cat(corners)
+
+
+class RPN(nn.Module):
+    """Propose boxes: a 3×3 convolution, then one logit and four deltas for each anchor, shared by all maps.
+
+    Trained on `samples` anchors a picture, half of them positive where there are enough: IoU ≥ 0.7 with a true box or
+    the best of one; negative: below 0.3 with all. Binary cross-entropy, and smooth L1 on the positives' deltas. All
+    pictures of a batch go through together.
+
+    Args:
+        channels: of the maps.
+        strides: of the maps.
+        sizes: of the anchors, for each map, in pixels.
+        ratios: height / width of the anchors.
+        hidden: channels of the 3×3 convolution.
+        samples: anchors a picture that the losses see.
+        share: largest share of positives among them.
+        high: IoU from which an anchor is positive.
+        low: IoU below which it is negative.
+        pre_nms: best anchors kept of each map before suppression, in training and in evaluation.
+        post_nms: best proposals kept of each picture after it, in training and in evaluation.
+        nms_threshold: IoU with a better proposal of the same map above which one is dropped.
+        beta: where smooth L1 turns from square to linear.
+
+    Source: Ren et al., "Faster R-CNN", NIPS 2015; beta of its released code (σ = 3).
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        strides: Sequence[int],
+        sizes: Sequence[Sequence[float]],
+        ratios: Sequence[float] = (0.5, 1.0, 2.0),
+        *,
+        hidden: int = 256,
+        samples: int = 256,
+        share: float = 0.5,
+        high: float = 0.7,
+        low: float = 0.3,
+        pre_nms: tuple[int, int] = (2000, 1000),
+        post_nms: tuple[int, int] = (2000, 1000),
+        nms_threshold: float = 0.7,
+        beta: float = 1 / 9,
+    ) -> None:
+        super().__init__()
+        self.anchors = Anchors(strides, sizes, ratios)
+        self.conv = nn.Conv2d(channels, hidden, 3, padding=1)
+        # Logit and deltas of an anchor side by side: one convolution is faster than two.
+        self.predict = nn.Conv2d(hidden, 5 * self.anchors.count, 1)
+        for layer in (self.conv, self.predict):
+            nn.init.normal_(layer.weight, std=0.01)
+            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+        self.samples, self.share, self.high, self.low = samples, share, high, low
+        self.pre_nms, self.post_nms, self.nms_threshold, self.beta = pre_nms, post_nms, nms_threshold, beta
+
+    def forward(
+        self, maps: Sequence[Tensor], sizes: Tensor, truth: Truth | None
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Return proposals (N, P, 4), which of them are there (N, P), and with `truth` the losses.
+
+        Args:
+            maps: of N padded pictures.
+            sizes: (N, 2), width and height of each picture without its padding.
+            truth: None in evaluation.
+        """
+        N = len(sizes)
+        found = [self.predict(F.relu(self.conv(x))).permute(0, 2, 3, 1).reshape(N, -1, 5) for x in maps]
+        predicted = torch.cat(found, 1).float()
+        logits, deltas = predicted[..., 0], predicted[..., 1:]
+        anchors, corners = self.anchors(maps)
+        # Cells in the padding see no picture.
+        inside = (corners < sizes[:, None]).all(2)
+        losses = {} if truth is None else self.losses(logits, deltas, anchors, inside, truth)
+        with torch.no_grad():
+            proposals, present = self.proposals(
+                logits.detach(), deltas.detach(), anchors, inside, sizes, [x.shape[1] for x in found]
+            )
+        return proposals, present, losses
+
+    def losses(
+        self, logits: Tensor, deltas: Tensor, anchors: Tensor, inside: Tensor, truth: Truth
+    ) -> dict[str, Tensor]:
+        """Return both losses, divided by the number of sampled anchors."""
+        index, positive, negative = boxes.match(anchors, truth, self.low, self.high, keep_best=True)
+        picked, drawn = boxes.sample(positive & inside, negative & inside, self.samples, self.share)
+        count = drawn.sum().clamp(min=1)
+        is_object = boxes.take(positive, picked)
+        score = boxes.take(logits, picked)
+        objectness = F.binary_cross_entropy_with_logits(score, is_object.float(), drawn.float(), reduction="sum")
+        # Only the first columns can hold positives.
+        P = int(self.samples * self.share)
+        picked, drawn = picked[:, :P], drawn[:, :P] & is_object[:, :P]
+        goal = boxes.encode(boxes.take(truth.boxes, boxes.take(index, picked)), anchors[picked])
+        apart = F.smooth_l1_loss(boxes.take(deltas, picked), goal, beta=self.beta, reduction="none").sum(2)
+        box = torch.where(drawn, apart, 0).sum()
+        return {"rpn_objectness": objectness / count, "rpn_box": box / count}
+
+    def proposals(
+        self, logits: Tensor, deltas: Tensor, anchors: Tensor, inside: Tensor, sizes: Tensor, cells: Sequence[int]
+    ) -> tuple[Tensor, Tensor]:
+        """Return the best boxes of each picture (N, P, 4), best first, and which of them are there (N, P)."""
+        N, P = len(sizes), self.post_nms[not self.training]
+        k = self.pre_nms[not self.training]
+        kept, levels, start = [], [], 0
+        for i, n in enumerate(cells):
+            here = logits[:, start : start + n]
+            if n > k:
+                kept.append(here.topk(k, 1).indices + start)
+            else:
+                kept.append(torch.arange(start, start + n, device=here.device).expand(N, n))
+            levels.append(torch.full((min(n, k),), i, device=here.device))
+            start += n
+        index, level = torch.cat(kept, 1), torch.cat(levels)
+        found = boxes.clip(boxes.decode(boxes.take(deltas, index), anchors[index]), sizes[:, None])
+        scores = boxes.take(logits, index)
+        # False for NaN too.
+        good = ((found[..., 2:] - found[..., :2]) > THINNEST).all(2) & scores.isfinite() & boxes.take(inside, index)
+        picture, column = good.nonzero(as_tuple=True)
+        flat, scores = found[picture, column], scores[picture, column]
+        order = batched_nms(flat, scores, picture * len(cells) + level[column], self.nms_threshold)
+        picture, order, rank = ranked(picture[order], order, N)
+        best = rank < P
+        picture, order, rank = picture[best], order[best], rank[best]
+        width = min(P, index.shape[1])
+        proposals = flat.new_zeros(N, width, 4)
+        present = torch.zeros(N, width, dtype=torch.bool, device=flat.device)
+        proposals[picture, rank] = flat[order]
+        present[picture, rank] = True
+        return proposals, present
+
+
+def ranked(picture: Tensor, order: Tensor, N: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Group a list that is sorted by score by picture; return pictures, the list, and ranks from 0 in each picture."""
+    picture, by_picture = picture.sort(stable=True)
+    counts = torch.bincount(picture, minlength=N)
+    first = counts.cumsum(0) - counts
+    return picture, order[by_picture], torch.arange(len(picture), device=picture.device) - first[picture]

@@ -1,0 +1,217 @@
+"""What detectors of two stages share: pictures in, proposals sampled, losses or detections out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pliant.models import boxes
+from pliant.models.boxes import Truth
+from pliant.models.resnet import ResNet
+from pliant.models.rpn import RPN, ranked
+from pliant.ops import batched_nms
+
+Target = dict[str, Tensor]
+
+
+class TwoStage(nn.Module):
+    """A backbone, proposals, and a head that classifies and moves them; the subclass has the head.
+
+    In training mode ``model(images, targets)`` returns a dictionary of losses, to be summed; in evaluation mode
+    ``model(images)`` returns for each picture a dictionary of `boxes` (n, 4), `scores` (n,) and `labels` (n,), best
+    first, in its own pixels. Pictures may differ in size: they are normalised, padded with 0 to a common multiple of
+    the largest stride, and nothing is proposed in the padding. Without true boxes, or without a proposal, the losses
+    that lack something to look at are 0.
+
+    Args:
+        backbone: a ResNet.
+        classes: C, of the foreground; labels are 0 to C − 1, and C means background inside.
+        rois: proposals a picture that the head's losses see.
+        positive_share: largest share of positives among them.
+        positive_iou: IoU with a true box from which a proposal is positive; below it is negative.
+        hard: None, or how many proposals a picture count, those of largest loss in the batch (hard example mining);
+            then the head sees all proposals, and `rois` and `positive_share` do not matter.
+        box_std: scale of the head's deltas.
+        score_threshold: detections scored lower are dropped.
+        nms_threshold: IoU with a better detection of the same class above which one is dropped.
+        max_detections: of a picture.
+        mean: of pictures, a value a channel.
+        std: of pictures, a value a channel.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        backbone: ResNet,
+        classes: int,
+        *,
+        rois: int,
+        positive_share: float,
+        positive_iou: float,
+        hard: int | None,
+        box_std: Sequence[float],
+        score_threshold: float,
+        nms_threshold: float,
+        max_detections: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+    ) -> None:
+        super().__init__()
+        name = type(self).__name__
+        if not isinstance(backbone, ResNet):
+            raise TypeError(f"{name}: backbone must be a pliant.models.ResNet, got {type(backbone).__name__}")
+        if classes < 1:
+            raise ValueError(f"{name}: classes must be at least 1, got {classes}")
+        if len(mean) != backbone.in_channels or len(std) != backbone.in_channels:
+            raise ValueError(
+                f"{name}: mean and std must have a value for each of the {backbone.in_channels} channels of pictures, "
+                f"got {tuple(mean)} and {tuple(std)}"
+            )
+        self.backbone, self.classes = backbone, classes
+        self.rois, self.positive_share, self.positive_iou, self.hard = rois, positive_share, positive_iou, hard
+        self.box_std = tuple(box_std)
+        self.score_threshold, self.nms_threshold = score_threshold, nms_threshold
+        self.max_detections = max_detections
+        self.register_buffer("mean", torch.tensor(tuple(mean)).reshape(-1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(tuple(std)).reshape(-1, 1, 1), persistent=False)
+        self.rpn: RPN
+
+    def maps(self, pictures: Tensor) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+        """Return the maps that proposals are made on, and those that the head looks at."""
+        raise NotImplementedError
+
+    def head(self, maps: Sequence[Tensor], rois: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return for RoIs (R, 5) logits (R, C + 1), deltas (R, C or 1, 4) and the features (R, …) they come from."""
+        raise NotImplementedError
+
+    def more_losses(self, pictures: Tensor, rois: Tensor, labels: Tensor, features: Tensor) -> dict[str, Tensor]:
+        """Return further losses of training."""
+        return {}
+
+    def forward(
+        self, images: Sequence[Tensor], targets: Sequence[Target] | None = None
+    ) -> dict[str, Tensor] | list[dict[str, Tensor]]:
+        pictures, sizes = self.batch(images)
+        truth = self.truth(targets, len(sizes)) if self.training else None
+        proposal_maps, head_maps = self.maps(pictures)
+        proposals, present, losses = self.rpn(proposal_maps, sizes, truth)
+        if truth is None:
+            rois = listed(proposals, present)
+            logits, deltas, _ = self.head(head_maps, rois)
+            return self.detections(rois, logits.float(), deltas.float(), sizes)
+        rois, labels, goals = self.sample(proposals, present, truth)
+        logits, deltas, features = self.head(head_maps, rois)
+        losses |= self.losses(rois, labels, goals, logits.float(), deltas.float(), len(sizes))
+        return {**losses, **self.more_losses(pictures, rois, labels, features)}
+
+    def batch(self, images: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Return normalised pictures padded to one size (N, channels, H, W), and their sizes (N, 2), width first."""
+        name, C = type(self).__name__, self.backbone.in_channels
+        if len(images) == 0:
+            raise ValueError(f"{name}: images must hold at least one picture")
+        for i, image in enumerate(images):
+            if not isinstance(image, Tensor) or not image.is_floating_point():
+                kind = image.dtype if isinstance(image, Tensor) else type(image).__name__
+                raise TypeError(
+                    f"{name}: images[{i}] must be a floating-point tensor with values in 0 to 1, got {kind}"
+                )
+            if image.dim() != 3 or image.shape[0] != C or 0 in image.shape:
+                got = tuple(int(n) for n in image.shape)
+                raise ValueError(f"{name}: images[{i}] must have shape ({C}, H, W), got {got}")
+        stride = max(self.backbone.strides)
+        # At least two cells each way: live normalization cannot take one value a channel.
+        H, W = (max(2, -(-max(image.shape[d] for image in images) // stride)) * stride for d in (1, 2))
+        sizes = self.mean.new_tensor([(image.shape[2], image.shape[1]) for image in images], dtype=torch.float32)
+        if all(image.shape[1:] == (H, W) for image in images):
+            pictures = (torch.stack(list(images)).to(self.mean.dtype) - self.mean) / self.std
+        else:
+            normal = [(image.to(self.mean.dtype) - self.mean) / self.std for image in images]
+            pictures = torch.stack([F.pad(x, (0, W - x.shape[2], 0, H - x.shape[1])) for x in normal])
+        # The order that convolutions and RoI pooling like best, and all maps that follow keep it.
+        return pictures.contiguous(memory_format=torch.channels_last), sizes
+
+    def truth(self, targets: Sequence[Target] | None, N: int) -> Truth:
+        """Check the targets of a batch and return them padded."""
+        name = type(self).__name__
+        if targets is None or len(targets) != N:
+            got = "none" if targets is None else len(targets)
+            raise ValueError(
+                f"{name}: in training every picture needs a target, got {got} for {N}; or call eval() first"
+            )
+        for i, target in enumerate(targets):
+            found, labels, ignore = target["boxes"], target["labels"], target.get("ignore")
+            n = len(labels)
+            if found.shape != (n, 4) or labels.dim() != 1 or (ignore is not None and ignore.shape != (n,)):
+                keys = [key for key in ("boxes", "labels", "ignore") if target.get(key) is not None]
+                shapes = ", ".join(f"{key} {tuple(target[key].shape)}" for key in keys)
+                raise ValueError(f"{name}: targets[{i}] must have boxes (n, 4), labels (n,), ignore (n,), got {shapes}")
+            if n and not found.isfinite().all():
+                raise ValueError(f"{name}: targets[{i}] has boxes with NaN or infinite coordinates")
+            if n and not 0 <= int(labels.min()) <= int(labels.max()) < self.classes:
+                extent = f"{int(labels.min())} to {int(labels.max())}"
+                raise ValueError(f"{name}: targets[{i}] has labels {extent}; they must be 0 to {self.classes - 1}")
+        return Truth.pad(targets, self.mean.device)
+
+    def sample(self, proposals: Tensor, present: Tensor, truth: Truth) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the RoIs (R, 5) that are trained on, their labels (R,) and the true boxes they are to move to (R, 4).
+
+        The true boxes are among the candidates.
+        """
+        candidates = torch.cat([proposals, truth.boxes], 1)
+        present = torch.cat([present, truth.present], 1)
+        index, positive, negative = boxes.match(candidates, truth, self.positive_iou, self.positive_iou)
+        positive, negative = positive & present, negative & present
+        if self.hard is None:
+            picked, drawn = boxes.sample(positive, negative, self.rois, self.positive_share)
+            candidates, index, positive = (boxes.take(x, picked) for x in (candidates, index, positive))
+        else:
+            drawn = positive | negative
+        labels = torch.where(positive, boxes.take(truth.labels, index), self.classes)
+        goals = boxes.take(truth.boxes, index)
+        return listed(candidates, drawn), labels[drawn], goals[drawn]
+
+    def losses(
+        self, rois: Tensor, labels: Tensor, goals: Tensor, logits: Tensor, deltas: Tensor, N: int
+    ) -> dict[str, Tensor]:
+        """Return cross-entropy and smooth L1 on the positives, divided by the number of RoIs."""
+        positive = (labels < self.classes).nonzero()[:, 0]
+        column = labels[positive] if deltas.shape[1] > 1 else torch.zeros_like(positive)
+        goal = boxes.encode(goals[positive], rois[positive, 1:], self.box_std)
+        apart = F.smooth_l1_loss(deltas[positive, column], goal, reduction="none").sum(1)
+        entropy = F.cross_entropy(logits, labels, reduction="none")
+        count = max(1, len(labels))
+        if self.hard is not None and count > self.hard * N:
+            count = self.hard * N
+            each = entropy.detach().index_add(0, positive, apart.detach())
+            counts = torch.zeros_like(each).index_fill_(0, each.topk(count).indices, 1.0)
+            entropy, apart = entropy * counts, apart * counts[positive]
+        return {"classification": entropy.sum() / count, "box": apart.sum() / count}
+
+    def detections(self, rois: Tensor, logits: Tensor, deltas: Tensor, sizes: Tensor) -> list[dict[str, Tensor]]:
+        """Return the detections of each picture, best first."""
+        N = len(sizes)
+        probability = logits.softmax(1)[:, : self.classes]
+        row, label = (probability > self.score_threshold).nonzero(as_tuple=True)
+        scores, picture = probability[row, label], rois[row, 0].long()
+        column = label if deltas.shape[1] > 1 else torch.zeros_like(label)
+        found = boxes.clip(boxes.decode(deltas[row, column], rois[row, 1:], self.box_std), sizes[picture])
+        good = (boxes.area(found) > 0).nonzero()[:, 0]  # no area: NaN, or outside
+        found, scores, picture, label = found[good], scores[good], picture[good], label[good]
+        order = batched_nms(found, scores, picture * self.classes + label, self.nms_threshold)
+        picture, order, rank = ranked(picture[order], order, N)
+        best = rank < self.max_detections
+        picture, order = picture[best], order[best]
+        parts = order.split(torch.bincount(picture, minlength=N).tolist())
+        return [{"boxes": found[part], "scores": scores[part], "labels": label[part]} for part in parts]
+
+
+def listed(candidates: Tensor, chosen: Tensor) -> Tensor:
+    """Return the chosen (N, P) of boxes (N, P, 4) as RoIs (R, 5), index of the picture first, picture by picture."""
+    picture, column = chosen.nonzero(as_tuple=True)
+    found = candidates[picture, column]
+    return torch.cat([picture.unsqueeze(1).to(found.dtype), found], 1)
