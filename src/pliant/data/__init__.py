@@ -1,8 +1,37 @@
 """Pictures in, tensors out: the data of the studies and how they are drawn."""
 
-from pliant.data.coco import Target
+from pliant.data.coco import CocoDetection, Target
 from pliant.data.composed import Composed
+from pliant.data.crowns import Crowns
 from pliant.data.drawing import Poses, Ranges, draw, object_size, render, warp
 from pliant.data.fashion_mnist import FashionMNIST, Split
+from pliant.data.images import BrokenImage, read_image
+from pliant.data.loader import Batch, Detection, Transform, batches
+from pliant.data.transforms import Chain, ColourJitter, Crop, Flip, Resize, ScaleJitter
 
-__all__ = ["Composed", "FashionMNIST", "Poses", "Ranges", "Split", "Target", "draw", "object_size", "render", "warp"]
+__all__ = [
+    "Batch",
+    "BrokenImage",
+    "Chain",
+    "CocoDetection",
+    "ColourJitter",
+    "Composed",
+    "Crop",
+    "Crowns",
+    "Detection",
+    "FashionMNIST",
+    "Flip",
+    "Poses",
+    "Ranges",
+    "Resize",
+    "ScaleJitter",
+    "Split",
+    "Target",
+    "Transform",
+    "batches",
+    "draw",
+    "object_size",
+    "read_image",
+    "render",
+    "warp",
+]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 import math
 from collections.abc import Sequence
@@ -108,7 +107,7 @@ class Composed(Dataset[tuple[Tensor, Target]]):
         """Return scene `index`: uint8 (3, size, size), and its target."""
         if not 0 <= index < self.count:
             raise IndexError(f"Composed: there are {self.count} scenes, got index {index}")
-        random = torch.Generator().manual_seed(_seed(self.seed, self.split, index))
+        random = torch.Generator().manual_seed(drawing.seed_of(self.seed, self.split, index))
         clothes, scene = _clothes(self.split, self.folder), self._background(random)
         # All numbers are drawn first, so that what happens to one object does not change the others.
         least, most = self.objects
@@ -208,11 +207,6 @@ class Composed(Dataset[tuple[Tensor, Target]]):
             ):
                 return top, left
         return None
-
-
-def _seed(*parts: object) -> int:
-    """Return 63 bits that depend on all parts."""
-    return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest(), "big") >> 1
 
 
 def _tints(numbers: Tensor) -> Tensor:

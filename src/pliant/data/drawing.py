@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -163,6 +164,12 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
+
+
+def seed_of(*parts: int | str) -> int:
+    """Return a seed, 63 bits, for a generator that shares nothing with that of other `parts`."""
+    plain = tuple(part if isinstance(part, str) else int(part) for part in parts)
+    return int.from_bytes(hashlib.blake2b(repr(plain).encode(), digest_size=8).digest(), "big") >> 1
 
 
 def object_size(canvas: Tensor) -> Tensor:

@@ -1,0 +1,164 @@
+"""Transforms of pictures with boxes: ``(image, target, generator) → (image, target)``, random by the generator alone.
+
+Images are uint8 (3, H, W); targets as in :mod:`pliant.data.coco`. Nothing given is changed in place. Every transform
+takes as many numbers from its generator whatever they turn out to be, so those after it do not depend on them.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pliant.data.coco import Target
+from pliant.data.loader import Transform
+
+GREY = (0.299, 0.587, 0.114)  # BT.601, what a colour's brightness is
+
+
+class Chain:
+    """Apply transforms one after another."""
+
+    def __init__(self, *transforms: Transform) -> None:
+        self.transforms = transforms
+
+    def __call__(self, image: Tensor, target: Target, generator: torch.Generator) -> tuple[Tensor, Target]:
+        for transform in self.transforms:
+            image, target = transform(image, target, generator)
+        return image, target
+
+
+class Resize:
+    """Resize to a shorter side of `short` pixels, or less where the longer one would get longer than `long`.
+
+    Bilinear, with the antialiasing that shrinking needs. Boxes are scaled by the exact ratio of the sides.
+
+    Args:
+        short: pixels, at least 1.
+        long: pixels, at least `short`; None is no limit.
+    """
+
+    def __init__(self, short: int, long: int | None = None) -> None:
+        if short < 1 or (long is not None and long < short):
+            raise ValueError(f"Resize: short must be at least 1 and long at least short, got {short} and {long}")
+        self.short, self.long = short, long
+
+    def __call__(self, image: Tensor, target: Target, generator: torch.Generator) -> tuple[Tensor, Target]:
+        H, W = image.shape[1:]
+        factor = self.short / min(H, W)
+        if self.long is not None:
+            factor = min(factor, self.long / max(H, W))
+        return _resized(image, target, factor)
+
+
+class ScaleJitter:
+    """Resize by a factor from `least` to `most`, log-uniform.
+
+    Args:
+        least, most: 0 < least ≤ most.
+    """
+
+    def __init__(self, least: float, most: float) -> None:
+        if not 0 < least <= most < math.inf:
+            raise ValueError(f"ScaleJitter: 0 < least ≤ most is needed, got {least} and {most}")
+        self.least, self.most = least, most
+
+    def __call__(self, image: Tensor, target: Target, generator: torch.Generator) -> tuple[Tensor, Target]:
+        share = torch.rand((), generator=generator).item()
+        return _resized(image, target, self.least * (self.most / self.least) ** share)
+
+
+class Flip:
+    """Mirror left and right with `probability`."""
+
+    def __init__(self, probability: float = 0.5) -> None:
+        if not 0 <= probability <= 1:
+            raise ValueError(f"Flip: the probability must be from 0 to 1, got {probability}")
+        self.probability = probability
+
+    def __call__(self, image: Tensor, target: Target, generator: torch.Generator) -> tuple[Tensor, Target]:
+        if torch.rand((), generator=generator).item() >= self.probability:
+            return image, target
+        W = image.shape[2]
+        x1, y1, x2, y2 = target["boxes"].unbind(1)
+        return image.flip(2), {**target, "boxes": torch.stack((W - x2, y1, W - x1, y2), 1)}
+
+
+class Crop:
+    """Cut out a part of at most `size` × `size` pixels at a random place.
+
+    Boxes are cut. One of whose area less than `visible` is left is marked ignore, since nobody could say what it is;
+    one that is outside is left out.
+
+    Args:
+        size: pixels, at least 1. A shorter side stays as it is.
+        visible: share of a box's area, from 0 to 1.
+    """
+
+    def __init__(self, size: int, visible: float = 0.4) -> None:
+        if size < 1 or not 0 <= visible <= 1:
+            raise ValueError(f"Crop: size must be at least 1 and visible from 0 to 1, got {size} and {visible}")
+        self.size, self.visible = size, visible
+
+    def __call__(self, image: Tensor, target: Target, generator: torch.Generator) -> tuple[Tensor, Target]:
+        H, W = image.shape[1:]
+        down, right = torch.rand(2, generator=generator).tolist()
+        h, w = min(H, self.size), min(W, self.size)
+        top, left = int(down * (H - h + 1)), int(right * (W - w + 1))
+        part = image[:, top : top + h, left : left + w].contiguous()
+        return part, cut_out(target, (left, top, left + w, top + h), self.visible)
+
+
+class ColourJitter:
+    """Multiply brightness, then contrast around the mean grey, then saturation, by factors 1 ± at most these.
+
+    Args:
+        brightness, contrast, saturation: from 0 to 1.
+    """
+
+    def __init__(self, brightness: float = 0.0, contrast: float = 0.0, saturation: float = 0.0) -> None:
+        self.amounts = torch.tensor((brightness, contrast, saturation))
+        if not ((self.amounts >= 0) & (self.amounts <= 1)).all():
+            raise ValueError(f"ColourJitter: all amounts must be from 0 to 1, got {self.amounts.tolist()}")
+
+    def __call__(self, image: Tensor, target: Target, generator: torch.Generator) -> tuple[Tensor, Target]:
+        numbers = torch.rand(3, generator=generator)
+        brightness, contrast, saturation = (1 + self.amounts * (2 * numbers - 1)).tolist()
+        changed = image.float() * brightness
+        mean = _grey(changed).mean()
+        changed = mean + contrast * (changed - mean)
+        grey = _grey(changed)
+        changed = grey + saturation * (changed - grey)
+        return changed.round_().clamp_(0, 255).to(torch.uint8), target
+
+
+def cut_out(target: Target, window: tuple[int, int, int, int], visible: float) -> Target:
+    """Return what of a target is in a window x1 y1 x2 y2, in the window's own pixels; see :class:`Crop`."""
+    x1, y1, x2, y2 = window
+    boxes = target["boxes"]
+    low = boxes.new_tensor((x1, y1))
+    inside = boxes.view(-1, 2, 2).clamp(low, boxes.new_tensor((x2, y2)))
+    left, whole = (b.diff(dim=1).prod(2)[:, 0] for b in (inside, boxes.view(-1, 2, 2)))
+    kept = left > 0
+    return {
+        **target,
+        "boxes": (inside - low).view(-1, 4)[kept],
+        "labels": target["labels"][kept],
+        "ignore": (target["ignore"] | (left < visible * whole))[kept],
+    }
+
+
+def _resized(image: Tensor, target: Target, factor: float) -> tuple[Tensor, Target]:
+    H, W = image.shape[1:]
+    h, w = max(1, round(H * factor)), max(1, round(W * factor))
+    if (h, w) == (H, W):
+        return image, target
+    resized = F.interpolate(image[None], (h, w), mode="bilinear", antialias=True)[0]
+    return resized, {**target, "boxes": target["boxes"] * torch.tensor((w / W, h / H, w / W, h / H))}
+
+
+def _grey(image: Tensor) -> Tensor:
+    """Return the brightness (1, H, W) of a picture (3, H, W)."""
+    return (image * image.new_tensor(GREY)[:, None, None]).sum(0, keepdim=True)

@@ -1,0 +1,227 @@
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pliant.data import BrokenImage, CocoDetection, Composed
+
+TRUTH: dict[str, Any] = {
+    "images": [
+        {"id": 40, "file_name": "a.png", "height": 30, "width": 50},
+        {"id": 7, "file_name": "sub/b.png", "height": 20, "width": 20},
+    ],
+    "annotations": [
+        {"id": 1, "image_id": 7, "category_id": 18, "bbox": [1, 2, 3.5, 4], "area": 9.5, "iscrowd": 0},
+        {"id": 2, "image_id": 7, "category_id": 3, "bbox": [0, 0, 20, 20], "iscrowd": 1},
+    ],
+    "categories": [{"id": 18, "name": "dog"}, {"id": 3, "name": "cat"}],
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "sub").mkdir()
+    random = np.random.default_rng(0)
+    for name, shape in (("a.png", (30, 50, 3)), ("sub/b.png", (20, 20, 3))):
+        Image.fromarray(random.integers(0, 256, shape, dtype=np.uint8)).save(tmp_path / name)
+    return tmp_path
+
+
+def _data(folder: Path, **changed: list[Any]) -> CocoDetection:
+    path = folder / "truth.json"
+    path.write_text(json.dumps({**TRUTH, **changed}), encoding="utf-8")
+    return CocoDetection(folder, path)
+
+
+def _annotated(folder: Path, *annotations: Any) -> tuple[CocoDetection, list[str]]:
+    """Return the data set with these annotations too, and its problems, which it must warn of."""
+    path = folder / "truth.json"
+    path.write_text(json.dumps({**TRUTH, "annotations": [*TRUTH["annotations"], *annotations]}), encoding="utf-8")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        data = CocoDetection(folder, path)
+    assert len(caught) == (1 if data.problems else 0)
+    return data, data.problems
+
+
+def test_items(folder: Path) -> None:
+    data = _data(folder)
+    assert (data.classes, data.category_ids) == (("cat", "dog"), (3, 18))
+    assert len(data) == 2 and data.problems == []
+    image, target = data[0]
+    assert image.shape == (3, 30, 50)
+    assert target["image_id"] == 40 and target["boxes"].shape == (0, 4) and target["labels"].shape == (0,)
+    image, target = data[1]
+    assert image.shape == (3, 20, 20)
+    assert target["boxes"].tolist() == [[1, 2, 4.5, 6], [0, 0, 20, 20]]
+    assert target["labels"].tolist() == [1, 0]
+    assert target["ignore"].tolist() == [False, True]
+    assert (target["boxes"].dtype, target["labels"].dtype, target["ignore"].dtype) == (
+        torch.float32,
+        torch.int64,
+        torch.bool,
+    )
+    target["boxes"] += 1  # an item is the caller's
+    assert data[1][1]["boxes"][0, 0] == 1
+
+
+def test_coco_gives_back_what_is_used(folder: Path) -> None:
+    truth = _data(folder).coco()
+    assert truth["images"] == TRUTH["images"]
+    assert truth["categories"] == [{"id": 3, "name": "cat"}, {"id": 18, "name": "dog"}]
+    assert truth["annotations"] == [
+        {"id": 1, "image_id": 7, "category_id": 18, "bbox": [1, 2, 3.5, 4], "area": 9.5, "iscrowd": 0},
+        {"id": 2, "image_id": 7, "category_id": 3, "bbox": [0, 0, 20, 20], "area": 400, "iscrowd": 1},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("annotation", "sentence"),
+    [
+        ({"bbox": [1, 1, 0, 5]}, "annotation 9 has a box of 0×5 pixels; left out"),
+        ({"bbox": [1, 1, 5, -2]}, "annotation 9 has a box of 5×-2 pixels; left out"),
+        ({"bbox": [1, 1, 5]}, "annotation 9 has the box [1, 1, 5], which is not four finite numbers; left out"),
+        ({"bbox": [1, 1, 5, "6"]}, "which is not four finite numbers; left out"),
+        ({"bbox": [1, 1, float("inf"), 6]}, "which is not four finite numbers; left out"),
+        ({"bbox": [float("nan"), 1, 6, 6]}, "which is not four finite numbers; left out"),
+        ({"bbox": [1, 1, 10**400, 6]}, "which is not four finite numbers; left out"),
+        ({"bbox": {"x": 1}}, "which is not four finite numbers; left out"),
+        ({"bbox": None}, "annotation 9 has no bbox; left out"),
+        ({"bbox": None, "image_id": None}, "annotation 9 has no image_id and no bbox; left out"),
+        ({"category_id": None}, "annotation 9 has no category_id; left out"),
+        ({"image_id": 8}, "annotation 9 is of image 8, which is not listed; left out"),
+        ({"category_id": 1}, "annotation 9 is of category 1, which is not listed; left out"),
+        ({"category_id": "cat"}, "annotation 9 has an image_id or category_id that is no whole number; left out"),
+        ({"bbox": [60, 1, 5, 5]}, "annotation 9 lies outside of image 40, its box is [60.0, 1.0, 5.0, 5.0]; left out"),
+        ({"bbox": [-9, 1, 9, 5]}, "annotation 9 lies outside of image 40"),
+    ],
+)
+def test_broken_annotations_are_left_out(folder: Path, annotation: dict[str, Any], sentence: str) -> None:
+    whole = {"id": 9, "image_id": 40, "category_id": 3, "bbox": [1, 1, 5, 5]}
+    data, problems = _annotated(folder, {**whole, **annotation}, {**whole, "id": 10})
+    assert len(problems) == 1 and problems[0].startswith("truth.json: ") and sentence in problems[0]
+    assert len(data[0][1]["boxes"]) == 1 and len(data[1][1]["boxes"]) == 2
+
+
+def test_annotations_without_id_or_form(folder: Path) -> None:
+    _, problems = _annotated(folder, {"image_id": 40, "category_id": 3}, 5)
+    assert problems == [
+        "truth.json: annotation number 2 has no bbox; left out",
+        "truth.json: annotation number 3 is no object; left out",
+    ]
+
+
+def test_boxes_that_stick_out_are_cut(folder: Path) -> None:
+    whole = {"id": 9, "image_id": 40, "category_id": 3, "bbox": [40, 20, 30, 10.5]}
+    data, problems = _annotated(folder, whole, {**whole, "id": 10, "bbox": [-0.5, 2, 5, 5]})
+    assert problems == ["truth.json: annotation 9 sticks out of image 40 by 20 pixels; cut"]
+    assert data[0][1]["boxes"].tolist() == [[40, 20, 50, 30], [0, 2, 4.5, 7]]
+    assert [a["area"] for a in data.coco()["annotations"]][:2] == [100, 22.5]
+
+
+def test_one_warning_counts_the_problems(folder: Path) -> None:
+    bad = {"id": 9, "image_id": 40, "category_id": 3, "bbox": [1, 1, 0, 5]}
+    with pytest.warns(
+        UserWarning, match=r"^coco: truth\.json: annotation 9 has .* left out and 2 more, see \.problems$"
+    ):
+        _data(folder, annotations=[bad, bad, bad])
+
+
+def test_broken_pictures_are_left_out_with_their_annotations(folder: Path) -> None:
+    images = [
+        *TRUTH["images"],
+        {"id": 1, "file_name": "gone.png", "height": 3, "width": 3},
+        {"id": 40, "file_name": "sub/b.png"},
+        {"id": 2},
+        {"file_name": "a.png"},
+        {"id": 3, "file_name": "text.png"},
+        "a.png",
+    ]
+    (folder / "text.png").write_text("no picture")
+    extra = {"id": 5, "image_id": 1, "category_id": 3, "bbox": [0, 0, 2, 2]}
+    with pytest.warns(UserWarning, match="and 5 more"):
+        data = _data(folder, images=images, annotations=[*TRUTH["annotations"], extra])
+    assert len(data) == 2 and len(data[1][1]["boxes"]) == 2
+    expected = (
+        "image 1: .*gone.png is missing; left out with its annotations",
+        "image 40 is listed twice; left out",
+        "image 2 has no file_name; left out",
+        "image number 5 has no whole-number id; left out",
+        "image 3: .*text.png cannot be read: .*; left out with its annotations",
+        "image number 7 has no whole-number id; left out",
+    )
+    import re
+
+    assert len(data.problems) == 6
+    for problem, pattern in zip(data.problems, expected, strict=True):
+        assert re.search(pattern, problem)
+
+
+def test_size_comes_from_the_file_where_it_is_not_given(folder: Path) -> None:
+    images = [{"id": 40, "file_name": "a.png"}, {"id": 7, "file_name": "sub/b.png", "height": 0, "width": "x"}]
+    data = _data(folder, images=images)
+    assert data.coco()["images"] == TRUTH["images"]
+
+
+def test_categories(folder: Path) -> None:
+    with pytest.warns(UserWarning, match="category number 1 repeats id 3; left out and 1 more"):
+        data = _data(folder, categories=[{"id": 3, "name": "cat"}, {"id": 3, "name": "x"}, {"name": "y"}, {"id": 18}])
+    assert data.classes == ("cat", "18")
+    with pytest.raises(ValueError, match="lists no category"):
+        _data(folder, categories=[])
+
+
+def test_a_picture_that_breaks_later_is_named(folder: Path) -> None:
+    data = _data(folder)
+    Image.new("RGB", (9, 9)).save(folder / "a.png")
+    with pytest.raises(BrokenImage, match=r"a\.png has 9×9 pixels, its annotations are for 50×30"):
+        data[0]
+    (folder / "a.png").unlink()
+    with pytest.raises(FileNotFoundError, match=r"a\.png is missing"):
+        data[0]
+
+
+def test_files_that_are_nothing(folder: Path) -> None:
+    path = folder / "truth.json"
+    with pytest.raises(FileNotFoundError, match=r"the annotation file .*truth\.json is missing"):
+        CocoDetection(folder, path)
+    for content, sentence in (
+        ("{", "half-written or no JSON"),
+        ("[]", "not in COCO's form, it has no list of images"),
+        ('{"images": [], "annotations": {}}', "no list of annotations"),
+    ):
+        path.write_text(content)
+        with pytest.raises(ValueError, match=sentence) as error:
+            CocoDetection(folder, path)
+        assert str(path) in str(error.value)
+    path.write_bytes(b"\xff\xfe{")
+    with pytest.raises(ValueError, match="half-written or no JSON"):
+        CocoDetection(folder, path)
+    path.write_text(json.dumps(TRUTH))
+    with pytest.raises(FileNotFoundError, match=r"the folder .*nowhere is missing"):
+        CocoDetection(folder / "nowhere", path)
+    with pytest.raises(ValueError, match=r"no picture that is in .*; truth\.json: image 40: .* is missing"):
+        CocoDetection(folder / "sub", path)
+    with pytest.raises(IndexError, match="2 pictures, got index 2"):
+        _data(folder)[2]
+
+
+def test_composed_scenes_written_are_read_back(tmp_path: Path) -> None:
+    scenes = Composed(0, 5, classes=("bag", "sneaker"))
+    path = scenes.write(tmp_path)
+    data = CocoDetection(tmp_path / "images", path)
+    assert data.problems == [] and data.classes == ("sneaker", "bag")  # by id
+    for index in range(5):
+        image, target = scenes[index]
+        read, found = data[index]
+        assert torch.equal(read, image) and torch.equal(found["boxes"], target["boxes"])
+        assert torch.equal(found["labels"], 1 - target["labels"]) and found["image_id"] == index
+    mine, theirs = scenes.coco(), data.coco()
+    assert mine["images"] == theirs["images"] and mine["annotations"] == theirs["annotations"]
