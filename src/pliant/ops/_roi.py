@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
-from pliant import _check, _native
+from pliant import _check
 
 
 def boxes(op: str, name: str, rois: Tensor | Sequence[Tensor], images: int) -> Tensor:
@@ -76,11 +76,3 @@ def check_mask(op: str, mask: Tensor | None, rois: Tensor, Ph: int, Pw: int) -> 
     """Raise ValueError unless `mask` is None or has one value for every bin."""
     if mask is not None:
         _check.shape(op, "mask", mask, "(R, 1, Ph, Pw)", (rois.shape[0], 1, Ph, Pw))
-
-
-def without_kernel(op: str, implementation: str) -> None:
-    """Raise unless `implementation` is one that an operator without a kernel has."""
-    if implementation not in _native.IMPLEMENTATIONS:
-        raise ValueError(f"{op}: implementation must be one of {_native.IMPLEMENTATIONS}, got {implementation!r}")
-    if implementation == "native":
-        raise RuntimeError(f'{op}: implementation="native" is not possible here, there is no kernel')

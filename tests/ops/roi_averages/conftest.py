@@ -15,7 +15,7 @@ NAMES = ("deform_roi_pool", "deform_psroi_pool", "roi_align", "ps_roi_align")
 Operator = Callable[..., torch.Tensor]
 
 
-@pytest.fixture(params=["reference"])
+@pytest.fixture(params=["reference", "native"])
 def of(request: pytest.FixtureRequest) -> SimpleNamespace:
     """The operators, bound to one implementation."""
     return SimpleNamespace(

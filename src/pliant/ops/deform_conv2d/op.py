@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pliant import _check, _native
+from pliant.ops import _twice
 from pliant.ops._sampling import BOUNDARIES
 from pliant.ops.deform_conv2d import reference
 
@@ -219,27 +220,14 @@ def _setup_context_twice(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor
 
 
 def _backward_twice(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-    """Differentiate the gradients by way of the reference, which is differentiable any number of times."""
     sh, sw, ph, pw, dh, dw, clamp = ctx.geometry
-    again = torch.is_grad_enabled()
-    with torch.enable_grad():
-        # Own nodes for every tensor: where a third derivative is asked for they stay tied to the saved ones.
-        saved: list[Any] = [None if t is None else t.view_as(t) if again else t.detach() for t in ctx.saved_tensors]
-        for t in saved:
-            if t is not None and not t.requires_grad:
-                t.requires_grad_()
-        grad, input, offset, weight, mask = saved
-        boundary = "clamp" if clamp else "zeros"
-        output = reference.deform_conv2d(input, offset, weight, None, mask, (sh, sw), (ph, pw), (dh, dw), boundary)
-        inputs = (input, offset, weight, mask)
-        asked = [i for i in range(4) if ctx.wanted >> i & 1 and grads[i] is not None]
-        first = torch.autograd.grad(output, [inputs[i] for i in asked], grad, create_graph=True)
-        second = torch.autograd.grad(
-            first, [t for t in saved if t is not None], [grads[i] for i in asked], create_graph=again, allow_unused=True
-        )
-    found = iter(second)
-    result = [None if t is None else next(found) for t in saved]
-    return (*result, *[None] * (len(ctx.geometry) + 1))
+    boundary = "clamp" if clamp else "zeros"
+
+    def output(input: Tensor, offset: Tensor, weight: Tensor, mask: Tensor | None) -> Tensor:
+        return reference.deform_conv2d(input, offset, weight, None, mask, (sh, sw), (ph, pw), (dh, dw), boundary)
+
+    grad, *tensors = ctx.saved_tensors
+    return (*_twice.differentiate(output, grad, tensors, ctx.wanted, grads), *[None] * (len(ctx.geometry) + 1))
 
 
 torch.library.register_autograd(f"pliant::{_OP}", _backward, setup_context=_setup_context, lib=_native.library)

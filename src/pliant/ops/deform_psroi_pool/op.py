@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pliant import _check
-from pliant.ops import _roi
+from pliant import _check, _native
+from pliant.ops import _roi, _roi_kernels
 from pliant.ops.deform_psroi_pool import reference
 
 _OP = "deform_psroi_pool"
@@ -89,28 +89,29 @@ def deform_psroi_pool(
         ("sample_per_part", sample_per_part),
     ):
         _roi.whole(_OP, name, value, 1)
-    _check_tensors(input, rois, offset, mask, output_size, group_size, part)
+    geometry = (output_size, float(spatial_scale), group_size, part, sample_per_part, float(trans_std))
+    arguments = (input, rois, offset, mask, *geometry)
+    _shape(*arguments)
     _roi.check_images(_OP, "rois", input, rois)
-    _roi.without_kernel(_OP, implementation)
-    result = reference.deform_psroi_pool(
-        input,
-        rois,
-        offset,
-        mask,
-        output_size,
-        float(spatial_scale),
-        group_size,
-        part,
-        sample_per_part,
-        float(trans_std),
-    )
+    if _native.chosen(_OP, implementation, input):
+        result: Tensor = torch.ops.pliant.deform_psroi_pool(*arguments)
+        return result
+    result = reference.deform_psroi_pool(*arguments)
     return result.contiguous(memory_format=torch._prims_common.suggest_memory_format(input))
 
 
-def _check_tensors(
-    input: Tensor, rois: Tensor, offset: Tensor | None, mask: Tensor | None, P: int, group: int, part: int
-) -> None:
-    """Raise unless the tensors fit each other."""
+def _shape(
+    input: Tensor,
+    rois: Tensor,
+    offset: Tensor | None,
+    mask: Tensor | None,
+    P: int,
+    scale: float,
+    group: int,
+    part: int,
+    *rest: object,
+) -> tuple[int, int, int, int]:
+    """Raise unless the tensors fit each other; return the shape of the output."""
     _roi.check_map(_OP, "rois", input, rois, offset=offset, mask=mask)
     C = input.shape[1]
     if C % (group * group) != 0:
@@ -126,3 +127,10 @@ def _check_tensors(
                 "channels of the output"
             )
     _roi.check_mask(_OP, mask, rois, P, P)
+    return rois.shape[0], C // (group * group), P, P
+
+
+# What torch must know; the CPU kernels are in csrc/roi_average/.
+
+_GEOMETRY = "SymInt P, float scale, SymInt group, SymInt part, SymInt samples, float std"
+_roi_kernels.declare(_OP, _GEOMETRY, True, _shape, reference.deform_psroi_pool)

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pliant import _check
-from pliant.ops import _roi
+from pliant import _check, _native
+from pliant.ops import _roi, _roi_kernels
 from pliant.ops.deform_roi_pool import reference
 
 _OP = "deform_roi_pool"
@@ -78,20 +78,28 @@ def deform_roi_pool(
     rois = _roi.boxes(_OP, "rois", rois, len(input))
     size = _check.pair(_OP, "output_size", output_size, 1)
     _roi.whole(_OP, "sampling_ratio", sampling_ratio)
-    _check_tensors(input, rois, offset, mask, size)
+    arguments = (input, rois, offset, mask, *size, float(spatial_scale), sampling_ratio, float(gamma))
+    _shape(*arguments)
     _roi.check_images(_OP, "rois", input, rois)
-    _roi.without_kernel(_OP, implementation)
-    result = reference.deform_roi_pool(
-        input, rois, offset, mask, size, float(spatial_scale), sampling_ratio, float(gamma)
-    )
+    if _native.chosen(_OP, implementation, input):
+        result: Tensor = torch.ops.pliant.deform_roi_pool(*arguments)
+        return result
+    result = reference.deform_roi_pool(*arguments)
     return result.contiguous(memory_format=torch._prims_common.suggest_memory_format(input))
 
 
-def _check_tensors(
-    input: Tensor, rois: Tensor, offset: Tensor | None, mask: Tensor | None, size: tuple[int, int]
-) -> None:
-    """Raise unless the tensors fit each other."""
+def _shape(
+    input: Tensor, rois: Tensor, offset: Tensor | None, mask: Tensor | None, Ph: int, Pw: int, *rest: object
+) -> tuple[int, int, int, int]:
+    """Raise unless the tensors fit each other; return the shape of the output."""
     _roi.check_map(_OP, "rois", input, rois, offset=offset, mask=mask)
     if offset is not None:
-        _check.shape(_OP, "offset", offset, "(R, 2, Ph, Pw)", (rois.shape[0], 2, *size))
-    _roi.check_mask(_OP, mask, rois, *size)
+        _check.shape(_OP, "offset", offset, "(R, 2, Ph, Pw)", (rois.shape[0], 2, Ph, Pw))
+    _roi.check_mask(_OP, mask, rois, Ph, Pw)
+    return rois.shape[0], input.shape[1], Ph, Pw
+
+
+# What torch must know; the CPU kernels are in csrc/roi_average/.
+
+_GEOMETRY = "SymInt Ph, SymInt Pw, float scale, SymInt ratio, float gamma"
+_roi_kernels.declare(_OP, _GEOMETRY, True, _shape, reference.deform_roi_pool)

@@ -12,7 +12,8 @@ def deform_roi_pool(
     rois: Tensor,
     offset: Tensor | None,
     mask: Tensor | None,
-    size: tuple[int, int],
+    Ph: int,
+    Pw: int,
     scale: float,
     ratio: int,
     gamma: float,
@@ -21,7 +22,7 @@ def deform_roi_pool(
 
     Arguments are already checked. Low precision computes in float32 and rounds once, at the end.
     """
-    output = average_of_grid(input, rois, offset, size, scale, ratio, gamma, True, (1, 1))
+    output = average_of_grid(input, rois, offset, (Ph, Pw), scale, ratio, gamma, True, (1, 1))
     if mask is not None:
         output = output * mask.to(output.dtype)
     return output.to(input.dtype)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from pliant import _check, _native
+from pliant.ops import _twice
 from pliant.ops.local_response_norm import reference
 
 _OP = "local_response_norm"
@@ -232,17 +233,8 @@ def _setup_context_twice(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> N
 
 
 def _backward_twice(ctx: Any, wanted: Tensor) -> tuple[Tensor | None, ...]:
-    """Differentiate the gradient by way of the reference, which is differentiable any number of times."""
-    again = torch.is_grad_enabled()
-    with torch.enable_grad():
-        # Own nodes for both tensors: where a third derivative is asked for they stay tied to the saved ones.
-        saved = [t.view_as(t) if again else t.detach() for t in ctx.saved_tensors]
-        for t in saved:
-            if not t.requires_grad:
-                t.requires_grad_()
-        grad, input = saved
-        (first,) = torch.autograd.grad(_reference(input, *ctx.window), input, grad, create_graph=True)
-        second = torch.autograd.grad(first, saved, wanted, create_graph=again, allow_unused=True)
+    grad, input = ctx.saved_tensors
+    second = _twice.differentiate(lambda t: _reference(t, *ctx.window), grad, [input], 1, [wanted])
     return (*second, *[None] * len(ctx.window))
 
 

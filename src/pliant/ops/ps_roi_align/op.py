@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pliant import _check
-from pliant.ops import _roi
+from pliant import _check, _native
+from pliant.ops import _roi, _roi_kernels
 from pliant.ops.ps_roi_align import reference
 
 _OP = "ps_roi_align"
@@ -64,16 +64,26 @@ def ps_roi_align(
     rois = _roi.boxes(_OP, "boxes", boxes, len(input))
     size = _check.pair(_OP, "output_size", output_size, 1)
     _roi.whole(_OP, "sampling_ratio", sampling_ratio)
-    _check_tensors(input, rois, size)
+    arguments = (input, rois, *size, float(spatial_scale), sampling_ratio)
+    _shape(*arguments)
     _roi.check_images(_OP, "boxes", input, rois)
-    _roi.without_kernel(_OP, implementation)
-    result = reference.ps_roi_align(input, rois, size, float(spatial_scale), sampling_ratio)
+    if _native.chosen(_OP, implementation, input):
+        result: Tensor = torch.ops.pliant.ps_roi_align(*arguments)
+        return result
+    result = reference.ps_roi_align(*arguments)
     return result.contiguous(memory_format=torch._prims_common.suggest_memory_format(input))
 
 
-def _check_tensors(input: Tensor, rois: Tensor, size: tuple[int, int]) -> None:
-    """Raise unless the tensors fit each other."""
+def _shape(input: Tensor, rois: Tensor, Ph: int, Pw: int, *rest: object) -> tuple[int, int, int, int]:
+    """Raise unless the tensors fit each other; return the shape of the output."""
     _roi.check_map(_OP, "boxes", input, rois)
-    C, (Ph, Pw) = input.shape[1], size
+    C = input.shape[1]
     if C % (Ph * Pw) != 0:
         raise ValueError(f"{_OP}: the {Ph}×{Pw} bins take turns, {Ph * Pw} must divide the {int(C)} channels of input")
+    return rois.shape[0], C // (Ph * Pw), Ph, Pw
+
+
+# What torch must know; the CPU kernels are in csrc/roi_average/.
+
+_GEOMETRY = "SymInt Ph, SymInt Pw, float scale, SymInt ratio"
+_roi_kernels.declare(_OP, _GEOMETRY, False, _shape, reference.ps_roi_align)

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pliant import _check
-from pliant.ops import _roi
+from pliant import _check, _native
+from pliant.ops import _roi, _roi_kernels
 from pliant.ops.roi_align import reference
 
 _OP = "roi_align"
@@ -69,8 +69,23 @@ def roi_align(
     rois = _roi.boxes(_OP, "boxes", boxes, len(input))
     size = _check.pair(_OP, "output_size", output_size, 1)
     _roi.whole(_OP, "sampling_ratio", sampling_ratio)
-    _roi.check_map(_OP, "boxes", input, rois)
+    arguments = (input, rois, *size, float(spatial_scale), sampling_ratio, bool(aligned))
+    _shape(*arguments)
     _roi.check_images(_OP, "boxes", input, rois)
-    _roi.without_kernel(_OP, implementation)
-    result = reference.roi_align(input, rois, size, float(spatial_scale), sampling_ratio, bool(aligned))
+    if _native.chosen(_OP, implementation, input):
+        result: Tensor = torch.ops.pliant.roi_align(*arguments)
+        return result
+    result = reference.roi_align(*arguments)
     return result.contiguous(memory_format=torch._prims_common.suggest_memory_format(input))
+
+
+def _shape(input: Tensor, rois: Tensor, Ph: int, Pw: int, *rest: object) -> tuple[int, int, int, int]:
+    """Raise unless the tensors fit each other; return the shape of the output."""
+    _roi.check_map(_OP, "boxes", input, rois)
+    return rois.shape[0], input.shape[1], Ph, Pw
+
+
+# What torch must know; the CPU kernels are in csrc/roi_average/.
+
+_GEOMETRY = "SymInt Ph, SymInt Pw, float scale, SymInt ratio, bool aligned"
+_roi_kernels.declare(_OP, _GEOMETRY, False, _shape, reference.roi_align)
