@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -130,27 +131,33 @@ class RoICase:
     classes: int = 1
 
     def tensors(
-        self, dtype: torch.dtype = torch.float32, *, seed: int = 0, channels_last: bool = False, parts: bool = False
+        self, op: str, dtype: torch.dtype = torch.float32, *, seed: int = 0, channels_last: bool = False
     ) -> dict[str, Tensor]:
-        """Return input, rois, offset and mask, drawn in float64 and rounded to `dtype`; `rois` at most to float32.
-
-        `parts` draws offset and mask as deformable PS-RoI pooling wants them, by class and part.
-        """
+        """Return the tensors of one operator, drawn in float64 and rounded to `dtype`; boxes to float32 or float64."""
         random = torch.Generator().manual_seed(seed)
         N, _, H, W = self.input
         Ph, Pw = self.output_size
-        offset = (self.rois, 2 * self.classes, self.part_size, self.part_size) if parts else (self.rois, 2, Ph, Pw)
+        input = torch.randn(self.input, generator=random, dtype=torch.float64).to(dtype)
+        rois = _boxes(random, self.rois, N, H / self.spatial_scale, W / self.spatial_scale).float()
+        rois = rois.double() if dtype == torch.float64 else rois
+        if channels_last:
+            input = input.contiguous(memory_format=torch.channels_last)
+        if op in ("roi_align", "ps_roi_align"):
+            return {"input": input, "boxes": rois}
+        parts = op == "deform_psroi_pool"
+        offset = (2 * self.classes, self.part_size, self.part_size) if parts else (2, Ph, Pw)
         tensors = {
-            "input": torch.randn(self.input, generator=random, dtype=torch.float64),
-            "offset": torch.randn(offset, generator=random, dtype=torch.float64),
+            "offset": torch.randn(self.rois, *offset, generator=random, dtype=torch.float64),
             "mask": torch.rand(self.rois, 1, Ph, Ph if parts else Pw, generator=random, dtype=torch.float64),
         }
-        tensors = {name: t.to(dtype) for name, t in tensors.items()}
-        rois = _boxes(random, self.rois, N, H / self.spatial_scale, W / self.spatial_scale).float()
-        tensors["rois"] = rois.double() if dtype == torch.float64 else rois
-        if channels_last:
-            tensors["input"] = tensors["input"].contiguous(memory_format=torch.channels_last)
-        return tensors
+        return {"input": input, "rois": rois, **{name: t.to(dtype) for name, t in tensors.items()}}
+
+    def arguments(self, op: str) -> dict[str, Any]:
+        """Return everything but the tensors as keyword arguments of one operator."""
+        if op == "deform_psroi_pool":
+            names = {name: getattr(self, name) for name in ("spatial_scale", "group_size", "part_size")}
+            return {"output_size": self.output_size[0], "sample_per_part": self.samples, **names}
+        return {name: getattr(self, name) for name in ("output_size", "spatial_scale", "sampling_ratio")}
 
 
 # Bins of many shapes, map sizes that no vector divides, adaptive grids, RoIs larger and smaller than the map, one RoI,

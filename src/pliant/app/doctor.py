@@ -15,7 +15,17 @@ from torch import Tensor
 
 import pliant
 from pliant import _native, testing
-from pliant.ops import batched_nms, deform_conv2d, local_response_norm, lrn, nms
+from pliant.ops import (
+    batched_nms,
+    deform_conv2d,
+    deform_psroi_pool,
+    deform_roi_pool,
+    local_response_norm,
+    lrn,
+    nms,
+    ps_roi_align,
+    roi_align,
+)
 
 
 @dataclass(frozen=True)
@@ -59,9 +69,27 @@ def checks() -> list[Check]:
         Check(deform_conv2d, moved.tensors(), {**moved.geometry}),
         Check(nms, found, {"iou_threshold": 0.5}),
         Check(batched_nms, found, {"iou_threshold": 0.5, **classes}),
+        *_averages(),
         Check(local_response_norm, activations, {**normed.arguments}),
         Check(lrn, activations),
     ]
+
+
+def _averages() -> list[Check]:
+    grid = next(case for case in testing.ROI_CASES if case.name == "adaptive")
+    parts = next(case for case in testing.PS_ROI_CASES if case.name == "classes")
+    found = []
+    for operator, case, boxes in (
+        (deform_roi_pool, grid, "rois"),
+        (roi_align, grid, "boxes"),
+        (deform_psroi_pool, parts, "rois"),
+        (ps_roi_align, parts, "boxes"),
+    ):
+        tensors = case.tensors(operator.__name__)
+        # Boxes have no gradient.
+        options = {boxes: tensors.pop(boxes), **case.arguments(operator.__name__)}
+        found.append(Check(operator, tensors, options))
+    return found
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -13,6 +13,9 @@ from torch import Tensor
 
 from pliant.testing import PS_ROI_CASES, ROI_CASES, RoICase, error
 
+NAMES = ("deform_roi_pool", "roi_align", "deform_psroi_pool", "ps_roi_align")
+BY_NAME = {(op, c.name): c for op in NAMES for c in (PS_ROI_CASES if "ps" in op else ROI_CASES)}
+
 # One sample at a time, forward and backward, in Python and from the formulas alone.
 
 
@@ -98,9 +101,8 @@ class Oracle:
             self.doffset[slot[1]] += above * m * dy / count * steps[0]
 
 
-def _roi_align_oracle(
-    input, rois, grad, size, scale, ratio, *, aligned=True, offset=None, gamma=0.0, mask=None, ps=False
-):
+def _roi_align_oracle(input, rois, offset, mask, grad, arguments, *, aligned=True, gamma=0.0, ps=False):
+    size, scale, ratio = arguments
     o = Oracle(input, grad, offset, mask)
     _, _, H, W = input.shape
     for r, (image, x1, y1, x2, y2) in enumerate(rois.tolist()):
@@ -121,7 +123,10 @@ def _roi_align_oracle(
     return o
 
 
-def _psroi_oracle(input, rois, grad, P, scale, group, part, samples, std, offset=None, mask=None):
+def _psroi_oracle(
+    input, rois, offset, mask, grad, output_size, spatial_scale, group_size, part_size, sample_per_part, trans_std
+):
+    P, scale, group, part, samples, std = output_size, spatial_scale, group_size, part_size, sample_per_part, trans_std
     o = Oracle(input, grad, offset, mask)
     _, _, H, W = input.shape
     outputs = grad.shape[1]
@@ -152,10 +157,19 @@ def _agrees(o: Oracle, output: Tensor, tensors: dict[str, Tensor]) -> None:
             assert error(tensors[name].grad, torch.from_numpy(expected)) < 1e-11, name
 
 
-def _drawn(case: RoICase, *optional: str, parts: bool = False) -> dict[str, Tensor]:
-    tensors = case.tensors(torch.float64, parts=parts)
-    kept = {"input": tensors["input"], **{name: tensors[name] for name in optional}}
-    return {"rois": tensors["rois"], **{name: t.requires_grad_() for name, t in kept.items()}}
+def _drawn(op: str, case: RoICase, *optional: str) -> dict[str, Tensor]:
+    """Return the tensors of an operator in float64, of offset and mask those asked for, and None for the others."""
+    tensors: dict[str, Tensor] = {"offset": None, "mask": None}  # type: ignore[dict-item]
+    for name, t in case.tensors(op, torch.float64).items():
+        if name in ("input", *optional):
+            tensors[name] = t.requires_grad_()
+        elif name in ("rois", "boxes"):
+            tensors["rois"] = t
+    return tensors
+
+
+def _plain(t: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: None if value is None else value.detach() for name, value in t.items()}
 
 
 def _grad(*shape: int) -> Tensor:
@@ -170,32 +184,31 @@ OPTIONAL = pytest.mark.parametrize("optional", [(), ("offset",), ("mask",), ("of
 @OPTIONAL
 @ALL
 def test_deform_roi_pool_is_one_sample_at_a_time(of: SimpleNamespace, case: RoICase, optional: tuple[str, ...]) -> None:
-    t = _drawn(case, *optional)
+    t = _drawn("deform_roi_pool", case, *optional)
     grad = _grad(case.rois, case.input[1], *case.output_size)
     arguments = (case.output_size, case.spatial_scale, case.sampling_ratio)
-    plain = {name: None if name not in t else t[name].detach() for name in ("offset", "mask")}
-    o = _roi_align_oracle(t["input"].detach(), t["rois"], grad, *arguments, gamma=0.3, **plain)
-    y = of.deform_roi_pool(t["input"], t["rois"], t.get("offset"), *arguments, 0.3, mask=t.get("mask"))
+    o = _roi_align_oracle(**_plain(t), grad=grad, arguments=arguments, gamma=0.3)
+    y = of.deform_roi_pool(t["input"], t["rois"], t["offset"], *arguments, 0.3, mask=t["mask"])
     _agrees(o, y, t)
 
 
 @pytest.mark.parametrize("aligned", [False, True])
 @ALL
 def test_roi_align_is_one_sample_at_a_time(of: SimpleNamespace, case: RoICase, aligned: bool) -> None:
-    t = _drawn(case)
+    t = _drawn("roi_align", case)
     grad = _grad(case.rois, case.input[1], *case.output_size)
     arguments = (case.output_size, case.spatial_scale, case.sampling_ratio)
-    o = _roi_align_oracle(t["input"].detach(), t["rois"], grad, *arguments, aligned=aligned)
+    o = _roi_align_oracle(**_plain(t), grad=grad, arguments=arguments, aligned=aligned)
     _agrees(o, of.roi_align(t["input"], t["rois"], *arguments, aligned), t)
 
 
 @PS_ALL
 def test_ps_roi_align_is_one_sample_at_a_time(of: SimpleNamespace, case: RoICase) -> None:
-    t = _drawn(case)
+    t = _drawn("ps_roi_align", case)
     Ph, Pw = case.output_size
     grad = _grad(case.rois, case.input[1] // (Ph * Pw), Ph, Pw)
     arguments = (case.output_size, case.spatial_scale, case.sampling_ratio)
-    o = _roi_align_oracle(t["input"].detach(), t["rois"], grad, *arguments, ps=True)
+    o = _roi_align_oracle(**_plain(t), grad=grad, arguments=arguments, ps=True)
     _agrees(o, of.ps_roi_align(t["input"], t["rois"], *arguments), t)
 
 
@@ -204,20 +217,113 @@ def test_ps_roi_align_is_one_sample_at_a_time(of: SimpleNamespace, case: RoICase
 def test_deform_psroi_pool_is_one_sample_at_a_time(
     of: SimpleNamespace, case: RoICase, optional: tuple[str, ...]
 ) -> None:
-    t = _drawn(case, *optional, parts=True)
+    t = _drawn("deform_psroi_pool", case, *optional)
     P = case.output_size[0]
     grad = _grad(case.rois, case.input[1] // case.group_size**2, P, P)
-    plain = {name: None if name not in t else t[name].detach() for name in ("offset", "mask")}
-    rest = (case.group_size, case.part_size, case.samples, 0.3)
-    o = _psroi_oracle(t["input"].detach(), t["rois"], grad, P, case.spatial_scale, *rest, **plain)
-    names = ("group_size", "part_size", "sample_per_part", "trans_std")
-    y = of.deform_psroi_pool(
-        t["input"],
-        t["rois"],
-        t.get("offset"),
-        P,
-        case.spatial_scale,
-        **dict(zip(names, rest, strict=True)),
-        mask=t.get("mask"),
-    )
-    _agrees(o, y, t)
+    options = {**case.arguments("deform_psroi_pool"), "trans_std": 0.3}
+    o = _psroi_oracle(**_plain(t), grad=grad, **options)
+    _agrees(o, of.deform_psroi_pool(**t, **options), t)
+
+
+# Values that other projects' tests hold: mmcv. Its second one has a map of 4×4.
+
+
+def test_known_values_of_mmcv(of: SimpleNamespace) -> None:
+    rois = torch.tensor([[0.0, 0.0, 0.0, 1.0, 1.0]])
+    x = torch.tensor([[1.0, 2.0], [3.0, 4.0]]).view(1, 1, 2, 2).requires_grad_()
+    y = of.deform_roi_pool(x, rois, None, 2, sampling_ratio=2)
+    assert torch.equal(y[0, 0], torch.tensor([[1, 1.25], [1.5, 1.75]]))
+    y.sum().backward()
+    assert torch.equal(x.grad[0, 0], torch.tensor([[3.0625, 0.4375], [0.4375, 0.0625]]))
+    assert torch.equal(of.roi_align(x, rois, 2, 1.0, 2, True), y)
+
+
+# Properties that hold whatever the numbers are.
+
+
+@ALL
+def test_no_offset_and_no_mask_is_roi_align(of: SimpleNamespace, case: RoICase) -> None:
+    t = case.tensors("deform_roi_pool", torch.float64)
+    zero, one = torch.zeros_like(t["offset"]), torch.ones_like(t["mask"])
+    plain = of.roi_align(t["input"], t["rois"], **case.arguments("roi_align"), aligned=True)
+    options = case.arguments("deform_roi_pool")
+    assert torch.equal(of.deform_roi_pool(t["input"], t["rois"], None, **options), plain)
+    assert error(of.deform_roi_pool(t["input"], t["rois"], zero, **options, mask=one), plain) < 1e-12
+
+
+@PS_ALL
+def test_position_sensitive_is_roi_align_of_its_own_channels(of: SimpleNamespace, case: RoICase) -> None:
+    t = case.tensors("ps_roi_align", torch.float64)
+    Ph, Pw = case.output_size
+    every = of.roi_align(**t, **case.arguments("roi_align"), aligned=True).unflatten(1, (-1, Ph, Pw))
+    own = torch.stack([every[:, :, i, j, i, j] for i in range(Ph) for j in range(Pw)], -1)
+    assert error(of.ps_roi_align(**t, **case.arguments("ps_roi_align")), own.unflatten(-1, (Ph, Pw))) < 1e-12
+
+
+@pytest.mark.parametrize("op", ["deform_roi_pool", "deform_psroi_pool"])
+def test_a_whole_offset_is_a_moved_box(of: SimpleNamespace, op: str) -> None:
+    # All bins moved by one width to the right and half a height down: the box moved by as much.
+    x = torch.randn(1, 3, 20, 24, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    rois, moved = (torch.tensor([[0.0, 4 + dx, 2 + dy, 11 + dx, 9 + dy]]).double() for dx, dy in ((0, 0), (8, 4)))
+    if op == "deform_roi_pool":
+        rois[0, 3:] += 1
+        moved[0, 3:] += 1
+    offset = torch.tensor([1.0, 0.5]).double().view(1, 2, 1, 1).expand(1, 2, 3, 3)
+    call = getattr(of, op)
+    options = {"gamma": 1.0, "sampling_ratio": 3} if op == "deform_roi_pool" else {"trans_std": 1.0}
+    assert error(call(x, rois, offset, 3, **options), call(x, moved, None, 3, **options)) < 1e-12
+
+
+@pytest.mark.parametrize("op", ["deform_roi_pool", "deform_psroi_pool"])
+def test_offsets_have_x_first(of: SimpleNamespace, op: str) -> None:
+    x = torch.arange(20.0, dtype=torch.float64).expand(1, 1, 20, 20)
+    rois = torch.tensor([[0.0, 4, 4, 8, 8]], dtype=torch.float64)
+    offset = torch.zeros(1, 2, 1, 1, dtype=torch.float64)
+    for channel, moves in ((0, True), (1, False)):
+        there = offset.clone()
+        there[0, channel] = 5
+        before, after = (getattr(of, op)(x, rois, o, 1) for o in (offset, there))
+        # 5 · 0.1 of the width: 4 pixels, 5 in the operator that counts both ends.
+        assert (after - before).item() == pytest.approx((2.5 if "ps" in op else 2.0) if moves else 0.0)
+
+
+@pytest.mark.parametrize("op", NAMES)
+def test_a_constant_gives_itself(of: SimpleNamespace, op: str) -> None:
+    for name, case in BY_NAME.items():
+        if name[0] != op or min(case.input[2:]) == 1:
+            continue
+        t = case.tensors(op, torch.float64)
+        # Boxes that are not aligned are made a pixel large, larger than some of these maps.
+        options = case.arguments(op) | ({"aligned": True} if op == "roi_align" else {})
+        t["input"] = torch.full_like(t["input"], 3.0)
+        # Well inside the map, so that no sample is left out or 0.
+        _, _, H, W = case.input
+        boxes = "rois" if "rois" in t else "boxes"
+        corners = torch.tensor([0.25 * W, 0.25 * H, 0.75 * W, 0.75 * H], dtype=torch.float64) / case.spatial_scale
+        t[boxes] = torch.cat([t[boxes][:, :1], corners.expand(len(t[boxes]), 4)], 1)
+        if "mask" in t:
+            t["offset"] = 0.1 * t["offset"].clamp(-1, 1)
+            y = getattr(of, op)(**t, **options)
+            assert error(y, (3 * t["mask"]).expand_as(y)) < 1e-12
+            del t["mask"]
+        y = getattr(of, op)(**t, **options)
+        assert error(y, torch.full_like(y, 3.0)) < 1e-12
+
+
+@pytest.mark.parametrize("op", ["deform_roi_pool", "deform_psroi_pool"])
+def test_a_mask_of_0_gives_0(of: SimpleNamespace, op: str) -> None:
+    case = BY_NAME[op, "plain"]
+    t = case.tensors(op)
+    assert not getattr(of, op)(**{**t, "mask": torch.zeros_like(t["mask"])}, **case.arguments(op)).any()
+
+
+def test_a_class_moves_its_own_channels(of: SimpleNamespace) -> None:
+    case = BY_NAME["deform_psroi_pool", "classes"]
+    t = case.tensors("deform_psroi_pool", torch.float64)
+    options = case.arguments("deform_psroi_pool")
+    before = of.deform_psroi_pool(**t, **options)
+    t["offset"][:, 2:4] += 0.5
+    after = of.deform_psroi_pool(**t, **options)
+    each = before.shape[1] // case.classes
+    same = (before == after).flatten(2).all(2).all(0)
+    assert same.tolist() == [c // each != 1 for c in range(before.shape[1])]
