@@ -65,8 +65,8 @@ class Crowns(Dataset[tuple[Tensor, Target]]):
     (torch.Size([3, 200, 200]), ('crown',))
     """
 
-    classes = ("crown",)
-    category_ids = (1,)
+    classes: tuple[str, ...] = ("crown",)
+    category_ids: tuple[int, ...] = (1,)
     area_ranges = {"small": (0.0, 32.0**2), "medium": (32.0**2, 42.0**2), "large": (42.0**2, 1e10)}  # noqa: RUF012
 
     def __init__(self, split: str, tile: int = 200, overlap: int = 0, visible: float = 0.5) -> None:
