@@ -82,8 +82,8 @@ endef
 	  || { echo 'pliant: $(TORCH) could not be installed; TORCH_ARGS="--index-url ..." points pip elsewhere' >&2; exit 1; }
 	@echo 'installing build tools'
 	@$(PIP) --quiet -c constraints.txt pip scikit-build-core cmake ninja
-	@echo 'compiling and installing pliant, with what its studies and tests need'
-	@$(PIP) --quiet -c constraints.txt --no-build-isolation --group test -e '.[study,convert]'
+	@echo 'compiling and installing pliant, with what training, studies and tests need'
+	@$(PIP) --quiet -c constraints.txt --no-build-isolation --group test -e '.[study,convert,train]'
 	@touch $@
 
 .venv/.lint: .venv/.installed

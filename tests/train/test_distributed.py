@@ -1,7 +1,8 @@
 """Two processes with half of each batch do what one does with all of it.
 
-For that every loss is a mean over pictures, both have as many pictures, normalization is frozen (here: absent) and
-nothing is drawn at random in the network.
+For that every loss must be a mean over pictures, or over anchors and RoIs of which every picture has as many;
+normalization must be frozen or absent; and what the network draws at random must be the same for a picture in whatever
+batch it is: :func:`drawn_by_column` sees to that for the real detectors.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +21,7 @@ from typing import Any
 import pytest
 import torch
 
+from pliant.models import FasterRCNN, ResNet
 from pliant.train import DetectorRecipe, OptimiserRecipe, Ranks, checkpoint, evaluate, fit_detector
 from pliant.train.distributed import start
 
@@ -39,6 +43,33 @@ def gradients(model: Any, wrapped: Any, data: Any, pictures: range) -> dict[str,
     return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 
+@contextmanager
+def drawn_by_column() -> Iterator[None]:
+    """Let torch.rand(N, A) give every picture the same numbers, however many columns there are."""
+    numbers, real = torch.rand(1, 10_000, generator=torch.Generator().manual_seed(0)), torch.rand
+
+    def rand(N: int, A: int, **_: Any) -> torch.Tensor:
+        return numbers[:, :A].expand(N, A)
+
+    torch.rand = rand
+    try:
+        yield
+    finally:
+        torch.rand = real
+
+
+def faster_rcnn(classes: int) -> FasterRCNN:
+    """Return a small detector of the library; each of its pictures has 8 sampled anchors and 8 RoIs."""
+    torch.manual_seed(0)
+    backbone = ResNet(18, deform=(None, None, None, "v2"), width=8, stem="small", frozen_bn=True)
+    net = FasterRCNN(backbone, classes, channels=8, hidden=16, rpn_samples=8, post_nms=(40, 20), rois=8)
+    with torch.no_grad():
+        # Zero at the start: nothing would be scored, moved or sampled differently.
+        for layer in (net.rpn.predict, net.classifier, net.regressor, net.backbone.layer4[0].conv1.conv_offset):
+            layer.weight.normal_(std=0.02)
+    return net
+
+
 def trained(kind: Any, data: Any, test: Any, folder: Path, ranks: Ranks, **settings: Any) -> Any:
     return fit_detector(made(kind), data, replace(RECIPE, **settings), test=test, folder=folder, ranks=ranks)
 
@@ -53,6 +84,9 @@ def process(folder: Path) -> None:
         model = made(TinyDetector)
         half = range(2 * ranks.rank, 2 * ranks.rank + 2)
         grads = gradients(model, ranks.wrap(model), data, half)
+        model = faster_rcnn(2)
+        with drawn_by_column():
+            real = gradients(model, ranks.wrap(model), data, half)
         scores = evaluate(Oracle(), test, batch=2, ranks=ranks)
         records = trained(TinyDetector, data, test, folder / "ddp", ranks)
         sharded = trained(TinyDetector, data, test, folder / "fsdp", ranks, shard=True)
@@ -77,7 +111,14 @@ def process(folder: Path) -> None:
             refused = str(error)
         refusals = ranks.gather(refused)
     if ranks.rank == 0:
-        found = {"gradients": grads, "ddp": records, "fsdp": sharded, "rest": rest, "everyone": everyone}
+        found = {
+            "gradients": grads,
+            "faster_rcnn": real,
+            "ddp": records,
+            "fsdp": sharded,
+            "rest": rest,
+            "everyone": everyone,
+        }
         found["refusals"] = refusals
         torch.save(found, folder / "found.pt")
 
@@ -128,6 +169,19 @@ def test_gradients_are_those_of_one_process(found: dict[str, Any], detector: Any
     for name, gradient in expected.items():
         assert gradient.abs().max() > 1e-4 or "conv_offset" in name
         torch.testing.assert_close(found["gradients"][name], gradient, rtol=1e-5, atol=1e-6, msg=name)
+
+
+def test_gradients_of_faster_rcnn_are_those_of_one_process(found: dict[str, Any], scenes: Any) -> None:
+    model = faster_rcnn(2)
+    with drawn_by_column():
+        expected = gradients(model, model, scenes(PICTURES), range(4))
+    learned = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert found["faster_rcnn"].keys() == expected.keys() == learned
+    largest = {name: gradient.abs().max().item() for name, gradient in expected.items()}
+    # Some level of the pyramid may have no RoI.
+    assert sum(value > 0 for value in largest.values()) > 0.8 * len(largest)
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found["faster_rcnn"][name], gradient, rtol=0, atol=1e-4 * largest[name], msg=name)
 
 
 @pytest.mark.parametrize("kind", ["ddp", "fsdp"])

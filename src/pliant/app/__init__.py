@@ -8,11 +8,15 @@ import sys
 from collections.abc import Sequence
 
 # What a command does, and the extra that installs what it imports. The module pliant.app.COMMAND has
-# `add_arguments(parser)` and `run(args) -> int`; only the module of the command at hand is imported.
+# `add_arguments(parser)` and `run(args) -> int`, or `main(words) -> int` if it reads its arguments with a parser of its
+# own; only the module of the command at hand is imported.
 COMMANDS = {
     "convert": ("turn another library's checkpoint into ours, and say what became of every name", "convert"),
     "doctor": ("say what is installed, what is missing, and whether every operator agrees with its reference", ""),
     "study": ("run an experiment and write its report", "study"),
+    "train": ("train a detector", "train"),
+    "eval": ("measure the average precision of a trained detector", "train"),
+    "predict": ("detect objects in pictures", "train"),
 }
 
 
@@ -35,8 +39,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if command:
             module = importlib.import_module(f"pliant.app.{command}")
-            module.add_arguments(parsers[command])
-            parsers[command].set_defaults(run=module.run)
+            if hasattr(module, "main"):
+                at = argv.index(command) + 1
+                argv, words = argv[:at], argv[at:]
+                parsers[command].set_defaults(run=lambda _: module.main(words))
+            else:
+                module.add_arguments(parsers[command])
+                parsers[command].set_defaults(run=module.run)
         args = parser.parse_args(argv)
         return int(args.run(args))
     except KeyboardInterrupt:

@@ -1,5 +1,6 @@
 """Training: the loops, recipes, evaluation, checkpoints and what a network costs."""
 
+from pliant.train.build import build_data, build_detector, load_detector
 from pliant.train.cost import multiply_adds, parameters
 from pliant.train.detector import fit_detector
 from pliant.train.distributed import Ranks
@@ -16,10 +17,13 @@ __all__ = [
     "Recipe",
     "accuracy",
     "average_precision",
+    "build_data",
+    "build_detector",
     "detect",
     "evaluate",
     "fit",
     "fit_detector",
+    "load_detector",
     "multiply_adds",
     "parameters",
     "save",

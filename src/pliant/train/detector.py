@@ -17,15 +17,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
 
+from pliant.data import Batch, Detection, Target, Transform, batches
 from pliant.train import checkpoint
 from pliant.train.distributed import Ranks, load_optimizer, shard, whole
-from pliant.train.evaluation import Detection, Target, Transform, evaluate
+from pliant.train.evaluation import evaluate
 from pliant.train.log import Log, Record
 from pliant.train.recipe import DetectorRecipe
-
-Batch = tuple[list[Tensor], list[Target], list[str]]
 
 
 def fit_detector(
@@ -97,14 +95,13 @@ class _Run:
         on_record: Callable[[Record], None],
     ) -> None:
         self.recipe, self.ranks, self.folder, self.on_start, self.on_record = recipe, ranks, folder, on_start, on_record
-        self.train, self.test, self.resize = train, test, resize
+        self.train, self.test, self.transform, self.resize = train, test, transform, resize
         if recipe.batch % ranks.world:
             raise ValueError(f"a batch of {recipe.batch} cannot be shared by {ranks.world} processes alike")
         self.per_epoch = len(train) // recipe.batch
         if not self.per_epoch:
             raise ValueError(f"a batch of {recipe.batch} is more than the {len(train)} training pictures there are")
         self.total = recipe.steps or recipe.epochs * self.per_epoch
-        self.drawn = _Drawn(train, transform, recipe.seed)
         self.step, self.evaluated, self.saved = 0, 0, 0
         self.best: Record | None = None
         self.records: list[Record] = []
@@ -132,10 +129,10 @@ class _Run:
             if self.ranks.rank == 0:
                 self.on_start(self.step, self.total)
             self._evaluate_if_due()
-            batches = self._batches()
+            drawn = self._batches()
             while self.step < self.total:
                 began = time.perf_counter()
-                self._train(wrapped, *next(batches), began)
+                self._train(wrapped, *next(drawn), began)
                 every = self.recipe.save_every
                 if self._at_epoch_end() or (every and self.step % every == 0):
                     self._save()
@@ -162,23 +159,11 @@ class _Run:
         """Return the batches of this rank from the current step on."""
         while True:
             epoch, done = divmod(self.step, self.per_epoch)
-            random = torch.Generator().manual_seed(seed_of(self.recipe.seed, "order", epoch))
-            order = torch.randperm(len(self.drawn), generator=random).tolist()
-            size, share = self.recipe.batch, self.recipe.batch // self.ranks.world
-            first = self.ranks.rank * share
-            mine = [
-                [(epoch, i) for i in order[at + first : at + first + share]]
-                for at in range(done * size, self.per_epoch * size, size)
-            ]
-            yield from DataLoader(
-                self.drawn,
-                batch_sampler=mine,
-                num_workers=self.recipe.workers,
-                collate_fn=_collate,
-                # The loader would draw the seed of its workers from torch's generator.
-                generator=torch.Generator(),
-                worker_init_fn=_leave_signals_to_parent,
-            )
+            yield from batches(
+                self.train, self.recipe.batch, self.recipe.seed, epoch, transform=self.transform,
+                workers=self.recipe.workers, rank=self.ranks.rank, world=self.ranks.world, start=done,
+                worker_init=_leave_signals_to_parent,
+            )  # fmt: skip
 
     def _train(
         self, wrapped: nn.Module, images: list[Tensor], targets: list[Target], broken: list[str], began: float
@@ -316,38 +301,6 @@ def _prepare(folder: Path, recipe: DetectorRecipe, resume: bool) -> dict[str, An
     if others:
         raise ValueError(f"{folder} holds a run of other settings ({', '.join(others)}); choose another folder")
     return state
-
-
-class _Drawn(Dataset[tuple[Tensor, Target, list[str]]]):
-    """Training pictures by (epoch, index), transformed at random but alike at every call.
-
-    In the place of a picture that cannot be read comes the next one that can, with the reason.
-    """
-
-    def __init__(self, dataset: Detection, transform: Transform | None, seed: int) -> None:
-        self.dataset, self.transform, self.seed = dataset, transform, seed
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Target, list[str]]:
-        epoch, index = key
-        broken: list[str] = []
-        for at in range(len(self)):
-            try:
-                image, target = self.dataset[(index + at) % len(self)]
-            except OSError as error:
-                broken.append(str(error))
-                continue
-            if self.transform is not None:
-                random = torch.Generator().manual_seed(seed_of(self.seed, "picture", epoch, index))
-                image, target = self.transform(image, target, random)
-            return image, target, broken
-        raise ValueError(f"not one of {len(self)} training pictures can be read: {broken[0]}")
-
-
-def _collate(items: list[tuple[Tensor, Target, list[str]]]) -> Batch:
-    return [i for i, _, _ in items], [t for _, t, _ in items], [reason for _, _, broken in items for reason in broken]
 
 
 def _leave_signals_to_parent(worker: int) -> None:

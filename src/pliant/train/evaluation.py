@@ -4,35 +4,18 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from pliant.data import Detection, Target, Transform
 from pliant.train.distributed import Ranks
-
-Target = dict[str, Any]
-Transform = Callable[[Tensor, Target, torch.Generator], tuple[Tensor, Target]]
 
 # Areas in square pixels of the ground truth's pictures: COCO's.
 AREAS = {"small": (0.0, 32.0**2), "medium": (32.0**2, 96.0**2), "large": (96.0**2, 1e10)}
-
-
-class Detection(Protocol):
-    """Pictures with boxes: items are ``(image uint8 (3, H, W), target)``; and their ground truth in COCO's form."""
-
-    classes: tuple[str, ...]
-    category_ids: tuple[int, ...]
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int, /) -> tuple[Tensor, Target]: ...
-
-    def coco(self) -> dict[str, Any]:
-        """Return images, annotations and categories."""
-        ...
 
 
 @torch.no_grad()

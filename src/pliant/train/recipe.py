@@ -27,11 +27,14 @@ class DataRecipe:
         test_annotations: annotation file of the test pictures (source coco); none means no evaluation.
         count: training scenes (source composed).
         test_count: test scenes (source composed).
-        size: side of a scene in pixels (source composed).
+        size: side of a scene (composed) or tile (crowns) in pixels; null takes the usual one.
         seed: of the scenes (source composed).
         short_side: pictures are resized to this shorter side in pixels; 0 leaves them as they are.
         long_side: unless the longer side became larger than this then; 0 is no limit.
+        scale: training pictures are then resized by a factor between these two, log-uniform.
+        crop: a random part of at most so many pixels each way is cut out of training pictures; 0 takes all.
         flip: probability that a training picture is mirrored.
+        colour: largest change of brightness, contrast and saturation of training pictures, as a share.
     """
 
     source: Literal["composed", "crowns", "coco"] = "composed"
@@ -41,11 +44,14 @@ class DataRecipe:
     test_annotations: str | None = None
     count: int = 2000
     test_count: int = 250
-    size: int = 128
+    size: int | None = None
     seed: int = 0
     short_side: int = 0
     long_side: int = 0
+    scale: tuple[float, float] = (1.0, 1.0)
+    crop: int = 0
     flip: float = 0.5
+    colour: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -53,7 +59,7 @@ class ModelRecipe:
     """Which network.
 
     Args:
-        detector: Faster R-CNN or R-FCN.
+        detector: Faster R-CNN.
         depth: of the ResNet: 18, 26, 50 or 101.
         width: channels of its first stage; 64 is the usual network.
         stem: "imagenet" is 7×7 with stride 2 and a pooling, "small" suits pictures of a hundred pixels.
@@ -64,16 +70,15 @@ class ModelRecipe:
         frozen_stages: the first 0 to 5 of stem, conv2 … conv5 are not trained; needs frozen_bn.
         stride: of conv5; 16 is with dilation 2, as in the papers.
         dilations: of the 3×3 convolutions of conv2, conv3, conv4 and conv5; null is 1, and 2 in conv5 at stride 16.
-        neck: feature pyramid or conv4 (Faster R-CNN).
-        roi_pool: aligned, deformable or modulated deformable (Faster R-CNN); position-sensitive (R-FCN). None is the
-            plain one of the detector.
-        mimic: R-CNN feature mimicking on proposals of these (Faster R-CNN).
+        neck: feature pyramid or conv4.
+        roi_pool: aligned, deformable or modulated deformable.
+        mimic: R-CNN feature mimicking on proposals of these.
         mimic_options: further arguments of FeatureMimic, such as {"size": 64}.
         options: further arguments of the detector, such as {"channels": 64, "hidden": 256}.
         weights: file with ImageNet weights of the backbone.
     """
 
-    detector: Literal["faster_rcnn", "rfcn"] = "faster_rcnn"
+    detector: Literal["faster_rcnn"] = "faster_rcnn"
     depth: Literal[18, 26, 50, 101] = 18
     width: int = 64
     stem: Literal["imagenet", "small"] = "imagenet"
@@ -85,7 +90,7 @@ class ModelRecipe:
     stride: Literal[16, 32] = 32
     dilations: tuple[int, int, int, int] | None = None
     neck: Literal["fpn", "c4"] = "fpn"
-    roi_pool: Literal["align", "deform", "modulated", "ps", "deform_ps"] | None = None
+    roi_pool: Literal["align", "deform", "modulated"] = "align"
     mimic: Literal["foreground", "background", "both"] | None = None
     mimic_options: dict[str, Any] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)

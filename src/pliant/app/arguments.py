@@ -1,0 +1,26 @@
+"""Arguments of commands that take recipes: YAML, overrides, and one sentence where they do not fit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from jsonargparse import ArgumentError, ArgumentParser
+
+
+def parser(prog: str, description: str) -> ArgumentParser:
+    """Return a parser that knows full names only: a mistyped setting is an error, not another setting."""
+    return ArgumentParser(prog=prog, description=description, allow_abbrev=False, exit_on_error=False)
+
+
+def parse(parser: ArgumentParser, words: Sequence[str]) -> Any:
+    """Return the values of the arguments.
+
+    Raises:
+        ValueError: they do not fit.
+    """
+    try:
+        return parser.parse_args(list(words))
+    except ArgumentError as error:
+        sentence = " ".join(str(error).split())
+        raise ValueError(sentence.replace('Parser key "', "--", 1).replace('":', ":", 1)) from error

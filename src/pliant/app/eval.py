@@ -1,0 +1,80 @@
+"""``pliant eval``: average precision of a trained detector."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from pliant.app import arguments
+from pliant.app.progress import percent
+from pliant.train import DataRecipe, DetectorRecipe, checkpoint, evaluate, log
+from pliant.train.build import build_data, load_detector, resizing
+from pliant.train.distributed import start
+
+COLUMNS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+
+
+def main(words: Sequence[str]) -> int:
+    """Evaluate as the arguments say, print a table, write JSON; return the exit status."""
+    parser = arguments.parser("pliant eval", "Measure the average precision of a detector on the data of its run.")
+    parser.add_argument("checkpoint", type=str, help="best.pt or last.pt of a run")
+    parser.add_class_arguments(DataRecipe, "data", help="other data than the run's")
+    parser.add_argument("--split", choices=["test", "train"], default="test", help="which part of the data")
+    parser.add_argument("--batch", type=int, help="pictures at a time (default: as in training)")
+    parser.add_argument("--workers", type=int, default=0, help="processes that read pictures")
+    parser.add_argument("--max_detections", type=int, help="the most in a picture and class (default: as in training)")
+    parser.add_argument("--device", type=str, default="cpu", help="such as cuda")
+    parser.add_argument("--json", type=str, help="file of the result (default: evaluation.json beside the checkpoint)")
+
+    path = Path(arguments.parse(parser, words).checkpoint)
+    state = checkpoint.read(path)
+    recipe = DetectorRecipe.of(state["recipe"])
+    # What is not said is the run's.
+    parser.set_defaults({f"data.{name}": value for name, value in asdict(recipe.data).items()})
+    args = parser.instantiate(arguments.parse(parser, words))
+    data = build_data(args.data, args.split)
+    if data is None:
+        raise ValueError("the run has no test pictures; give some with --data.test_annotations, or --split train")
+    if tuple(data.category_ids) != tuple(state["category_ids"]):
+        raise ValueError(f"{path} knows the classes {', '.join(state['classes'])}, the data {', '.join(data.classes)}")
+    with start(args.device) as ranks:
+        scores = evaluate(
+            load_detector(state).to(ranks.device), data, batch=args.batch or recipe.batch, workers=args.workers,
+            resize=resizing(args.data), max_detections=args.max_detections or recipe.max_detections, ranks=ranks,
+        )  # fmt: skip
+    if ranks.rank:
+        return 0
+    for reason in scores.get("broken", ()):
+        print(f"left out: {reason}", file=sys.stderr)
+    print(table(scores))
+    out = Path(args.json) if args.json else path.with_name("evaluation.json")
+    about = {"checkpoint": str(path), "step": state["step"], "split": args.split, "pictures": len(data)}
+    result = log.finite({**about, "data": asdict(args.data), **scores})
+    part = out.with_name(out.name + ".part")
+    part.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(part, out)
+    print(f"\nIn percent. Written to {out}.")
+    return 0
+
+
+def table(scores: dict[str, Any]) -> str:
+    """Return average precisions as two tables of plain text, in percent.
+
+    >>> scores = {"AP": 0.5, "AP50": 0.75, "AP75": 0.5, "APs": float("nan"), "APm": 0.4, "APl": 0.6}
+    >>> print(table({**scores, "per_class": {"dog": 0.4, "cat": 0.6}}))
+        AP    AP50    AP75     APs     APm     APl
+      50.0    75.0    50.0       –    40.0    60.0
+    <BLANKLINE>
+    dog    40.0
+    cat    60.0
+    """
+    head = "".join(f"{name:>8}" for name in COLUMNS)[2:]
+    line = "".join(f"{percent(scores[name]):>8}" for name in COLUMNS)[2:]
+    width = max(map(len, scores["per_class"]), default=0)
+    classes = [f"{name:<{width}}{percent(ap):>8}" for name, ap in scores["per_class"].items()]
+    return "\n".join([head, line, "", *classes])

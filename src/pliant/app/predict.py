@@ -1,0 +1,104 @@
+"""``pliant predict``: detect objects in pictures."""
+
+from __future__ import annotations
+
+import argparse
+import colorsys
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from pliant.data import read_image
+from pliant.train import DetectorRecipe, checkpoint, detect
+from pliant.train.build import load_detector, resizing
+from pliant.train.distributed import resolve
+from pliant.train.evaluation import coco_results
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare what ``pliant predict`` takes."""
+    parser.add_argument("checkpoint", type=Path, help="best.pt or last.pt of a run")
+    parser.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="pictures")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="gets a PNG each and detections.json")
+    parser.add_argument("--threshold", type=float, default=0.5, metavar="SCORE", help="least score (default: 0.5)")
+    parser.add_argument("--device", default="cpu", help="such as cuda (default: cpu)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write pictures with boxes and detections.json; return 1 if a picture could not be read."""
+    state = checkpoint.read(args.checkpoint)
+    recipe = DetectorRecipe.of(state["recipe"])
+    device, resize = resolve(args.device), resizing(recipe.data)
+    model = load_detector(state).to(device)
+    args.out.mkdir(parents=True, exist_ok=True)
+    lines: list[dict[str, Any]] = []
+    broken = 0
+    names = _names(args.images)
+    for number, (path, name) in enumerate(zip(args.images, names, strict=True), 1):
+        try:
+            image = read_image(path)
+        except OSError as error:
+            print(f"pliant predict: {error}", file=sys.stderr)
+            broken += 1
+            continue
+        found = detect(model, [image], resize=resize, device=device)[0]
+        kept = {key: value[found["scores"] >= args.threshold] for key, value in found.items()}
+        drawn(image, kept, state["classes"]).save(args.out / name)
+        results = coco_results(kept, number, state["category_ids"])
+        lines += [{**line, "file_name": str(path)} for line in results]
+        print(f"{path}: {said(kept['labels'].tolist(), state['classes'])}")
+    part = args.out / "detections.json.part"
+    part.write_text(json.dumps(lines, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(part, args.out / "detections.json")
+    print(f"{len(lines)} objects in {len(args.images) - broken} pictures: {args.out}/")
+    return 1 if broken else 0
+
+
+def said(labels: Sequence[int], classes: Sequence[str]) -> str:
+    """Return what was found in words.
+
+    >>> said([1, 0, 1], ("cat", "dog")), said([], ("cat", "dog"))
+    ('1 cat, 2 dog', 'nothing')
+    """
+    counts = [(labels.count(c), name) for c, name in enumerate(classes)]
+    return ", ".join(f"{n} {name}" for n, name in counts if n) or "nothing"
+
+
+def drawn(image: Tensor, found: dict[str, Tensor], classes: Sequence[str]) -> Image:
+    """Return a picture (3, H, W) with boxes, classes and scores on it; the best are drawn last."""
+    from PIL import Image, ImageDraw
+
+    picture = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
+    draw = ImageDraw.Draw(picture)
+    width = max(1, round(min(picture.size) / 300))
+    rows = zip(found["boxes"].tolist(), found["scores"].tolist(), found["labels"].tolist(), strict=True)
+    for (x1, y1, x2, y2), score, label in reversed(list(rows)):
+        red, green, blue = (round(255 * v) for v in colorsys.hsv_to_rgb(label * 0.618 % 1, 0.75, 1.0))
+        colour = (red, green, blue)
+        draw.rectangle((x1, y1, max(x1, x2 - 1), max(y1, y2 - 1)), outline=colour, width=width)
+        text = f"{classes[label]} {score:.2f}"
+        left, top, right, bottom = draw.textbbox((0, 0), text)
+        at = (min(max(0.0, x1), max(0.0, picture.width - right)), max(0.0, y1 - bottom - 1))
+        draw.rectangle((at[0] + left, at[1] + top, at[0] + right, at[1] + bottom), fill=colour)
+        draw.text(at, text, fill="black")
+    return picture
+
+
+def _names(paths: Sequence[Path]) -> list[str]:
+    """Return a file name for each picture; those that share one are numbered."""
+    names: list[str] = []
+    for path in paths:
+        name, number = f"{path.stem}.png", 1
+        while name in names:
+            number += 1
+            name = f"{path.stem}-{number}.png"
+        names.append(name)
+    return names

@@ -1,0 +1,91 @@
+"""``pliant train detector``: train, and go on where a run stopped."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from pliant.app import arguments
+from pliant.app.progress import progress
+from pliant.train import DetectorRecipe, fit_detector, log, parameters
+from pliant.train.build import augmentation, build_data, build_detector, resizing
+from pliant.train.distributed import Ranks, start
+
+
+def main(words: Sequence[str]) -> int:
+    """Train as the arguments say; return the exit status."""
+    detector = arguments.parser("pliant train detector", "Train a detector; the settings are those of DetectorRecipe.")
+    detector.add_argument(
+        "--config", action="config", help="YAML or JSON file of settings, such as a run's recipe.json"
+    )
+    detector.add_class_arguments(DetectorRecipe, None)
+    detector.add_argument("--out", type=str, default="runs/detector", help="folder of the run")
+    detector.add_argument("--resume", action="store_true", help="go on with the run in --out, with its settings")
+    detector.add_argument("--device", type=str, default="cpu", help="such as cuda")
+    detector.add_argument("--tensorboard", action="store_true", help="write curves for TensorBoard into --out")
+    parser = arguments.parser("pliant train", "Train a network.")
+    parser.add_subcommands(dest="what", metavar="WHAT").add_subcommand(
+        "detector", detector, help="a detector of objects"
+    )
+
+    if not words:
+        raise ValueError("say what to train: pliant train detector")
+    args = arguments.parse(parser, words).detector
+    if args.resume:
+        # The run's settings come before those given here, which may only say the same.
+        written = Path(args.out) / "recipe.json"
+        if not written.exists():
+            raise ValueError(f"there is no run to go on with in {args.out}: {written} is missing")
+        at = list(words).index("detector") + 1
+        args = arguments.parse(parser, [*words[:at], "--config", str(written), *words[at:]]).detector
+    values = detector.instantiate(args)
+    recipe = DetectorRecipe(**{f.name: getattr(values, f.name) for f in dataclasses.fields(DetectorRecipe)})
+    with start(args.device) as ranks:
+        return _train(recipe, Path(args.out), args.resume, ranks, args.tensorboard)
+
+
+def _train(recipe: DetectorRecipe, folder: Path, resume: bool, ranks: Ranks, tensorboard: bool) -> int:
+    train, test = build_data(recipe.data, "train"), build_data(recipe.data, "test")
+    assert train is not None
+    model = build_detector(recipe.model, len(train.classes), seed=recipe.seed, pretrained=not resume)
+    shared = f" on {ranks.world} processes" if ranks.world > 1 else ""
+    bar = progress(
+        f"{recipe.model.detector}, {parameters(model) / 1e6:.2f} M parameters; {len(train)} pictures of "
+        f"{recipe.data.source}, {len(train.classes)} classes; {recipe.batch} a step{shared}. The run is {folder}/."
+    )
+    status, said = 0, ""
+    try:
+        with bar:
+            fit_detector(
+                model, train, recipe, transform=augmentation(recipe.data), resize=resizing(recipe.data),
+                test=test, folder=folder, resume=resume, ranks=ranks, tensorboard=tensorboard, on_start=bar.start,
+                on_record=bar.record,
+            )  # fmt: skip
+    except KeyboardInterrupt as error:
+        status, said = 130, f"Interrupted {error}. Go on with: pliant train detector --out {folder} --resume"
+    except FloatingPointError as error:
+        status, said = 1, f"Stopped: {error}."
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        last = folder / "last.pt"
+        kept = f"{last} is the last checkpoint, and --resume goes on from it" if last.exists() else "nothing is kept"
+        status, said = 1, f"The disk is full: {kept}."
+    if ranks.rank == 0:
+        if status:
+            print(f"\n{said}", file=sys.stderr)
+        else:
+            print(_outcome(folder))
+    return status
+
+
+def _outcome(folder: Path) -> str:
+    """Return what a finished run came to."""
+    scores = [r for r in log.read(folder / "metrics.jsonl") if r["kind"] == "evaluation" and r["AP"] is not None]
+    if not scores:
+        return f"Done: {folder}/last.pt."
+    best = max(scores, key=lambda r: r["AP"])
+    return f"Done: {folder}/best.pt, AP {100 * best['AP']:.1f} after step {best['step']}."

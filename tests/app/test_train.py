@@ -1,0 +1,268 @@
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pliant import app
+from pliant.app import arguments, eval, predict
+from pliant.app.progress import Bar, Plain
+from pliant.data import Composed
+from pliant.train import DetectorRecipe, checkpoint, log
+
+NETWORK = """
+model:
+  width: 8
+  stem: small
+  deform: [null, null, null, v2]
+  options: {channels: 8, hidden: 16, rpn_samples: 32, post_nms: [40, 20], rois: 16, score_threshold: 0.001}
+data: {count: 10, test_count: 5, size: 64}
+optimiser: {lr: 0.01, warmup: 2}
+batch: 4
+epochs: 2
+"""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> Any:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("config") / "tiny.yaml"
+    path.write_text(NETWORK)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def run(config: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a run that the tests share."""
+    folder = tmp_path_factory.mktemp("runs") / "one"
+    assert app.main(["train", "detector", "--config", config, "--seed", "3", "--out", str(folder)]) == 0
+    return folder
+
+
+def lines(folder: Path) -> list[dict[str, Any]]:
+    return log.read(folder / "metrics.jsonl")
+
+
+def test_run_writes_down_what_it_was(run: Path) -> None:
+    recipe = DetectorRecipe.of(json.loads((run / "recipe.json").read_text()))
+    assert (recipe.seed, recipe.batch, recipe.model.width, recipe.data.size) == (3, 4, 8, 64)
+    assert recipe.model.deform == (None, None, None, "v2")
+    assert recipe == DetectorRecipe.of(checkpoint.read(run / "last.pt")["recipe"])
+    assert [(r["kind"], r["step"]) for r in lines(run)] == [
+        ("step", 1), ("step", 2), ("evaluation", 2), ("step", 3), ("step", 4), ("evaluation", 4),
+    ]  # fmt: skip
+
+
+def test_printed_configuration_is_one(config: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def printed(*words: str) -> str:
+        with pytest.raises(SystemExit) as stopped:
+            app.main(["train", "detector", *words, "--print_config"])
+        assert stopped.value.code == 0
+        return capsys.readouterr().out
+
+    first = printed("--config", config, "--optimiser.lr", "0.5")
+    assert "lr: 0.5" in first and "width: 8" in first
+    path = tmp_path / "again.yaml"
+    path.write_text(first)
+    assert printed("--config", str(path)) == first
+
+
+def test_interrupted_run_goes_on(
+    config: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stopping(bar: Plain, record: dict[str, Any]) -> None:
+        if record["step"] == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    whole, cut = ["--out", str(tmp_path / "whole")], ["--out", str(tmp_path / "cut")]
+    more = ["--data.test_count", "0", "--data.flip", "0.5"]
+    assert app.main(["train", "detector", "--config", config, *more, *whole]) == 0
+    capsys.readouterr()
+    with monkeypatch.context() as patch:
+        patch.setattr(Plain, "record", stopping)
+        assert app.main(["train", "detector", "--config", config, *more, *cut]) == 130
+    out, err = capsys.readouterr()
+    assert "4 steps." in out
+    folder = tmp_path / "cut"
+    assert err.strip() == (
+        f"Interrupted after step 1 of 4, which {folder}/last.pt holds. "
+        f"Go on with: pliant train detector --out {folder} --resume"
+    )
+    assert app.main(["train", "detector", *cut, "--resume"]) == 0
+    assert "Goes on after step 1 of 4." in capsys.readouterr().out
+    assert [r["loss"] for r in lines(folder)] == [r["loss"] for r in lines(tmp_path / "whole")]
+
+
+def test_evaluation_is_that_of_the_run(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "result.json"
+    assert app.main(["eval", str(run / "best.pt"), "--json", str(out), "--batch", "3"]) == 0
+    result = json.loads(out.read_text())
+    recorded = next(r for r in lines(run) if r["kind"] == "evaluation" and r["step"] == result["step"])
+    for name in ("AP", "AP50", "AP75", "APs", "APm", "APl", "per_class"):
+        assert result[name] == recorded[name]
+    printed = capsys.readouterr().out
+    assert printed.startswith("    AP    AP50    AP75     APs     APm     APl\n")
+    assert all(name in printed for name in Composed(0, 1).classes)
+
+
+def test_evaluation_on_other_data(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    annotations = Composed(seed=9, count=3, size=64).write(tmp_path / "scenes")
+    data = ["--data.source", "coco", "--data.test_images", str(annotations.parent / "images")]
+    words = ["eval", str(run / "last.pt"), *data, "--data.test_annotations", str(annotations)]
+    assert app.main(words) == 0
+    assert json.loads((run / "evaluation.json").read_text())["pictures"] == 3
+    truth = json.loads(annotations.read_text())
+    truth["categories"][0]["id"] = 77
+    for annotation in truth["annotations"]:
+        annotation["category_id"] = 77 if annotation["category_id"] == 1 else annotation["category_id"]
+    annotations.write_text(json.dumps(truth))
+    capsys.readouterr()
+    assert app.main(words) == 2
+    assert "knows the classes T-shirt" in capsys.readouterr().err
+    assert app.main(["eval", str(run / "last.pt"), "--data.source", "coco"]) == 2
+    assert "no test pictures" in capsys.readouterr().err
+
+
+def test_prediction(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from PIL import Image
+
+    annotations = Composed(seed=9, count=2, size=64).write(tmp_path / "a")
+    first, second = sorted((annotations.parent / "images").iterdir())
+    wide = tmp_path / first.name
+    with Image.open(first) as picture:
+        picture.resize((200, 90)).convert("L").save(wide)
+    broken = tmp_path / "broken.jpg"
+    broken.write_bytes(b"no picture")
+    out = tmp_path / "out"
+    words = [str(run / "best.pt"), str(first), str(broken), str(wide), str(second), "--threshold", "0.01"]
+    assert app.main(["predict", *words, "--out", str(out)]) == 1
+    said, err = capsys.readouterr()
+    assert err.count("\n") == 1 and "broken.jpg cannot be read" in err
+    assert "in 3 pictures" in said
+    names = {f"{first.stem}.png", f"{first.stem}-2.png", f"{second.stem}.png", "detections.json"}
+    assert {p.name for p in out.iterdir()} == names
+    with Image.open(out / f"{first.stem}-2.png") as picture:
+        assert picture.size == (200, 90)
+    found = json.loads((out / "detections.json").read_text())
+    sizes = {1: (64, 64), 3: (200, 90), 4: (64, 64)}
+    assert {line["image_id"] for line in found} <= sizes.keys() and found
+    for line in found:
+        assert line["category_id"] in Composed(0, 1).category_ids
+        assert 0.01 <= line["score"] <= 1
+        x, y, w, h = line["bbox"]
+        W, H = sizes[line["image_id"]]
+        assert x >= 0 and y >= 0 and w > 0 and h > 0 and x + w <= W + 1e-3 and y + h <= H + 1e-3
+    assert any(line["bbox"][0] + line["bbox"][2] > 64 for line in found if line["image_id"] == 3)
+    assert app.main(["predict", str(run / "best.pt"), str(first), "--out", str(out)]) == 0
+
+
+def test_boxes_are_drawn_where_they_are() -> None:
+    found = {"boxes": torch.tensor([[10.0, 20.0, 30.0, 40.0]]), "scores": torch.tensor([0.9])}
+    picture = predict.drawn(torch.zeros(3, 50, 60, dtype=torch.uint8), {**found, "labels": torch.tensor([0])}, ("dog",))
+    assert picture.size == (60, 50)
+    assert picture.getpixel((20, 30)) == (0, 0, 0)
+    edge = picture.getpixel((10, 30))
+    assert edge != (0, 0, 0)
+    assert picture.getpixel((29, 30)) == picture.getpixel((20, 39)) == edge
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["train"], "say what to train: pliant train detector"),
+        (["train", "detector", "--model.depth", "19"], "--model.depth: Expected a typing.Literal[18, 26, 50, 101]"),
+        (["train", "detector", "--batc", "3"], "unrecognized arguments: --batc 3"),
+        (["train", "detector", "--batch", "0"], "batch must be at least 1, got 0"),
+        (["train", "detector", "--config", "/no/where.yaml"], "File does not exist"),
+        (["train", "detector", "--out", "/no/where", "--resume"], "there is no run to go on with in /no/where"),
+        (["train", "detector", "--device", "cuda:99"], "device 'cuda:99' cannot be used here"),
+        (["train", "detector", "--data.source", "coco"], "source coco needs data.images"),
+        (["train", "detector", "--model.options", "{fc: 3}"], "model.options or model.mimic_options"),
+        (["train", "detector", "--out", "/dev/null/x"], "Not a directory: '/dev/null/x'"),
+        (["eval", "/no/where.pt"], "No such file or directory: '/no/where.pt'"),
+        (["predict", "/no/where.pt", "x.jpg", "--out", "y"], "No such file or directory: '/no/where.pt'"),
+    ],
+)
+def test_error_is_one_sentence(words: list[str], sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert app.main(words) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert err.startswith(f"pliant {words[0]}: ") and sentence in err
+
+
+def test_runs_are_not_overwritten(run: Path, config: str, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (run / "last.pt").read_bytes()
+    assert app.main(["train", "detector", "--config", config, "--out", str(run)]) == 2
+    assert "holds a run; go on with it (--resume) or choose another folder (--out)" in capsys.readouterr().err
+    assert app.main(["train", "detector", "--out", str(run), "--resume", "--batch", "2"]) == 2
+    assert "holds a run of other settings (batch)" in capsys.readouterr().err
+    assert (run / "last.pt").read_bytes() == before
+
+
+def test_loss_that_explodes_is_a_sentence(config: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    wild = ["--optimiser.lr", "1e30", "--optimiser.warmup", "0", "--optimiser.clip", "null"]
+    assert app.main(["train", "detector", "--config", config, *wild, "--out", str(tmp_path / "x")]) == 1
+    err = capsys.readouterr().err
+    assert err.startswith("\nStopped: ") and "Lower the learning rate" in err and err.count("\n") == 2
+
+
+def test_full_disk_is_a_sentence(
+    config: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint.os, "fsync", full)
+    assert app.main(["train", "detector", "--config", config, "--out", str(tmp_path / "x")]) == 1
+    assert capsys.readouterr().err == "\nThe disk is full: nothing is kept.\n"
+
+
+def test_extra_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in [
+        name for name in sys.modules if name.startswith(("jsonargparse", "pliant.app.train", "pliant.app.arg"))
+    ]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "jsonargparse", None)
+    assert app.main(["train", "detector"]) == 2
+    assert capsys.readouterr().err == 'pliant train: needs jsonargparse: pip install "pliant[train]"\n'
+
+
+def test_bar_tells_what_lines_tell(capsys: pytest.CaptureFixture[str]) -> None:
+    step = {"kind": "step", "step": 3, "epoch": 1, "loss": 0.5, "lr": 0.1, "images_per_second": 7.0}
+    scores = {"kind": "evaluation", "step": 3, "epoch": 1, "AP": 0.25, "AP50": math.nan, "AP75": 0.0, "seconds": 2.0}
+    for kind in (Plain, Bar):
+        with kind("A net.") as bar:
+            bar.start(2, 10)
+            bar.record({**step, "broken": ["x.jpg cannot be read"]})
+            bar.record(scores)
+        out = " ".join(capsys.readouterr().out.split())
+        assert "A net. Goes on after step 2 of 10." in out
+        assert "left out: x.jpg cannot be read" in out
+        assert "epoch 1: loss 0.500, learning rate 0.1, 7 pictures/s" in out
+        assert "epoch 1: AP 25.0, AP50 –, AP75 0.0 (2 s)" in out
+
+
+def test_table_has_a_dash_where_nothing_is_to_be_found() -> None:
+    scores = dict.fromkeys(("AP", "AP50", "AP75", "APs", "APm"), 0.125)
+    assert eval.table({**scores, "APl": math.nan, "per_class": {}}).splitlines()[1].split() == ["12.5"] * 5 + ["–"]
+
+
+def test_parser_wants_whole_names() -> None:
+    parser = arguments.parser("x", "y")
+    parser.add_argument("--lengthy", type=int)
+    with pytest.raises(ValueError, match="unrecognized arguments: --len 3"):
+        arguments.parse(parser, ["--len", "3"])
