@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import importlib.util
 import pickle
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -241,6 +242,12 @@ def test_photographs_missing_or_changed(tmp_path: Path, monkeypatch: pytest.Monk
     (tmp_path / "data" / "astronaut.png").write_bytes(b"another")
     with pytest.raises(ValueError, match=r"astronaut\.png is not the picture"):
         load("train")
+
+
+def test_the_page_names_every_photograph_and_its_licence() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
+    listed = re.findall(r"^\| `(\S+)` \| (train|test) \| (.+) \|$", page, re.MULTILINE)
+    assert listed == [photograph[:3] for photograph in photographs.PHOTOGRAPHS]
 
 
 def test_ranges_can_be_narrowed() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import re
 import zipfile
 from itertools import pairwise
 from pathlib import Path
@@ -111,6 +112,16 @@ def test_ground_truth() -> None:
     areas = np.array([a["area"] for a in truth["annotations"] if not a["iscrowd"]])
     shares = [((areas >= low) & (areas < high)).mean() for low, high in tiles.area_ranges.values()]
     assert all(0.2 < share < 0.5 for share in shares)
+
+
+def test_the_page_counts_right() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
+    (said,) = re.findall(r"there are (\d+) tiles with (\d+) boxes\s+that count, and (\d+) with (\d+)", page)
+    counted = []
+    for split in ("train", "test"):
+        tiles = Crowns(split)
+        counted += [len(tiles), sum(int((~tiles[index][1]["ignore"]).sum()) for index in range(len(tiles)))]
+    assert [int(number) for number in said] == counted
 
 
 def test_pack(tmp_path: Path) -> None:

@@ -108,7 +108,7 @@ def test_no_readable_picture() -> None:
         list(batches(Numbers(4, broken=(0, 1, 2, 3)), 2, 0, 0))
 
 
-@pytest.mark.parametrize("context", ["fork", "spawn"])
+@pytest.mark.parametrize("context", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
 def test_workers_change_nothing(context: str) -> None:
     scenes = Composed(0, 8)
     transform = Chain(Flip(), ColourJitter(0.3, 0.3, 0.3))

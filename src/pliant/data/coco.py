@@ -229,7 +229,8 @@ def ground_truth(
         targets: one a picture.
         sizes: (H, W) of every picture.
         names: its file.
-        classes, category_ids: name and COCO id of every label.
+        classes: name of every label.
+        category_ids: its COCO id.
         areas: of every object of every picture; None takes the boxes'.
     """
     images: list[dict[str, Any]] = []

@@ -67,10 +67,12 @@ def batches(
     Args:
         dataset: see :class:`Detection`.
         batch: pictures of a step, of all ranks together.
-        seed, epoch: see above.
+        seed: of the order and of the transform.
+        epoch: which one; any two have orders of their own.
         transform: of every picture, with a generator of its own.
         workers: processes that read pictures; 0 reads in this one.
-        rank, world: which of how many processes this is.
+        rank: which process this is, from 0.
+        world: how many there are.
         start: steps of the epoch to leave out.
         context: how workers are started: "fork", "spawn" or "forkserver"; None is torch's choice.
         worker_init: called first in every worker with its number.

@@ -57,7 +57,8 @@ class ScaleJitter:
     """Resize by a factor from `least` to `most`, log-uniform.
 
     Args:
-        least, most: 0 < least ≤ most.
+        least: more than 0.
+        most: at least `least`.
     """
 
     def __init__(self, least: float, most: float) -> None:
@@ -115,7 +116,9 @@ class ColourJitter:
     """Multiply brightness, then contrast around the mean grey, then saturation, by factors 1 ± at most these.
 
     Args:
-        brightness, contrast, saturation: from 0 to 1.
+        brightness: from 0 to 1.
+        contrast: from 0 to 1.
+        saturation: from 0 to 1.
     """
 
     def __init__(self, brightness: float = 0.0, contrast: float = 0.0, saturation: float = 0.0) -> None:
