@@ -81,6 +81,14 @@ def test_printed_configuration_is_one(config: str, tmp_path: Path, capsys: pytes
     assert printed("--config", str(path)) == first
 
 
+def test_example_is_a_recipe(capsys: pytest.CaptureFixture[str]) -> None:
+    example = Path(__file__).parents[2] / "examples" / "detector.yaml"
+    with pytest.raises(SystemExit) as stopped:
+        app.main(["train", "detector", "--config", str(example), "--print_config"])
+    assert stopped.value.code == 0
+    assert "lr: 0.001" in capsys.readouterr().out
+
+
 def test_interrupted_run_goes_on(
     config: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -187,6 +195,7 @@ def test_boxes_are_drawn_where_they_are() -> None:
         (["train", "detector", "--model.depth", "19"], "--model.depth: Expected a typing.Literal[18, 26, 50, 101]"),
         (["train", "detector", "--batc", "3"], "unrecognized arguments: --batc 3"),
         (["train", "detector", "--batch", "0"], "batch must be at least 1, got 0"),
+        (["train", "detector", "--optimiser.clip", "0"], "clip above 0 or null, got 0.02, 100 and 0"),
         (["train", "detector", "--config", "/no/where.yaml"], "File does not exist"),
         (["train", "detector", "--out", "/no/where", "--resume"], "there is no run to go on with in /no/where"),
         (["train", "detector", "--device", "cuda:99"], "device 'cuda:99' cannot be used here"),

@@ -10,7 +10,7 @@ import torch
 from pliant.data import CocoDetection, Composed, Crowns
 from pliant.models import FasterRCNN
 from pliant.nn import DeformConv2d
-from pliant.train import DataRecipe, ModelRecipe
+from pliant.train import DataRecipe, DetectorRecipe, ModelRecipe, OptimiserRecipe, fit_detector
 from pliant.train.build import augmentation, build_data, build_detector, resizing
 
 SMALL = {"channels": 8, "hidden": 16, "rpn_samples": 32, "post_nms": (40, 20), "rois": 16}
@@ -51,6 +51,18 @@ def test_all_weights_are_in_the_graph(recipe: ModelRecipe, boxes: int) -> None:
     target = {"boxes": torch.tensor([[4.0, 4, 40, 40], [20, 20, 60, 50]])[:boxes], "labels": torch.arange(2)[:boxes]}
     sum(net([torch.rand(3, 64, 64)] * 2, [target] * 2).values()).backward()
     assert [name for name, p in net.named_parameters() if p.grad is None] == []
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_it_trains_in_either_precision(precision: Any) -> None:
+    # Fitted to two pictures: a network that computes what it should learns them.
+    recipe = DetectorRecipe(
+        model=replace(RECIPE, deform=(None, None, None, "v2"), **PATCHES), precision=precision, steps=12, batch=2,
+        optimiser=OptimiserRecipe(name="adamw", lr=3e-3, warmup=0, milestones=()),
+    )  # fmt: skip
+    data = Composed(seed=1, count=2, size=64)
+    losses = [r["loss"] for r in fit_detector(build_detector(recipe.model, len(data.classes)), data, recipe)]
+    assert losses[-1] < 0.7 * losses[0]
 
 
 def test_pretrained_weights_are_loaded_once(tmp_path: Path) -> None:

@@ -126,6 +126,11 @@ def test_killed_run_goes_on_from_its_checkpoint(detector: Any, scenes: Any, tmp_
         fit_detector(made(detector), scenes(16), recipe, folder=tmp_path, on_record=kill)
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"kind": "st')
+    middle = (tmp_path / "metrics.jsonl").read_text()
+    (tmp_path / "metrics.jsonl").write_text(middle.replace('"epoch": 1', '"epoch" 1', 1))
+    with pytest.raises(ValueError, match=r"line 1 of .*metrics\.jsonl is damaged; remove it to go on"):
+        fit_detector(made(detector), scenes(16), recipe, folder=tmp_path, resume=True)
+    (tmp_path / "metrics.jsonl").write_text(middle)
     rest = fit_detector(made(detector), scenes(16), recipe, folder=tmp_path, resume=True)
     assert rest[0]["step"] == 6
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]

@@ -102,8 +102,10 @@ def evaluate(
     for items in loader:
         read = [item for item in items if not isinstance(item, str)]
         broken.update(item for item in items if isinstance(item, str))
-        results = detect(model, [image for image, _ in read], resize=resize, device=ranks.device)
-        for (_, target), result in zip(read, results, strict=True):
+        # Where nothing could be read the model still runs, for the sake of the others.
+        images = [image for image, _ in read] or [torch.zeros(3, 64, 64, dtype=torch.uint8)]
+        results = detect(model, images, resize=resize, device=ranks.device)
+        for (_, target), result in zip(read, results, strict=False):
             picture = int(target["image_id"])
             found[picture] = coco_results(result, picture, dataset.category_ids)
     every: dict[int, list[dict[str, Any]]] = {}

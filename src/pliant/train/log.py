@@ -62,11 +62,21 @@ class Log:
 
 
 def read(path: Path) -> list[Record]:
-    """Return the records of a metrics.jsonl; none if it is not there. A torn last line is left out."""
+    """Return the records of a metrics.jsonl; none if it is not there. A torn last line is left out.
+
+    Raises:
+        ValueError: another line is damaged.
+    """
     if not path.exists():
         return []
     whole = path.read_text(encoding="utf-8").rpartition("\n")[0]
-    return [json.loads(text) for text in whole.splitlines()]
+    records = []
+    for number, text in enumerate(whole.splitlines(), 1):
+        try:
+            records.append(json.loads(text))
+        except ValueError as error:
+            raise ValueError(f"line {number} of {path} is damaged; remove it to go on") from error
+    return records
 
 
 def line(record: Record) -> str:

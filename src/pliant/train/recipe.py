@@ -123,6 +123,13 @@ class OptimiserRecipe:
     gamma: float = 0.1
     clip: float | None = 10.0
 
+    def __post_init__(self) -> None:
+        if self.lr < 0 or self.warmup < 0 or (self.clip is not None and self.clip <= 0):
+            raise ValueError(
+                "optimiser: lr and warmup must be at least 0 and clip above 0 or null, "
+                f"got {self.lr}, {self.warmup} and {self.clip}"
+            )
+
     def rate(self, step: int, steps: int) -> float:
         """Return the learning rate of `step` of `steps`, from 0, as a share of `lr`.
 
