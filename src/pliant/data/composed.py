@@ -50,8 +50,8 @@ class Composed(Dataset[tuple[Tensor, Target]]):
     Pictures of clothes and photographs of "train" and "test" have nothing in common. A background is a crop of a
     photograph, shrunk to the scene. Objects are tinted at random and laid on it one after another, wholly inside; one
     that would hide more than 1 − `VISIBLE` of another is tried at `TRIES` places and then left out, as one larger than
-    the scene is: a scene may have fewer objects than were drawn. The box of an object is the extent of its pixels (alpha above `OPAQUE`) that are
-    seen: exact, and smaller than the object where another covers its edge.
+    the scene is: a scene may have fewer objects than were drawn. The box of an object is the extent of its pixels
+    (alpha above `OPAQUE`) that are seen: exact, and smaller than the object where another covers its edge.
 
     Args:
         seed: of everything random.
