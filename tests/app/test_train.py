@@ -229,6 +229,21 @@ def test_loss_that_explodes_is_a_sentence(config: str, tmp_path: Path, capsys: p
     assert err.startswith("\nStopped: ") and "Lower the learning rate" in err and err.count("\n") == 2
 
 
+def test_interrupted_at_once(
+    config: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pliant.app.train.fit_detector", interrupted)
+    assert app.main(["train", "detector", "--config", config, "--out", str(tmp_path)]) == 130
+    assert capsys.readouterr().err == "\nInterrupted: nothing is kept.\n"
+    (tmp_path / "last.pt").touch()
+    assert app.main(["train", "detector", "--config", config, "--out", str(tmp_path)]) == 130
+    kept = f"{tmp_path}/last.pt is the last checkpoint, and --resume goes on from it"
+    assert capsys.readouterr().err == f"\nInterrupted: {kept}.\n"
+
+
 def test_full_disk_is_a_sentence(
     config: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

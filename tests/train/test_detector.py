@@ -78,6 +78,7 @@ def test_resumed_run_is_the_uninterrupted_one(detector: Any, scenes: Any, tmp_pa
     def interrupt(record: dict[str, Any]) -> None:
         if record["kind"] == "step" and record["step"] == stop:
             os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt, match=f"after step {stop} of 12, which .*last.pt holds"):
         fit_detector(
@@ -151,6 +152,19 @@ def test_interrupted_evaluation_is_made_up_for(
     rest = fit_detector(made(detector), scenes(16), one, test=test, folder=tmp_path, resume=True)
     assert [(r["kind"], r["step"]) for r in rest] == [("evaluation", 4)]
     assert fit_detector(made(detector), scenes(16), one, test=test, folder=tmp_path, resume=True) == []
+
+
+def test_second_interrupt_waits_for_nothing(
+    detector: Any, scenes: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(record: dict[str, Any]) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr("pliant.train.detector._Stop.SAME", -1.0)
+    with pytest.raises(KeyboardInterrupt, match=r"^$"):
+        fit_detector(made(detector), scenes(16), RECIPE, folder=tmp_path, on_record=interrupt)
+    assert not (tmp_path / "last.pt").exists()
 
 
 def test_generator_and_signals_are_left_as_they_were(detector: Any, scenes: Any) -> None:

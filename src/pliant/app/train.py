@@ -65,21 +65,26 @@ def _train(recipe: DetectorRecipe, folder: Path, resume: bool, ranks: Ranks, ten
                 on_record=bar.record,
             )  # fmt: skip
     except KeyboardInterrupt as error:
-        status, said = 130, f"Interrupted {error}. Go on with: pliant train detector --out {folder} --resume"
+        again = f"Go on with: pliant train detector --out {folder} --resume"
+        # At once, it has nothing to say.
+        status, said = 130, f"Interrupted {error}. {again}" if error.args else f"Interrupted: {_kept(folder)}."
     except FloatingPointError as error:
         status, said = 1, f"Stopped: {error}."
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
-        last = folder / "last.pt"
-        kept = f"{last} is the last checkpoint, and --resume goes on from it" if last.exists() else "nothing is kept"
-        status, said = 1, f"The disk is full: {kept}."
+        status, said = 1, f"The disk is full: {_kept(folder)}."
     if ranks.rank == 0:
         if status:
             print(f"\n{said}", file=sys.stderr)
         else:
             print(_outcome(folder))
     return status
+
+
+def _kept(folder: Path) -> str:
+    last = folder / "last.pt"
+    return f"{last} is the last checkpoint, and --resume goes on from it" if last.exists() else "nothing is kept"
 
 
 def _outcome(folder: Path) -> str:

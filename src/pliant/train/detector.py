@@ -313,9 +313,11 @@ class _Stop:
     """Turn SIGINT and SIGTERM into a question that the loop answers after its step; a second one interrupts."""
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM)
+    SAME = 2.0  # seconds: a terminal's Ctrl-C reaches a process, and then once more by way of torchrun
 
     def __init__(self) -> None:
         self.asked = self.at_once = False
+        self.since = 0.0
         self.before: dict[int, Any] = {}
 
     def __enter__(self) -> _Stop:
@@ -329,6 +331,8 @@ class _Stop:
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
-        if self.asked or self.at_once:
+        now = time.monotonic()
+        if self.at_once or (self.asked and now - self.since > self.SAME):
             raise KeyboardInterrupt
-        self.asked = True
+        if not self.asked:
+            self.asked, self.since = True, now
