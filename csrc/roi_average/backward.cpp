@@ -91,6 +91,7 @@ void write_row(Tensor& t, int64_t r, const A* row, int64_t count) {
 std::tuple<Tensor, Tensor, Tensor> backward(const Pool& s, const Tensor& grad, const Tensor& input, const Tensor& rois,
                                             const std::optional<Tensor>& offset, const std::optional<Tensor>& mask,
                                             int64_t wanted) {
+  check(s, input, rois, offset, mask, &grad);
   const bool want_input = wanted & 1, want_offset = offset && (wanted & 2), want_mask = mask && (wanted & 4);
   const bool last = channels_last(input);
   const int64_t outputs = s.outputs(), P = s.bins(), each = outputs / s.classes, HWC = s.H * s.W * s.C;

@@ -45,10 +45,11 @@ PLIANT_CLONES void blend(double* o, const double* x, int64_t C, int64_t W, int64
 
 Tensor forward(const Pool& s, const Tensor& input, const Tensor& rois, const std::optional<Tensor>& offset,
                const std::optional<Tensor>& mask) {
+  check(s, input, rois, offset, mask);
   const bool last = channels_last(input);
   const int64_t outputs = s.outputs(), P = s.bins(), each = outputs / s.classes;
   Tensor output = empty_map(input, s.R, outputs, s.Ph, s.Pw, last);
-  if (s.R == 0 || outputs == 0) return output;
+  if (s.R == 0) return output;
 
   dispatch(input.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
