@@ -6,7 +6,9 @@ from pliant.ops.deform_roi_pool.op import deform_roi_pool
 from pliant.ops.local_response_norm.op import local_response_norm, lrn
 from pliant.ops.nms.op import batched_nms, nms
 from pliant.ops.ps_roi_align.op import ps_roi_align
+from pliant.ops.ps_roi_pool.op import ps_roi_pool
 from pliant.ops.roi_align.op import roi_align
+from pliant.ops.roi_pool.op import roi_pool
 
 __all__ = [
     "batched_nms",
@@ -17,5 +19,7 @@ __all__ = [
     "lrn",
     "nms",
     "ps_roi_align",
+    "ps_roi_pool",
     "roi_align",
+    "roi_pool",
 ]
