@@ -5,6 +5,14 @@
 
 namespace pliant {
 
+// What the kernels take; the words for what is wrong are Python's (op.py), which checks first.
+inline bool is_map(const Tensor& t) {
+  return is_floating(t) && t.dim() == 4 && t.size(1) > 0 && t.size(2) > 0 && t.size(3) > 0;
+}
+inline bool are_boxes(const Tensor& t) {
+  return is_floating(t) && t.dim() == 2 && t.size(1) == 5;
+}
+
 struct Span {
   int64_t begin, end;
   bool empty() const { return end <= begin; }

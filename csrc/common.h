@@ -73,6 +73,13 @@ void dispatch(ScalarType type, F&& f) {
   }
 }
 
+// What every kernel takes.
+inline bool is_floating(const Tensor& t) {
+  const ScalarType type = t.scalar_type();
+  return type == ScalarType::Float || type == ScalarType::Double || type == ScalarType::BFloat16 ||
+         type == ScalarType::Half;
+}
+
 // Run f(begin, end) on torch's own threads; f must not throw.
 template <class F>
 void parallel(int64_t count, int64_t grain, F&& f) {

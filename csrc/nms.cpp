@@ -77,6 +77,10 @@ std::vector<Candidate> candidates(const Tensor& scores, const std::optional<Tens
 }
 
 Tensor nms(const Tensor& boxes, const Tensor& scores, const std::optional<Tensor>& classes, double iou_threshold) {
+  auto list = [&](const Tensor& t) { return t.dim() == 1 && t.size(0) == boxes.size(0); };
+  STD_TORCH_CHECK(is_floating(boxes) && boxes.dim() == 2 && boxes.size(1) == 4 && is_floating(scores) && list(scores) &&
+                      (!classes || (list(*classes) && classes->scalar_type() == ScalarType::Long)),
+                  "nms: arguments that do not fit each other; pliant.ops.nms says which");
   std::vector<Candidate> all = candidates(scores, classes);
   const int64_t n = all.size();
   std::sort(all.begin(), all.end(), [](const Candidate& a, const Candidate& b) {

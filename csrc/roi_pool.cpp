@@ -51,6 +51,8 @@ PLIANT_CLONES void largest(double* best, int32_t* taken, const double* image, in
 }
 
 std::tuple<Tensor, Tensor> roi_pool(const Tensor& input, const Tensor& rois, int64_t Ph, int64_t Pw, double scale) {
+  STD_TORCH_CHECK(is_map(input) && are_boxes(rois) && Ph > 0 && Pw > 0 && input.size(2) <= INT32_MAX / input.size(3),
+                  "roi_pool: arguments that do not fit each other; pliant.ops.roi_pool says which");
   const int64_t N = input.size(0), C = input.size(1), H = input.size(2), W = input.size(3), R = rois.size(0);
   const int64_t count = Ph * Pw;
   const bool last = channels_last(input);
@@ -99,6 +101,10 @@ std::tuple<Tensor, Tensor> roi_pool(const Tensor& input, const Tensor& rois, int
 
 Tensor roi_pool_backward(const Tensor& grad, const Tensor& rois, const Tensor& taken, int64_t N, int64_t H, int64_t W,
                          bool last) {
+  bool fits = is_map(grad) && are_boxes(rois) && grad.size(0) == rois.size(0) && N >= 0 && H > 0 && W > 0 &&
+              taken.dim() == 4 && taken.scalar_type() == ScalarType::Int;
+  for (int d = 0; fits && d < 4; ++d) fits = taken.size(d) == grad.size(d);
+  STD_TORCH_CHECK(fits, "roi_pool: the gradient does not fit the boxes");
   const int64_t R = grad.size(0), C = grad.size(1), Pw = grad.size(3), count = grad.size(2) * Pw, HW = H * W;
   Tensor grad_input = empty_map(grad, N, C, H, W, last);
   const Tensor places = torch::stable::contiguous(taken);
@@ -134,7 +140,7 @@ Tensor roi_pool_backward(const Tensor& grad, const Tensor& rois, const Tensor& t
               const int32_t* const from = place + (r * C + c0 + c) * count;
               grads.read(r, c0 + c, Pw, 0, count, row);
               for (int64_t b = 0; b < count; ++b)
-                if (from[b] >= 0) sums[c * HW + from[b]] += row[b];
+                if (from[b] >= 0 && from[b] < HW) sums[c * HW + from[b]] += row[b];
             }
           if (direct) continue;
           for (int64_t p = 0; p < HW; p += kBlock) {

@@ -24,7 +24,9 @@ from pliant.ops import (
     lrn,
     nms,
     ps_roi_align,
+    ps_roi_pool,
     roi_align,
+    roi_pool,
 )
 
 
@@ -65,8 +67,14 @@ def checks() -> list[Check]:
     activations = {"input": normed.tensors()["input"]}
     found = next(case for case in testing.NMS_CASES if case.name == "dense").tensors()
     classes = {"classes": found.pop("classes")}
+    pooled = next(case for case in testing.PS_ROI_CASES if case.name == "plain")
+    pixels = pooled.tensors()
+    boxes = {"boxes": pixels["rois"], "output_size": pooled.output_size, "spatial_scale": pooled.spatial_scale}
+    pixels = {"input": pixels["input"]}
     return [
         Check(deform_conv2d, moved.tensors(), {**moved.geometry}),
+        Check(roi_pool, pixels, boxes),
+        Check(ps_roi_pool, pixels, boxes),
         Check(nms, found, {"iou_threshold": 0.5}),
         Check(batched_nms, found, {"iou_threshold": 0.5, **classes}),
         *_averages(),

@@ -40,7 +40,8 @@ def _spans(start: Tensor, end: Tensor, alive: Tensor, bins: int, extent: int, mo
     start, bin = start[:, None], (length / bins)[:, None]
     k = torch.arange(bins, device=start.device)
     low, high = (k * bin).floor() + start, ((k + 1) * bin).ceil() + start
-    return tuple(torch.where(alive, t.clamp(0, extent), 0).long() for t in (low, high))
+    low, high = (torch.where(alive, t.clamp(0, extent), 0).long() for t in (low, high))
+    return low, high
 
 
 def _round(x: Tensor) -> Tensor:
@@ -50,7 +51,7 @@ def _round(x: Tensor) -> Tensor:
 
 
 def visits(top: Tensor, bottom: Tensor, left: Tensor, right: Tensor, W: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Walk over all bins at once, each in row-major order: which bins still have a pixel, and which one, ``y·W + x``."""
+    """Walk over all bins at once, each row by row: which bins still have a pixel, and which one, ``y·W + x``."""
     if top.numel() == 0:
         return
     for i in range(int((bottom - top).max())):

@@ -64,7 +64,8 @@ def ps_roi_pool(
     (cast_input,) = _check.autocast(input)
     assert cast_input is not None
     input = cast_input
-    rois = _roi.boxes(_OP, "boxes", boxes, len(input))
+    _check.rank(_OP, "input", input, "N C H W")
+    rois = _roi.boxes(_OP, "boxes", boxes, input.shape[0])
     size = _check.pair(_OP, "output_size", output_size, 1)
     _check_tensors(input, rois, *size)
     _roi.check_images(_OP, "boxes", input, rois)
@@ -101,9 +102,7 @@ def _fake(input: Tensor, rois: Tensor, Ph: int, Pw: int, scale: float) -> Tensor
 
 
 @torch.library.register_fake(f"pliant::{_OP}_backward", lib=_native.library)
-def _fake_backward(
-    grad: Tensor, rois: Tensor, N: int, H: int, W: int, scale: float, channels_last: bool
-) -> Tensor:
+def _fake_backward(grad: Tensor, rois: Tensor, N: int, H: int, W: int, scale: float, channels_last: bool) -> Tensor:
     _, C, Ph, Pw = grad.shape
     format = torch.channels_last if channels_last else torch.contiguous_format
     return grad.new_empty((N, C * Ph * Pw, H, W)).to(memory_format=format)

@@ -21,7 +21,8 @@ def ps_roi_pool(input: Tensor, rois: Tensor, size: tuple[int, int], scale: float
     table = maps.reshape(N, C // (Ph * Pw), Ph * Pw * H * W).transpose(0, 1).flatten(1)
     bins = torch.arange(Ph * Pw, device=input.device).view(Ph, Pw)
     base = (image.view(-1, 1, 1) * (Ph * Pw) + bins) * (H * W)
-    total = maps.new_zeros(len(table), len(rois), Ph, Pw)
+    # Zeros that depend on the map, so that there is a gradient where all bins are empty.
+    total = table[:, :0].sum(1).view(-1, 1, 1, 1).expand(-1, len(rois), Ph, Pw)
     for inside, pixel in visits(top, bottom, left, right, W):
         value = table.index_select(1, (base + pixel).flatten()).view(total.shape)
         total = total + torch.where(inside, value, 0)
