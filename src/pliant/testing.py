@@ -113,7 +113,7 @@ def _boxes(random: torch.Generator, count: int, images: int, height: float, widt
 
 @dataclass(frozen=True)
 class RoICase:
-    """One shape of RoI averages; `tensors` draws its inputs: N(0, 1), boxes of any size, masks U(0, 1).
+    """One shape of RoI pooling; `tensors` draws its inputs: N(0, 1), boxes of any size, masks U(0, 1).
 
     `sampling_ratio` is that of RoIAlign and its kin; `group_size`, `part_size`, `samples` and `classes` are those of
     deformable PS-RoI pooling, of which the bins are `output_size[0]` in both directions.
@@ -142,7 +142,7 @@ class RoICase:
         rois = rois.double() if dtype == torch.float64 else rois
         if channels_last:
             input = input.contiguous(memory_format=torch.channels_last)
-        if op in ("roi_align", "ps_roi_align"):
+        if op in ("roi_align", "ps_roi_align", "roi_pool", "ps_roi_pool"):
             return {"input": input, "boxes": rois}
         parts = op == "deform_psroi_pool"
         offset = (2 * self.classes, self.part_size, self.part_size) if parts else (2, Ph, Pw)
@@ -157,7 +157,8 @@ class RoICase:
         if op == "deform_psroi_pool":
             names = {name: getattr(self, name) for name in ("spatial_scale", "group_size", "part_size")}
             return {"output_size": self.output_size[0], "sample_per_part": self.samples, **names}
-        return {name: getattr(self, name) for name in ("output_size", "spatial_scale", "sampling_ratio")}
+        names = ("output_size", "spatial_scale", "sampling_ratio")
+        return {name: getattr(self, name) for name in (names[:2] if op in ("roi_pool", "ps_roi_pool") else names)}
 
 
 # Bins of many shapes, map sizes that no vector divides, adaptive grids, RoIs larger and smaller than the map, one RoI,

@@ -67,23 +67,17 @@ def checks() -> list[Check]:
     activations = {"input": normed.tensors()["input"]}
     found = next(case for case in testing.NMS_CASES if case.name == "dense").tensors()
     classes = {"classes": found.pop("classes")}
-    pooled = next(case for case in testing.PS_ROI_CASES if case.name == "plain")
-    pixels = pooled.tensors()
-    boxes = {"boxes": pixels["rois"], "output_size": pooled.output_size, "spatial_scale": pooled.spatial_scale}
-    pixels = {"input": pixels["input"]}
     return [
         Check(deform_conv2d, moved.tensors(), {**moved.geometry}),
-        Check(roi_pool, pixels, boxes),
-        Check(ps_roi_pool, pixels, boxes),
         Check(nms, found, {"iou_threshold": 0.5}),
         Check(batched_nms, found, {"iou_threshold": 0.5, **classes}),
-        *_averages(),
+        *_pools(),
         Check(local_response_norm, activations, {**normed.arguments}),
         Check(lrn, activations),
     ]
 
 
-def _averages() -> list[Check]:
+def _pools() -> list[Check]:
     grid = next(case for case in testing.ROI_CASES if case.name == "adaptive")
     parts = next(case for case in testing.PS_ROI_CASES if case.name == "classes")
     found = []
@@ -92,6 +86,8 @@ def _averages() -> list[Check]:
         (roi_align, grid, "boxes"),
         (deform_psroi_pool, parts, "rois"),
         (ps_roi_align, parts, "boxes"),
+        (roi_pool, grid, "boxes"),
+        (ps_roi_pool, parts, "boxes"),
     ):
         tensors = case.tensors(operator.__name__)
         # Boxes have no gradient.

@@ -27,8 +27,8 @@ def _backward_arguments(name: str, t: dict[str, Tensor], arguments: tuple[Any, .
     found = getattr(torch.ops.pliant, name)(*arguments)
     N, _, H, W = t["input"].shape
     if name == "roi_pool":
-        return (torch.randn_like(found[0]), t["rois"], found[1], N, H, W, last)
-    return (torch.randn_like(found), t["rois"], N, H, W, arguments[-1], last)
+        return (torch.randn_like(found[0]), t["boxes"], found[1], N, H, W, last)
+    return (torch.randn_like(found), t["boxes"], N, H, W, arguments[-1], last)
 
 
 @LAYOUTS
@@ -37,8 +37,8 @@ def _backward_arguments(name: str, t: dict[str, Tensor], arguments: tuple[Any, .
 @named
 def test_opcheck(name: str, which: str, dtype: torch.dtype, channels_last: bool) -> None:
     case = _case(name, which)
-    t = case.tensors(dtype, channels_last=channels_last)
-    arguments = (t["input"].requires_grad_(), t["rois"], *case.output_size, case.spatial_scale)
+    t = case.tensors("roi_pool", dtype, channels_last=channels_last)
+    arguments = (t["input"].requires_grad_(), t["boxes"], *case.output_size, case.spatial_scale)
     opcheck(getattr(torch.ops.pliant, name).default, arguments, atol=1e-2, rtol=1e-2)
     backward = _backward_arguments(name, t, arguments, channels_last)
     backward[0].requires_grad_()
@@ -52,8 +52,8 @@ def test_fake_strides_are_the_kernels(name: str, shape: tuple[int, int, int, int
     # Shapes of which the layout is ambiguous too: inductor lays out memory by what the fake kernel says.
     for size in ((2, 2), (1, 4), (1, 1)):
         case = RoICase("ambiguous", shape, 3, size)
-        t = case.tensors(channels_last=channels_last)
-        arguments = (t["input"], t["rois"], *size, 0.5)
+        t = case.tensors("roi_pool", channels_last=channels_last)
+        arguments = (t["input"], t["boxes"], *size, 0.5)
         for op, values in (
             (getattr(torch.ops.pliant, name), arguments),
             (
@@ -72,7 +72,7 @@ def test_fake_strides_are_the_kernels(name: str, shape: tuple[int, int, int, int
 
 def _step(name: str, t: dict[str, Tensor], call: Callable[..., Tensor], case: RoICase) -> list[Tensor]:
     leaf = t["input"].detach().clone().requires_grad_()
-    y = call(leaf, t["rois"], case.output_size)
+    y = call(leaf, t["boxes"], case.output_size)
     y.square().mean().backward()
     return [y.detach(), leaf.grad]
 
@@ -103,7 +103,7 @@ def test_compiles_whole_and_dynamic(name: str) -> None:
         for n, extra, rois in ((2, 0, 5), (3, 4, 9), (5, 7, 2)):
             _, C, H, W = _case(name).input
             case = RoICase("", (n, C, H + extra, W + extra), rois)
-            t = case.tensors()
+            t = case.tensors("roi_pool")
             for actual, expected in zip(_step(name, t, compiled, case), _step(name, t, network, case), strict=True):
                 assert error(actual, expected) < TOLERANCE[torch.float32]
     assert len(seen) == 1, "other sizes must not be compiled anew"
@@ -115,7 +115,7 @@ def test_compiles_whole_and_dynamic(name: str) -> None:
 def test_inductor(name: str) -> None:
     torch._dynamo.reset()
     case = _case(name)
-    t = case.tensors(channels_last=True)
+    t = case.tensors("roi_pool", channels_last=True)
     network = _network(name)
     compiled = torch.compile(network, fullgraph=True, dynamic=True)
     for actual, expected in zip(_step(name, t, compiled, case), _step(name, t, network, case), strict=True):
@@ -132,7 +132,7 @@ def test_compiles_under_autocast(name: str) -> None:
             return network(*arguments)
 
     case = _case(name)
-    t = case.tensors()
+    t = case.tensors("roi_pool")
     compiled = torch.compile(low, fullgraph=True, backend="aot_eager")
     for actual, expected in zip(_step(name, t, compiled, case), _step(name, t, low, case), strict=True):
         assert actual.dtype == expected.dtype
@@ -147,13 +147,13 @@ def test_export_keeps_one_node_and_any_number_of_boxes(name: str, strict: bool) 
             return getattr(ops, name)(x, rois, 3, 0.5)
 
     case = _case(name)
-    t = case.tensors()
+    t = case.tensors("roi_pool")
     free = ({0: torch.export.Dim("batch", max=64)}, {0: torch.export.Dim("boxes", max=4096)})
-    program = torch.export.export(Pool(), (t["input"], t["rois"]), dynamic_shapes=free, strict=strict)
+    program = torch.export.export(Pool(), (t["input"], t["boxes"]), dynamic_shapes=free, strict=strict)
     nodes = [node.target for node in program.graph.nodes if node.op == "call_function"]
     assert nodes.count(getattr(torch.ops.pliant, name).default) == 1
-    other = RoICase("", (4, *case.input[1:]), 17).tensors()
-    assert torch.equal(program.module()(other["input"], other["rois"]), Pool()(other["input"], other["rois"]))
+    other = RoICase("", (4, *case.input[1:]), 17).tensors("roi_pool")
+    assert torch.equal(program.module()(other["input"], other["boxes"]), Pool()(other["input"], other["boxes"]))
 
 
 @named
@@ -171,7 +171,7 @@ def test_kernels_refuse_what_does_not_fit(name: str) -> None:
     ):
         with pytest.raises(RuntimeError, match=f"{name}: arguments that do not fit each other"):
             op(*wrong)
-    right = _backward_arguments(name, {"input": x, "rois": rois}, (x, rois, 2, 2, 1.0), False)
+    right = _backward_arguments(name, {"input": x, "boxes": rois}, (x, rois, 2, 2, 1.0), False)
     with pytest.raises(RuntimeError, match=f"{name}: the gradient does not fit the boxes"):
         back(right[0][:2], *right[1:])
 

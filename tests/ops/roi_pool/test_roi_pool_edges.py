@@ -179,8 +179,8 @@ def test_outputs_have_the_layout_of_the_input(of: SimpleNamespace, dtype: torch.
     # Of the position-sensitive case each bin has two channels.
     for pool, case in ((of.roi_pool, ROI_CASES[0]), (of.ps_roi_pool, CASE)):
         for last in (True, False):
-            t = case.tensors(dtype, channels_last=last)
-            y = pool(t["input"], t["rois"], case.output_size, case.spatial_scale)
+            t = case.tensors("roi_pool", dtype, channels_last=last)
+            y = pool(t["input"], t["boxes"], case.output_size, case.spatial_scale)
             assert _is_channels_last(y) == last
             if not last:
                 assert y.is_contiguous()
@@ -190,22 +190,22 @@ def test_outputs_have_the_layout_of_the_input(of: SimpleNamespace, dtype: torch.
 @pytest.mark.parametrize("name", NAMES)
 def test_gradients_have_the_layout_of_the_input(name: str, dtype: torch.dtype) -> None:
     for last in (True, False):
-        t = CASE.tensors(dtype, channels_last=last)
+        t = CASE.tensors("roi_pool", dtype, channels_last=last)
         leaf = t["input"].requires_grad_()
-        y = getattr(ops, name)(leaf, t["rois"], CASE.output_size, CASE.spatial_scale)
+        y = getattr(ops, name)(leaf, t["boxes"], CASE.output_size, CASE.spatial_scale)
         (gradient,) = torch.autograd.grad(y.square().sum(), leaf)
         assert _is_channels_last(gradient) == last
 
 
 @pytest.mark.parametrize("low", [torch.bfloat16, torch.float16], ids=str)
 def test_autocast_runs_low_and_keeps_wide_boxes(pool: Operator, low: torch.dtype) -> None:
-    t = CASE.tensors()
+    t = CASE.tensors("roi_pool")
     leaf = t["input"].requires_grad_()
     with torch.autocast("cpu", low):
-        y = pool(leaf, t["rois"], CASE.output_size, CASE.spatial_scale)
-        assert pool(leaf.double(), t["rois"], 3).dtype == torch.float64
+        y = pool(leaf, t["boxes"], CASE.output_size, CASE.spatial_scale)
+        assert pool(leaf.double(), t["boxes"], 3).dtype == torch.float64
     assert y.dtype == low
-    assert torch.equal(y, pool(leaf.to(low), t["rois"], CASE.output_size, CASE.spatial_scale))
+    assert torch.equal(y, pool(leaf.to(low), t["boxes"], CASE.output_size, CASE.spatial_scale))
     y.sum().backward()
     assert leaf.grad.dtype == torch.float32
     assert leaf.grad.any()

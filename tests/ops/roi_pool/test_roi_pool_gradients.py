@@ -24,9 +24,9 @@ case_of = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 
 
 def _inputs(case: RoICase) -> tuple[Tensor, tuple[object, ...]]:
-    t = case.tensors(torch.float64)
+    t = case.tensors("roi_pool", torch.float64)
     # Values of N(0, 1) are further apart than the step of finite differences: no maximum changes hands.
-    return t["input"].requires_grad_(), (t["rois"], case.output_size, case.spatial_scale)
+    return t["input"].requires_grad_(), (t["boxes"], case.output_size, case.spatial_scale)
 
 
 @case_of
@@ -62,12 +62,12 @@ def test_third_derivative(name: str, case: RoICase) -> None:
 def test_second_derivative_in_every_dtype(name: str, dtype: torch.dtype) -> None:
     case = PS_ROI_CASES[0]
 
-    t = case.tensors(dtype)
+    t = case.tensors("roi_pool", dtype)
     wanted = torch.randn(case.input, generator=torch.Generator().manual_seed(2), dtype=torch.float64).to(dtype)
 
     def second(implementation: str, work: torch.dtype) -> Tensor:
         x = t["input"].to(work).requires_grad_()
-        y = getattr(ops, name)(x, t["rois"], case.output_size, case.spatial_scale, implementation=implementation)
+        y = getattr(ops, name)(x, t["boxes"], case.output_size, case.spatial_scale, implementation=implementation)
         above = torch.ones_like(y).requires_grad_()
         (first,) = torch.autograd.grad(y, x, above, create_graph=True)
         (found,) = torch.autograd.grad(first, above, wanted.to(work))
@@ -93,9 +93,9 @@ def test_no_gradient_where_none_is_asked_for(pool: Operator) -> None:
 
 def test_expanded_and_strided_gradients(pool: Operator) -> None:
     case = PS_ROI_CASES[0]
-    t = case.tensors(torch.float64)
+    t = case.tensors("roi_pool", torch.float64)
     x = t["input"].requires_grad_()
-    y = pool(x, t["rois"], case.output_size, case.spatial_scale)
+    y = pool(x, t["boxes"], case.output_size, case.spatial_scale)
     one = torch.ones(1, 1, 1, 1, dtype=torch.float64)
     (expected,) = torch.autograd.grad(y, x, torch.ones_like(y), retain_graph=True)
     for above in (
@@ -126,9 +126,9 @@ def test_the_map_may_change_after_the_forward() -> None:
 def test_forward_mode_and_torch_func_run_on_the_reference(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setattr(_native, "_warned", set())
     case = ROI_CASES[0] if name == "roi_pool" else PS_ROI_CASES[0]
-    t = case.tensors(torch.float64)
+    t = case.tensors("roi_pool", torch.float64)
     of = functools.partial(
-        getattr(ops, name), boxes=t["rois"], output_size=case.output_size, spatial_scale=case.spatial_scale
+        getattr(ops, name), boxes=t["boxes"], output_size=case.output_size, spatial_scale=case.spatial_scale
     )
     x, d, small = t["input"], torch.randn_like(t["input"]), 1e-6
     with pytest.warns(RuntimeWarning, match=f"^{name}: runs on the slow reference, the kernels have no forward-mode"):

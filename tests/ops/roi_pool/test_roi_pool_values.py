@@ -79,12 +79,12 @@ def _with_gradient(pool: Operator, input: Tensor, *arguments: object) -> tuple[T
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @each
 def test_equals_one_pixel_at_a_time(of: SimpleNamespace, name: str, case: RoICase, dtype: torch.dtype) -> None:
-    t = case.tensors(dtype)
+    t = case.tensors("roi_pool", dtype)
     # Few values, so that many pixels of a bin are its maximum.
     x = (2 * t["input"]).round()
-    arguments = (t["rois"], case.output_size, case.spatial_scale)
+    arguments = (t["boxes"], case.output_size, case.spatial_scale)
     y, above, gradient = _with_gradient(getattr(of, name), x, *arguments)
-    expected, expected_gradient = _one_by_one(name, x, t["rois"], above, *arguments[1:])
+    expected, expected_gradient = _one_by_one(name, x, t["boxes"], above, *arguments[1:])
     limit = 0 if name == "roi_pool" else 1e-6 if dtype == torch.float32 else 1e-14
     assert error(y, expected) <= limit
     assert error(gradient, expected_gradient) <= (1e-6 if dtype == torch.float32 else 1e-14)
@@ -162,13 +162,13 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @each
 def test_matches_the_reference(of: SimpleNamespace, name: str, case: RoICase, dtype: torch.dtype, layout: str) -> None:
-    t = case.tensors(dtype)
-    rois, x = _sliced(t["rois"]), LAYOUTS[layout](t["input"])
+    t = case.tensors("roi_pool", dtype)
+    rois, x = _sliced(t["boxes"]), LAYOUTS[layout](t["input"])
     y, above, gradient = _with_gradient(getattr(of, name), x, rois, case.output_size, case.spatial_scale)
     # In the precision that boxes are placed in, on the same rounded values.
     work = torch.float64 if dtype == torch.float64 else torch.float32
     leaf = t["input"].to(work).requires_grad_()
-    expected = getattr(ops, name)(leaf, t["rois"], case.output_size, case.spatial_scale, implementation="reference")
+    expected = getattr(ops, name)(leaf, t["boxes"], case.output_size, case.spatial_scale, implementation="reference")
     (expected_gradient,) = torch.autograd.grad(expected, leaf, above.to(work))
     assert y.dtype == gradient.dtype == dtype
     assert error(y, expected) <= (0 if name == "roi_pool" else TOLERANCE[dtype])
@@ -178,16 +178,16 @@ def test_matches_the_reference(of: SimpleNamespace, name: str, case: RoICase, dt
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_boxes_may_be_as_narrow_as_the_map(pool: Operator, dtype: torch.dtype) -> None:
     case = PS_ROI_CASES[0]
-    t = case.tensors(dtype)
-    narrow = t["rois"].to(dtype)
+    t = case.tensors("roi_pool", dtype)
+    narrow = t["boxes"].to(dtype)
     y = pool(t["input"], narrow, case.output_size, case.spatial_scale)
     assert torch.equal(y, pool(t["input"], narrow.float(), case.output_size, case.spatial_scale))
 
 
 def test_boxes_as_a_list(pool: Operator) -> None:
     case = PS_ROI_CASES[0]
-    t = case.tensors()
-    rois = t["rois"][t["rois"][:, 0].argsort(stable=True)]
+    t = case.tensors("roi_pool")
+    rois = t["boxes"][t["boxes"][:, 0].argsort(stable=True)]
     listed = [rois[rois[:, 0] == n, 1:] for n in range(len(t["input"]))]
     y = pool(t["input"], listed, case.output_size, case.spatial_scale)
     assert torch.equal(y, pool(t["input"], rois, case.output_size, case.spatial_scale))
@@ -198,8 +198,8 @@ def test_boxes_as_a_list(pool: Operator) -> None:
 
 def test_a_maximum_commutes_with_growing_functions(of: SimpleNamespace) -> None:
     case = ROI_CASES[0]
-    t = case.tensors()
-    arguments = (t["rois"], case.output_size, case.spatial_scale)
+    t = case.tensors("roi_pool")
+    arguments = (t["boxes"], case.output_size, case.spatial_scale)
     y = of.roi_pool(t["input"], *arguments)
     # No drawn value is 0: that is an empty bin.
     assert 0 < (y == 0).sum() < y.numel()
@@ -227,13 +227,13 @@ def test_same_bits_every_time_alone_and_with_any_threads(name: str, layout: str,
         return getattr(ops, name)(*arguments, implementation="native")
 
     case = RoICase("", (3, 72, 17, 19), 40, (3, 2), 0.25)
-    t = case.tensors()
+    t = case.tensors("roi_pool")
     x = LAYOUTS[layout](t["input"])
-    y, _, gradient = _with_gradient(pool, x, t["rois"], case.output_size, case.spatial_scale)
+    y, _, gradient = _with_gradient(pool, x, t["boxes"], case.output_size, case.spatial_scale)
     torch.set_num_threads(threads)
     for _ in range(2):
-        again = _with_gradient(pool, x, t["rois"], case.output_size, case.spatial_scale)
+        again = _with_gradient(pool, x, t["boxes"], case.output_size, case.spatial_scale)
         assert torch.equal(again[0], y)
         assert torch.equal(again[2], gradient)
     for r in (0, 17, 39):
-        assert torch.equal(pool(x, t["rois"][r : r + 1], case.output_size, case.spatial_scale)[0], y[r])
+        assert torch.equal(pool(x, t["boxes"][r : r + 1], case.output_size, case.spatial_scale)[0], y[r])
