@@ -157,8 +157,9 @@ class RoICase:
         if op == "deform_psroi_pool":
             names = {name: getattr(self, name) for name in ("spatial_scale", "group_size", "part_size")}
             return {"output_size": self.output_size[0], "sample_per_part": self.samples, **names}
-        names = ("output_size", "spatial_scale", "sampling_ratio")
-        return {name: getattr(self, name) for name in (names[:2] if op in ("roi_pool", "ps_roi_pool") else names)}
+        found = {"output_size": self.output_size, "spatial_scale": self.spatial_scale}
+        whole = op in ("roi_pool", "ps_roi_pool")
+        return found if whole else {**found, "sampling_ratio": self.sampling_ratio}
 
 
 # Bins of many shapes, map sizes that no vector divides, adaptive grids, RoIs larger and smaller than the map, one RoI,

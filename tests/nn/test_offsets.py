@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pliant.nn import DeformConv2d, OffsetStatistics, parameter_groups
+from pliant.nn import DeformConv2d, DeformPSRoIPool, DeformRoIPool, OffsetStatistics, parameter_groups
 
 
 def _model() -> nn.Sequential:
@@ -301,8 +301,77 @@ def test_a_model_without_deformable_layers() -> None:
     assert statistics.report() == {}
 
 
+ROIS = torch.tensor([[0.0, 1, 1, 6, 6], [0, 2, 3, 9, 8]])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"version": 2, "hidden": (4,)}, {"version": 2, "hidden": (4,), "separate_mask_trunk": True}],
+    ids=["version 1", "version 2", "two trunks"],
+)
+def test_roi_layers_are_measured_in_extents_of_the_roi(options: dict[str, object]) -> None:
+    layer = DeformRoIPool((2, 4), 3, gamma=0.5, **options)
+    x = torch.randn(1, 3, 10, 10)
+    with torch.no_grad():
+        # Half of 1.2 widths to the right, of 0.4 heights up: of four columns the last two leave the RoI, of two rows
+        # neither does. Masks are not offsets.
+        bias = layer.offset_fc[-1].bias
+        bias[:8], bias[8:16], bias[16:] = 1.2, -0.4, 1000.0
+    with OffsetStatistics(nn.ModuleDict({"head": layer})) as statistics:
+        layer(x, ROIS)
+    report = statistics.report()["head"]
+    assert report == {
+        "mean": pytest.approx(0.4),
+        "max": pytest.approx(0.6),
+        "outside": 0.5,
+        "nonfinite": 0,
+        "measured": 1,
+    }
+
+
+def test_position_sensitive_layers_are_measured_on_their_maps() -> None:
+    layer = DeformPSRoIPool(2, 3, classes=2, trans_std=0.5)
+    with torch.no_grad():
+        # Of the second class, x: the right one of two columns leaves the RoI.
+        layer.conv_offset.bias[8:12] = 0.8
+    with OffsetStatistics(layer) as statistics:
+        layer(torch.randn(1, 8, 10, 10), torch.randn(1, 3, 10, 10), ROIS)
+    assert statistics.report()[""] == {
+        "mean": pytest.approx(0.1),
+        "max": pytest.approx(0.4),
+        "outside": 0.25,
+        "nonfinite": 0,
+        "measured": 1,
+    }
+
+
+def test_roi_layers_that_explode_are_warned_about() -> None:
+    layer = DeformRoIPool(2, 3)
+    x = torch.randn(1, 3, 10, 10)
+    with torch.no_grad():
+        layer.offset_fc[0].bias.fill_(12.0)
+    with (
+        OffsetStatistics(layer),
+        pytest.warns(RuntimeWarning, match=r"1\.2 extents of the RoI \(threshold 1\)\. Lower"),
+    ):
+        layer(x, ROIS)
+    with OffsetStatistics(layer, roi_threshold=1.5) as statistics:
+        layer(x, ROIS)
+        layer(x, ROIS[:0])
+    assert statistics.report()[""]["measured"] == 1
+    with torch.no_grad():
+        layer.offset_fc[0].bias[1] = torch.nan
+    with (
+        OffsetStatistics(layer, roi_threshold=1.5),
+        pytest.warns(RuntimeWarning, match=r"25\.0% of the offsets are NaN"),
+    ):
+        layer(x, ROIS)
+
+
 def test_bad_settings() -> None:
     with pytest.raises(ValueError, match=r"^OffsetStatistics: every must be at least 1, got 0$"):
         OffsetStatistics(_model(), every=0)
     with pytest.raises(ValueError, match=r"^OffsetStatistics: threshold must be positive, got 0$"):
         OffsetStatistics(_model(), threshold=0)
+    with pytest.raises(ValueError, match=r"^OffsetStatistics: roi_threshold must be positive, got 0$"):
+        OffsetStatistics(_model(), roi_threshold=0)

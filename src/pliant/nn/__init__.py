@@ -3,6 +3,17 @@
 from pliant.nn.offsets import OffsetStatistics, parameter_groups
 from pliant.nn.surgery import deformify, undeformify
 from pliant.ops.deform_conv2d.module import DeformConv2d
+from pliant.ops.deform_psroi_pool.module import DeformPSRoIPool
+from pliant.ops.deform_roi_pool.module import DeformRoIPool
 from pliant.ops.local_response_norm.module import LocalResponseNorm
 
-__all__ = ["DeformConv2d", "LocalResponseNorm", "OffsetStatistics", "deformify", "parameter_groups", "undeformify"]
+__all__ = [
+    "DeformConv2d",
+    "DeformPSRoIPool",
+    "DeformRoIPool",
+    "LocalResponseNorm",
+    "OffsetStatistics",
+    "deformify",
+    "parameter_groups",
+    "undeformify",
+]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -12,6 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from pliant.ops.deform_conv2d.module import DeformConv2d
+from pliant.ops.deform_psroi_pool.module import DeformPSRoIPool
+from pliant.ops.deform_roi_pool.module import DeformRoIPool
 
 # The children of a layer with `offset_lr_mult` that predict its offsets and masks.
 BRANCHES = ("conv_offset", "offset_fc", "mask_fc")
@@ -28,8 +31,8 @@ def parameter_groups(
     Args:
         model: any module; the offset branches of the deformable layers in it are found.
         lr: learning rate of everything that is not an offset branch.
-        offset_lr_mult: None takes each layer's own (convolution 1.0 for version 1, 0.1 for version 2, as in the
-            papers), a number overrides all.
+        offset_lr_mult: None takes each layer's own (convolution 1.0 for version 1, 0.1 for version 2; RoI pooling 0.01
+            for version 1, 1.0 for version 2 and position-sensitive, as in the papers), a number overrides all.
         **options: further settings of every group, such as ``weight_decay=1e-4``; None values are left out.
 
     Returns:
@@ -76,10 +79,14 @@ class _Totals:
     broken: float = 0.0
 
 
-class OffsetStatistics:
-    """Watch the offsets of every `DeformConv2d` in a model while it trains, and warn once per layer if they explode.
+# Of a branch, what went in and what came out: the measurement, the threshold of its mean, and in which unit they are.
+_Watch = Callable[[Any, Tensor, Tensor], tuple[_Totals, float, str]]
 
-    The first and then every `every`-th forward of a layer in training mode is measured, by a hook on `conv_offset`; it
+
+class OffsetStatistics:
+    """Watch the offsets of every deformable layer in a model while it trains, and warn once per layer if they explode.
+
+    The first and then every `every`-th forward of a layer in training mode is measured, by a hook on its branch; it
     costs a few passes over the offsets and reads five numbers back (on a GPU that waits for it). In between, in
     evaluation mode and inside `torch.compile` nothing is measured. Only Python numbers are kept: no graph, no tensor,
     not the model.
@@ -88,6 +95,7 @@ class OffsetStatistics:
         model: any module; layers added later are not watched.
         threshold: mean |offset| in pixels above which a layer is warned about; None takes 50 (as EDVR does), or the
             larger side of the layer's input where that is smaller.
+        roi_threshold: the same for RoI layers, in extents of the RoI.
         every: forwards from one measurement to the next, at least 1.
 
     Raises:
@@ -106,20 +114,34 @@ class OffsetStatistics:
     0.0
     """
 
-    def __init__(self, model: nn.Module, *, threshold: float | None = None, every: int = 10) -> None:
+    def __init__(
+        self, model: nn.Module, *, threshold: float | None = None, roi_threshold: float = 1.0, every: int = 10
+    ) -> None:
         if every < 1:
             raise ValueError(f"OffsetStatistics: every must be at least 1, got {every}")
         if threshold is not None and not threshold > 0:
             raise ValueError(f"OffsetStatistics: threshold must be positive, got {threshold}")
-        self.threshold, self.every = threshold, every
+        if not roi_threshold > 0:
+            raise ValueError(f"OffsetStatistics: roi_threshold must be positive, got {roi_threshold}")
+        self.threshold, self.roi_threshold, self.every = threshold, roi_threshold, every
         self._totals: dict[str, _Totals] = {}
         self._forwards: dict[str, int] = {}
         self._warned: set[str] = set()
         self._handles = []
         for name, layer in model.named_modules():
+            watch: _Watch
             if isinstance(layer, DeformConv2d):
-                hook = functools.partial(self._look, name, layer.offset_groups, layer.extra, layer.boundary)
-                self._handles.append(layer.conv_offset.register_forward_hook(hook))
+                branch: nn.Module = layer.conv_offset
+                watch = functools.partial(_pixels, threshold, layer.offset_groups, layer.extra, layer.boundary)
+            elif isinstance(layer, DeformRoIPool):
+                branch = layer.offset_fc
+                watch = functools.partial(_extents, roi_threshold, 1, layer.output_size, layer.gamma)
+            elif isinstance(layer, DeformPSRoIPool):
+                branch, parts = layer.conv_offset, (layer.part_size, layer.part_size)
+                watch = functools.partial(_extents, roi_threshold, layer.classes, parts, layer.trans_std)
+            else:
+                continue
+            self._handles.append(branch.register_forward_hook(functools.partial(self._look, name, watch)))
 
     def report(self) -> dict[str, dict[str, float]]:
         """Return what was measured since the start or the last :meth:`reset`, per layer name.
@@ -128,6 +150,9 @@ class OffsetStatistics:
         samples outside the map (the padding's own are among them: it is not 0 for offsets of zero), ``nonfinite``: the
         share of samples with a NaN or infinite coordinate, and ``measured``, the number of measurements. Layers that
         were not measured are absent.
+
+        Of RoI layers, ``mean`` and ``max`` are how far bins move, in extents of their RoI, and ``outside`` is the share
+        of bins whose centre has left it. Of a position-sensitive one they are those of the maps that are pooled.
         """
         return {
             name: {
@@ -156,38 +181,27 @@ class OffsetStatistics:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.remove()
 
-    def _look(
-        self,
-        name: str,
-        G: int,
-        extra: tuple[int, int],
-        boundary: str,
-        branch: nn.Conv2d,
-        inputs: tuple[Tensor, ...],
-        output: Tensor,
-    ) -> None:
+    def _look(self, name: str, watch: _Watch, branch: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         if torch.compiler.is_compiling() or not branch.training or output.is_meta or output.numel() == 0:
             return
         forwards = self._forwards.get(name, 0)
         self._forwards[name] = forwards + 1
         if forwards % self.every:
             return
-        size = (inputs[0].shape[-2] - extra[0], inputs[0].shape[-1] - extra[1])
-        now = _measure(output.detach(), branch, G, size, boundary)
+        now, threshold, unit = watch(branch, inputs[0], output.detach())
         total = self._totals.setdefault(name, _Totals())
         total.measured += 1
         total.largest = max(total.largest, now.largest)
         for field in ("finite", "absolute", "samples", "outside", "broken"):
             setattr(total, field, getattr(total, field) + getattr(now, field))
-        self._warn(name, now, size)
+        self._warn(name, now, threshold, unit)
 
-    def _warn(self, name: str, now: _Totals, size: tuple[int, int]) -> None:
-        threshold = min(50.0, float(max(size))) if self.threshold is None else self.threshold
+    def _warn(self, name: str, now: _Totals, threshold: float, unit: str) -> None:
         mean = now.absolute / now.finite if now.finite else 0.0
         if name in self._warned or (mean <= threshold and not now.broken):
             return
         self._warned.add(name)
-        what = f"mean |offset| is {mean:.1f} pixels on a {size[0]}×{size[1]} map (threshold {threshold:g})"
+        what = f"mean |offset| is {mean:.1f} {unit} (threshold {threshold:g})"
         if now.broken:
             what = f"{now.broken / now.samples:.1%} of the offsets are NaN or infinite, " + what
         warnings.warn(
@@ -196,6 +210,42 @@ class OffsetStatistics:
             RuntimeWarning,
             stacklevel=2,
         )
+
+
+def _pixels(
+    threshold: float | None,
+    G: int,
+    extra: tuple[int, int],
+    boundary: str,
+    branch: nn.Conv2d,
+    input: Tensor,
+    output: Tensor,
+) -> tuple[_Totals, float, str]:
+    """Measure the branch of a deformable convolution."""
+    H, W = input.shape[-2] - extra[0], input.shape[-1] - extra[1]
+    limit = min(50.0, float(max(H, W))) if threshold is None else threshold
+    return _measure(output, branch, G, (H, W), boundary), limit, f"pixels on a {H}×{W} map"
+
+
+@torch.no_grad()
+def _extents(
+    threshold: float,
+    classes: int,
+    bins: tuple[int, int],
+    factor: float,
+    branch: nn.Module,
+    input: Tensor,
+    output: Tensor,
+) -> tuple[_Totals, float, str]:
+    """Measure the branch of a RoI layer: of every class, the first 2·bins channels are the offsets, x first."""
+    Ph, Pw = bins
+    offset = output[:, : 2 * classes * Ph * Pw].reshape(len(output), classes, 2, Ph, Pw, -1)
+    offset = factor * offset.to(torch.promote_types(offset.dtype, torch.float32))
+    # Where the centre of a bin is, from 0 at one side of the RoI to 1 at the other.
+    x, y = (((torch.arange(n, device=offset.device, dtype=offset.dtype) + 0.5) / n) for n in (Pw, Ph))
+    x, y = offset[:, :, 0] + x.view(Pw, 1), offset[:, :, 1] + y.view(Ph, 1, 1)
+    counts = (x >= 0) & (x <= 1) & (y >= 0) & (y <= 1)
+    return _total(offset, 2, counts), threshold, "extents of the RoI"
 
 
 @torch.no_grad()
@@ -217,8 +267,13 @@ def _measure(predicted: Tensor, branch: nn.Conv2d, G: int, size: tuple[int, int]
     )
     x = offset[:, :, :, :, 1] + line(Kw, branch.dilation[1]).view(Kw, 1, 1) + line(Wo, branch.stride[1], -pad[1])
     counts = (y < H) & (x < W) & ((y > -1) & (x > -1) if boundary == "zeros" else (y >= 0) & (x >= 0))
+    return _total(offset, 4, counts)
+
+
+def _total(offset: Tensor, pair: int, counts: Tensor) -> _Totals:
+    """Add up offsets whose coordinates stand along dimension `pair`; `counts` says which samples are inside."""
     finite = offset.isfinite()
-    broken = ~finite.all(4)
+    broken = ~finite.all(pair)
     absolute = torch.where(finite, offset.abs(), 0)
     numbers = (finite.sum(), absolute.sum(), absolute.max(), (~counts & ~broken).sum(), broken.sum())
     sums = torch.stack([number.to(offset.dtype) for number in numbers]).tolist()

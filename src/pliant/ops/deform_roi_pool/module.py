@@ -1,0 +1,155 @@
+"""The deformable RoI layer: it pools each RoI, predicts from that where its bins should look, and pools again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pliant import _check
+from pliant.ops.deform_roi_pool.op import deform_roi_pool
+
+_NAME = "DeformRoIPool"
+
+
+class DeformRoIPool(nn.Module):
+    """Pool RoIs into bins that move: offsets (and a mask) are predicted from each RoI pooled without them.
+
+    ``p = offset_fc(flatten(deform_roi_pool(x, rois, None)))``; version 1 takes p as offset, version 2 its first two
+    thirds, and ``mask = mask_scale·sigmoid(last third)``; ``y = deform_roi_pool(x, rois, offset, mask=mask)``. The last
+    layer of the branch starts at zero, so that version 1 starts as RoIAlign and version 2 as `mask_scale`/2 times that.
+
+    At the edges the layer follows :func:`pliant.ops.deform_roi_pool`; no RoIs are fine.
+
+    Args:
+        output_size: Ph, Pw, bins.
+        channels: C.
+        spatial_scale: pixels of the map for one pixel of the image.
+        sampling_ratio: samples of a bin in each direction; 0 or less: as many as the bin has pixels, rounded up.
+        gamma: factor of the offsets, in extents of the RoI.
+        version: 1 (offsets) or 2 (offsets and mask).
+        hidden: widths of the fully connected layers before the last one, each followed by a ReLU; None: none for
+            version 1 (the paper), (1024, 1024) for version 2.
+        mask_scale: factor of the sigmoid: 1.0 in the paper, the authors' code and mmcv.
+        separate_mask_trunk: predict the mask by a trunk of its own with one hidden layer, as mmcv's pack does.
+        device: of the parameters.
+        dtype: of the parameters.
+
+    Shape:
+        (N, C, H, W), RoIs (R, 5) → (R, C, Ph, Pw). With K = Ph·Pw, `offset_fc` has 2·K outputs, all x, then all y, or
+        3·K with the masks last. State: ``offset_fc.{0, 2, 4, …}.weight`` and ``.bias``; with `separate_mask_trunk`
+        also ``mask_fc.{0, 2}``, mmcv's names.
+
+    Attributes:
+        offset_lr_mult: learning rate of `offset_fc` and `mask_fc` relative to the rest, used by
+            :func:`pliant.nn.parameter_groups`: 0.01 for version 1, 1.0 for version 2, as in the papers.
+
+    Raises:
+        ValueError: a size below 1, an unknown version, a trunk for the mask without one.
+
+    Source: Dai et al., ICCV 2017, section 2.2; Zhu et al., CVPR 2019, section 3.2, whose hidden layers start at
+    N(0, 0.01²); the second trunk is that of mmcv.ops.ModulatedDeformRoIPoolPack.
+
+    >>> layer = DeformRoIPool(7, 16, spatial_scale=1 / 8, sampling_ratio=2)
+    >>> layer(torch.randn(1, 16, 20, 20), torch.tensor([[0.0, 8.0, 8.0, 120.0, 96.0]])).shape
+    torch.Size([1, 16, 7, 7])
+    """
+
+    def __init__(
+        self,
+        output_size: int | Sequence[int],
+        channels: int,
+        spatial_scale: float = 1.0,
+        sampling_ratio: int = 0,
+        gamma: float = 0.1,
+        *,
+        version: int = 1,
+        hidden: Sequence[int] | None = None,
+        mask_scale: float = 1.0,
+        separate_mask_trunk: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if version not in (1, 2):
+            raise ValueError(f"{_NAME}: version must be 1 (offsets) or 2 (offsets and mask), got {version!r}")
+        if separate_mask_trunk and version == 1:
+            raise ValueError(f"{_NAME}: separate_mask_trunk needs version 2, version 1 has no mask")
+        if hidden is None:
+            hidden = () if version == 1 else (1024, 1024)
+        if channels < 1 or any(width < 1 for width in hidden):
+            raise ValueError(f"{_NAME}: channels and hidden must be at least 1, got {channels} and {tuple(hidden)}")
+        self.output_size = _check.pair(_NAME, "output_size", output_size, 1)
+        self.channels, self.spatial_scale, self.sampling_ratio = channels, spatial_scale, sampling_ratio
+        self.gamma, self.version, self.hidden, self.mask_scale = gamma, version, tuple(hidden), mask_scale
+        self.offset_lr_mult = 0.01 if version == 1 else 1.0
+
+        factory: dict[str, Any] = {"device": device, "dtype": dtype}
+        K = self.output_size[0] * self.output_size[1]
+        outputs = 3 * K if version == 2 and not separate_mask_trunk else 2 * K
+        self.offset_fc = _trunk([channels * K, *self.hidden, outputs], factory)
+        self.mask_fc = _trunk([channels * K, *self.hidden[:1], K], factory) if separate_mask_trunk else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Initialise the hidden layers to N(0, 0.01²), their biases and the last layers to zero."""
+        for trunk in (self.offset_fc, self.mask_fc):
+            layers = [] if trunk is None else [layer for layer in trunk if isinstance(layer, nn.Linear)]
+            for layer in layers:
+                nn.init.normal_(layer.weight, std=0.01)
+                nn.init.zeros_(layer.bias)
+            if layers:
+                nn.init.zeros_(layers[-1].weight)
+
+    def predict(self, input: Tensor, rois: Tensor | Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
+        """Return what the branch predicts: offset (R, 2, Ph, Pw), x first, and mask (R, 1, Ph, Pw) or None.
+
+        Under autocast the branch runs in the low precision, what it predicts is float32.
+        """
+        self._check(input)
+        pooled = deform_roi_pool(input, rois, None, self.output_size, self.spatial_scale, self.sampling_ratio)
+        flat = pooled.flatten(1)
+        predicted = _wide(self.offset_fc(flat))
+        Ph, Pw = self.output_size
+        offset = predicted[:, : 2 * Ph * Pw].unflatten(1, (2, Ph, Pw))
+        if self.version == 1:
+            return offset, None
+        mask = predicted[:, 2 * Ph * Pw :] if self.mask_fc is None else _wide(self.mask_fc(flat))
+        return offset, self.mask_scale * mask.sigmoid().unflatten(1, (1, Ph, Pw))
+
+    def forward(self, input: Tensor, rois: Tensor | Sequence[Tensor]) -> Tensor:
+        offset, mask = self.predict(input, rois)
+        return deform_roi_pool(
+            input, rois, offset, self.output_size, self.spatial_scale, self.sampling_ratio, self.gamma, mask=mask
+        )
+
+    def _check(self, input: Tensor) -> None:
+        # Here, since the fully connected layer would name its own weight for wrong channels.
+        _check.tensors(_NAME, input=input)
+        _check.rank(_NAME, "input", input, "N C H W")
+        if input.shape[1] != self.channels:
+            got = tuple(int(n) for n in input.shape)
+            raise ValueError(f"{_NAME}: input must have {self.channels} channels, got shape {got}")
+
+    def extra_repr(self) -> str:
+        text = f"output_size={self.output_size}, channels={self.channels}, spatial_scale={self.spatial_scale}"
+        text += f", sampling_ratio={self.sampling_ratio}, gamma={self.gamma}, version={self.version}"
+        text += f", hidden={self.hidden}"
+        return text + (f", mask_scale={self.mask_scale}" if self.version == 2 else "")
+
+
+def _trunk(widths: list[int], factory: dict[str, Any]) -> nn.Sequential:
+    """Return fully connected layers with ReLUs between them."""
+    layers: list[nn.Module] = []
+    for before, after in pairwise(widths):
+        layers += [nn.Linear(before, after, **factory), nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
+
+
+def _wide(predicted: Tensor) -> Tensor:
+    """Return what a branch predicted, in float32 where autocast made it narrow."""
+    low = predicted.device.type != "meta" and torch.is_autocast_enabled(predicted.device.type)
+    return predicted.float() if low and predicted.dtype in _check.LOW else predicted
