@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 from torch import Tensor
 
 from pliant.models import FasterRCNN, ResNet
+from pliant.models.boxes import iou
+from pliant.nn import parameter_groups
 
 Scenes = tuple[list[Tensor], list[dict[str, Tensor]]]
 
@@ -25,6 +27,15 @@ def _scenes(count: int = 2, size: int = 64) -> Scenes:
         images.append(image)
         targets.append({"boxes": boxes, "labels": labels})
     return images, targets
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Compute on one thread: for maps of a few cells a second one only costs."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture
@@ -68,3 +79,28 @@ def detector(backbone: Callable[..., ResNet]) -> Callable[..., FasterRCNN]:
         return FasterRCNN(neck=neck, classes=2, **(small | options))
 
     return make
+
+
+@pytest.fixture
+def learn(scenes: Callable[..., Scenes]) -> Callable[..., None]:
+    """Return a function that trains a detector on two pictures and asserts that it knows them by heart then."""
+
+    def fit(net: torch.nn.Module, lr: float, steps: int) -> None:
+        images, targets = scenes()
+        optimizer = torch.optim.AdamW(parameter_groups(net, lr))
+        decay = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, steps)
+        history = []
+        for _ in range(steps):
+            loss = sum(net(images, targets).values())
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            decay.step()
+            history.append(loss.item())
+        assert sum(history[-5:]) < 0.3 * sum(history[:5])
+        for found, target in zip(net.eval()(images), targets, strict=True):
+            # An average precision of 1: the two best detections are the two boxes, with their labels.
+            overlap, which = iou(target["boxes"], found["boxes"][:2]).max(1)
+            assert (overlap > 0.5).all() and torch.equal(found["labels"][which], target["labels"])
+
+    return fit

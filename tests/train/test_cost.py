@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pliant.models import ResNet
+from pliant.models import RFCN, FasterRCNN, ResNet
 from pliant.nn import DeformConv2d, LocalResponseNorm
 from pliant.train import multiply_adds, parameters
 
@@ -33,6 +33,32 @@ def test_frozen_normalization_costs_what_live_does() -> None:
     assert multiply_adds(live, 1, 3, 32, 32) == multiply_adds(frozen, 1, 3, 32, 32)
 
 
+def _detectors() -> tuple[FasterRCNN, RFCN]:
+    torch.manual_seed(0)
+    options = {"rpn_channels": 8, "post_nms": (10, 7)}
+    body = ResNet(18, width=4, stem="small", stride=16)
+    faster = FasterRCNN(body, 2, channels=4, hidden=8, pooled=3, sampling_ratio=2, levels=(2, 3), **options)
+    return faster, RFCN(body, 2, width=6, bins=3, roi_pool="deform_ps", **options)
+
+
+def test_detectors_by_hand() -> None:
+    faster, rfcn = _detectors()
+    body = multiply_adds(faster.backbone, 1, 3, 64, 64)  # conv4 and conv5 are 16 and 32 channels of 8×8
+    neck = 64 * 4 * (16 + 32) + 2 * 64 * 4 * 4 * 9
+    rpn = (64 + 64 + 16) * (4 * 8 * 9 + 8 * 15)
+    head = 7 * (4 * 9 * 8 + 8 * 8 + 8 * 3 + 8 * 8)
+    assert multiply_adds(faster, 3, 64, 64) == body + neck + rpn + head + 7 * 4 * 9 * 4 * 4
+    # As many samples as pixels: the picture is 8 cells at stride 8, three bins of 2⅔, 3 × 3 samples each.
+    faster.pool.sampling_ratio = 0
+    assert multiply_adds(faster, 3, 64, 64) == body + neck + rpn + head + 7 * 4 * 9 * 9 * 4
+    rpn = 64 * (16 * 8 * 9 + 8 * 5 * 12)
+    maps = 9 * (3 + 4) + 2 * 9 * (3 + 1)
+    # All maps are convolved; a RoI takes 16 samples of every one of them.
+    expected = body + 64 * 32 * 6 + rpn + 64 * 6 * maps + 7 * maps * 16 * 4
+    assert multiply_adds(rfcn, 3, 64, 64) == expected
+    assert faster.training and "proposals" not in vars(faster.rpn)
+
+
 def test_counting_changes_nothing() -> None:
     net = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2))
     mean = net[1].running_mean.clone()
@@ -52,6 +78,13 @@ def test_unknown_layers_are_refused() -> None:
 
     with pytest.raises(TypeError, match="does not know what a Odd costs"):
         multiply_adds(Odd(), 1, 2)
+
+
+def test_a_detector_needs_a_picture() -> None:
+    with pytest.raises(
+        ValueError, match=r"^multiply_adds: a detector needs the shape \(channels, H, W\), got \(1, 3, 8"
+    ):
+        multiply_adds(_detectors()[0], 1, 3, 8, 8)
 
 
 def test_parameters() -> None:

@@ -4,5 +4,6 @@ from pliant.models.alexnet import AlexNet
 from pliant.models.faster_rcnn import FasterRCNN
 from pliant.models.mimic import FeatureMimic, strip_training_only
 from pliant.models.resnet import ResNet, load_imagenet
+from pliant.models.rfcn import RFCN
 
-__all__ = ["AlexNet", "FasterRCNN", "FeatureMimic", "ResNet", "load_imagenet", "strip_training_only"]
+__all__ = ["RFCN", "AlexNet", "FasterRCNN", "FeatureMimic", "ResNet", "load_imagenet", "strip_training_only"]

@@ -162,6 +162,15 @@ def sample(positive: Tensor, negative: Tensor, count: int, share: float) -> tupl
     return torch.cat([first.indices, second.indices], 1), torch.cat([drawn, rest], 1)
 
 
+def mean(values: Tensor, picture: Tensor, N: int) -> Tensor:
+    """Return the mean over N pictures of the mean of each one's `values` (R,), 0 where it has none.
+
+    A loss in this form is the same for a batch and, on average, for its parts on several processes.
+    """
+    counts = torch.bincount(picture, minlength=N)
+    return (values / counts[picture]).sum() / N
+
+
 def take(values: Tensor, index: Tensor) -> Tensor:
     """Return ``values[n, index[n, s]]``: (N, S, …) of values (N, A, …) and index (N, S)."""
     tail = values.shape[2:]

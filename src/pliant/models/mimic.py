@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pliant.models import boxes
 from pliant.models.rpn import ranked
 from pliant.ops import roi_align
 
@@ -26,7 +27,7 @@ class FeatureMimic(nn.Module):
     pixel, and sent through the same backbone, neck, RoI pooling (the RoI is the whole patch) and fully connected
     layers; a classifier of its own names them. Two losses come of it:
     ``mimic_cosine = weight · Σ_Ω (1 − cos(f_patch, f_proposal))`` and
-    ``mimic_classification = weight · mean_Ω cross-entropy``. Without a proposal to draw both are 0.
+    ``mimic_classification = weight · mean_Ω cross-entropy``, averaged over pictures. Without a proposal both are 0.
 
     Pass it to :class:`pliant.models.FasterRCNN` as `mimic`. In evaluation it does nothing; `strip_training_only` takes
     it off. On conv5 (``neck="c4"``, the paper's network) 224 pixels become a 14×14 map. On a pyramid the patch is
@@ -39,8 +40,7 @@ class FeatureMimic(nn.Module):
         count: proposals of a picture; the paper's 32.
         size: of the patches, in pixels.
         weight: of both losses.
-        reduction: of the cosine loss: "mean" over Ω, or "sum" over Ω of each picture (the formula as printed), then
-            averaged over pictures.
+        reduction: of the cosine loss over Ω: "mean", or "sum", the formula as printed.
         detach_target: let no gradient of the cosine loss flow into f_patch. The paper does not say; both branches share
             their weights.
         foreground: draw positive proposals.
@@ -97,7 +97,8 @@ class FeatureMimic(nn.Module):
             features: (R, hidden), what the detector makes of them.
         """
         assert self.classifier is not None
-        chosen = self.draw(rois[:, 0].long(), labels, len(pictures), detector.classes)
+        N, picture = len(pictures), rois[:, 0].long()
+        chosen = self.draw(picture, labels, N, detector.classes)
         if len(chosen) == 0:
             nothing = features[:0]
             return {
@@ -108,9 +109,10 @@ class FeatureMimic(nn.Module):
         found = self.describe(detector, patches)
         target = found.detach() if self.detach_target else found
         distance = 1 - F.cosine_similarity(target.float(), features[chosen].float())
-        cosine = distance.mean() if self.reduction == "mean" else distance.sum() / len(pictures)
-        entropy = F.cross_entropy(self.classifier(found).float(), labels[chosen])
-        return {"mimic_cosine": self.weight * cosine, "mimic_classification": self.weight * entropy}
+        cosine = distance.sum() / N if self.reduction == "sum" else boxes.mean(distance, picture[chosen], N)
+        entropy = F.cross_entropy(self.classifier(found).float(), labels[chosen], reduction="none")
+        classification = boxes.mean(entropy, picture[chosen], N)
+        return {"mimic_cosine": self.weight * cosine, "mimic_classification": self.weight * classification}
 
     def draw(self, picture: Tensor, labels: Tensor, N: int, classes: int) -> Tensor:
         """Return the indices of Ω, drawn without replacement from torch's global generator."""

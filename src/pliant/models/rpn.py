@@ -141,20 +141,19 @@ class RPN(nn.Module):
     def losses(
         self, logits: Tensor, deltas: Tensor, anchors: Tensor, inside: Tensor, truth: Truth
     ) -> dict[str, Tensor]:
-        """Return both losses, divided by the number of sampled anchors."""
+        """Return both losses: means over the sampled anchors of each picture, then over pictures."""
         index, positive, negative = boxes.match(anchors, truth, self.low, self.high, keep_best=True)
         picked, drawn = boxes.sample(positive & inside, negative & inside, self.samples, self.share)
-        count = drawn.sum().clamp(min=1)
+        share = drawn / (len(drawn) * drawn.sum(1, keepdim=True).clamp(min=1))
         is_object = boxes.take(positive, picked)
         score = boxes.take(logits, picked)
-        objectness = F.binary_cross_entropy_with_logits(score, is_object.float(), drawn.float(), reduction="sum")
+        objectness = F.binary_cross_entropy_with_logits(score, is_object.float(), share, reduction="sum")
         # Only the first columns can hold positives.
         P = int(self.samples * self.share)
-        picked, drawn = picked[:, :P], drawn[:, :P] & is_object[:, :P]
+        picked, share = picked[:, :P], share[:, :P] * is_object[:, :P]
         goal = boxes.encode(boxes.take(truth.boxes, boxes.take(index, picked)), anchors[picked])
         apart = F.smooth_l1_loss(boxes.take(deltas, picked), goal, beta=self.beta, reduction="none").sum(2)
-        box = torch.where(drawn, apart, 0).sum()
-        return {"rpn_objectness": objectness / count, "rpn_box": box / count}
+        return {"rpn_objectness": objectness, "rpn_box": (share * apart).sum()}
 
     def proposals(
         self, logits: Tensor, deltas: Tensor, anchors: Tensor, inside: Tensor, sizes: Tensor, cells: Sequence[int]

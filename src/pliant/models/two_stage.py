@@ -32,7 +32,7 @@ class TwoStage(nn.Module):
         rois: proposals a picture that the head's losses see.
         positive_share: largest share of positives among them.
         positive_iou: IoU with a true box from which a proposal is positive; below it is negative.
-        hard: None, or how many proposals a picture count, those of largest loss in the batch (hard example mining);
+        hard: None, or how many of the proposals of a picture count, those of largest loss (hard example mining);
             then the head sees all proposals, and `rois` and `positive_share` do not matter.
         box_std: scale of the head's deltas.
         score_threshold: detections scored lower are dropped.
@@ -178,19 +178,20 @@ class TwoStage(nn.Module):
     def losses(
         self, rois: Tensor, labels: Tensor, goals: Tensor, logits: Tensor, deltas: Tensor, N: int
     ) -> dict[str, Tensor]:
-        """Return cross-entropy and smooth L1 on the positives, divided by the number of RoIs."""
+        """Return cross-entropy and, of the positives, smooth L1: means over the RoIs of each picture, then over all."""
+        picture = rois[:, 0].long()
         positive = (labels < self.classes).nonzero()[:, 0]
         column = labels[positive] if deltas.shape[1] > 1 else torch.zeros_like(positive)
         goal = boxes.encode(goals[positive], rois[positive, 1:], self.box_std)
         apart = F.smooth_l1_loss(deltas[positive, column], goal, reduction="none").sum(1)
+        box = logits.new_zeros(len(labels)).index_put((positive,), apart)
         entropy = F.cross_entropy(logits, labels, reduction="none")
-        count = max(1, len(labels))
-        if self.hard is not None and count > self.hard * N:
-            count = self.hard * N
-            each = entropy.detach().index_add(0, positive, apart.detach())
-            counts = torch.zeros_like(each).index_fill_(0, each.topk(count).indices, 1.0)
-            entropy, apart = entropy * counts, apart * counts[positive]
-        return {"classification": entropy.sum() / count, "box": apart.sum() / count}
+        if self.hard is not None:
+            order = (entropy + box).detach().argsort(descending=True)
+            picture, order, rank = ranked(picture[order], order, N)
+            picture, order = picture[rank < self.hard], order[rank < self.hard]
+            entropy, box = entropy[order], box[order]
+        return {"classification": boxes.mean(entropy, picture, N), "box": boxes.mean(box, picture, N)}
 
     def detections(self, rois: Tensor, logits: Tensor, deltas: Tensor, sizes: Tensor) -> list[dict[str, Tensor]]:
         """Return the detections of each picture, best first."""

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
+from pliant.models.faster_rcnn import RoIPooling
 from pliant.models.resnet import FrozenBatchNorm2d
+from pliant.models.rfcn import PartScores
+from pliant.models.two_stage import TwoStage
 from pliant.nn import DeformConv2d, LocalResponseNorm
 
 
@@ -19,22 +26,27 @@ def multiply_adds(model: nn.Module, *shape: int) -> int:
 
     Counted, with P output positions, K taps and g groups: convolution ``P·O·K·C/g``; deformable convolution that of
     its two convolutions, and four for each of the ``P·K·C`` bilinear samples, five with a mask; linear ``O·C``; batch
-    normalization 1 a value; local response normalization ``size + 2`` a value (square, window, product). Pooling and
-    activations multiply nothing and are not counted.
+    normalization 1 a value; local response normalization ``size + 2`` a value (square, window, product); RoI pooling
+    four for each bilinear sample, and one a bin with a mask. Other pooling and activations multiply nothing and are not
+    counted, nor is what a detector does with boxes.
+
+    A detector is counted in evaluation, on one picture, with as many proposals as it takes at most (`post_nms`), each
+    as large as the picture.
 
     Args:
         model: a network on the CPU.
-        shape: of the input, with the batch: counts are of the whole batch.
+        shape: of the input, with the batch: counts are of the whole batch. For a detector (channels, H, W).
 
     Raises:
         TypeError: `model` holds a layer with parameters that this function does not know.
+        ValueError: a detector and a shape that is not a picture's.
 
     >>> multiply_adds(nn.Conv2d(3, 8, 3, padding=1), 1, 3, 10, 10)
     21600
     """
     total = 0
 
-    def count(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    def count(layer: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         nonlocal total
         if isinstance(layer, nn.Conv2d):
             total += output.numel() * layer.weight[0].numel()
@@ -49,6 +61,14 @@ def multiply_adds(model: nn.Module, *shape: int) -> int:
             total += output.numel()
         elif isinstance(layer, LocalResponseNorm):
             total += output.numel() * (layer.size + 2)
+        elif isinstance(layer, RoIPooling):
+            if layer.deform is None:
+                scale = 1 / output.new_tensor(layer.strides)[layer.levels(inputs[1])]
+                total += 4 * output.shape[1] * _samples(inputs[1], scale, layer.size, layer.sampling_ratio)
+        elif isinstance(layer, PartScores):
+            # Its convolutions have hooks of their own. 4 × 4 samples a bin, of scores and of offsets.
+            maps = sum(c.out_channels for c in (layer.conv, layer.conv_offset) if c is not None)
+            total += 4 * 16 * len(output) * maps
         elif next(layer.parameters(recurse=False), None) is not None:
             raise TypeError(f"multiply_adds: does not know what a {type(layer).__name__} costs")
 
@@ -57,9 +77,35 @@ def multiply_adds(model: nn.Module, *shape: int) -> int:
     try:
         model.eval()
         with torch.no_grad():
-            model(torch.zeros(shape))
+            if isinstance(model, TwoStage):
+                if len(shape) != 3:
+                    raise ValueError(f"multiply_adds: a detector needs the shape (channels, H, W), got {shape}")
+                with _all_proposals(model, shape[2], shape[1]):
+                    model([torch.zeros(shape)])
+            else:
+                model(torch.zeros(shape))
     finally:
         model.train(training)
         for hook in hooks:
             hook.remove()
     return total
+
+
+def _samples(rois: Tensor, scale: Tensor | float, size: int, ratio: int) -> int:
+    """Return how often RoI pooling reads a channel: `ratio`² times a bin, or as often as the bin has pixels."""
+    if ratio > 0:
+        return len(rois) * (size * ratio) ** 2
+    sides = (rois[:, 3:] - rois[:, 1:3]) * torch.as_tensor(scale).reshape(-1, 1)
+    return int((sides / size).ceil().clamp(min=0).prod(1).sum()) * size**2
+
+
+@contextmanager
+def _all_proposals(model: TwoStage, width: int, height: int) -> Iterator[None]:
+    """Let a detector propose its whole picture, as often as it may."""
+    count = model.rpn.post_nms[1]
+    boxes = torch.tensor([0.0, 0.0, width, height]).expand(1, count, 4)
+    model.rpn.proposals = lambda *predicted: (boxes, torch.ones(1, count, dtype=torch.bool))  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        del model.rpn.proposals

@@ -1,0 +1,174 @@
+"""R-FCN: score maps that know which part of an object they score, with or without deformable pooling."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pliant.models.faster_rcnn import IMAGENET_MEAN, IMAGENET_STD
+from pliant.models.resnet import ResNet
+from pliant.models.rpn import RPN
+from pliant.models.two_stage import TwoStage
+from pliant.ops import deform_psroi_pool
+
+
+class PartScores(nn.Module):
+    """Score RoIs by parts: bin (i, j) of k × k looks at maps of its own, and the bins are averaged.
+
+    ``score[r, c] = mean_b pool(maps)[r, c, b]``, with ``maps = conv(features)``, 1×1 to outputs·k² channels.
+    Deformable: `conv_offset`, 1×1 too, makes 2·k² maps of offsets for each of `classes`; pooled the same way, without
+    offsets, they say how far each bin moves, in tenths of the RoI. It starts at zero.
+
+    Args:
+        channels: of the features.
+        outputs: scores of a RoI.
+        bins: k.
+        stride: of the features.
+        classes: whose bins move apart from each other, a divisor of `outputs`; None: bins do not move.
+
+    Shape:
+        features (N, channels, H, W), RoIs (R, 5) → (R, outputs).
+    """
+
+    def __init__(self, channels: int, outputs: int, bins: int, stride: int, classes: int | None) -> None:
+        super().__init__()
+        self.bins, self.stride = bins, stride
+        self.conv = nn.Conv2d(channels, outputs * bins**2, 1)
+        nn.init.normal_(self.conv.weight, std=0.01)
+        nn.init.zeros_(self.conv.bias)  # type: ignore[arg-type]
+        self.conv_offset = None
+        if classes is not None:
+            self.conv_offset = nn.Conv2d(channels, 2 * classes * bins**2, 1)
+            nn.init.zeros_(self.conv_offset.weight)
+            nn.init.zeros_(self.conv_offset.bias)  # type: ignore[arg-type]
+
+    def forward(self, features: Tensor, rois: Tensor) -> Tensor:
+        offset = None if self.conv_offset is None else self.pool(self.conv_offset(features), rois, None)
+        return self.pool(self.conv(features), rois, offset).mean((2, 3))
+
+    def pool(self, maps: Tensor, rois: Tensor, offset: Tensor | None) -> Tensor:
+        """Return every bin of every RoI, each from its own maps."""
+        return deform_psroi_pool(maps, rois, offset, self.bins, 1 / self.stride, group_size=self.bins)
+
+
+class RFCN(TwoStage):
+    """Detect objects by convolutions alone: after the proposals there is only pooling and averaging.
+
+    Proposals on conv4. conv5, which should be at stride 16 (`ResNet(…, stride=16)`), goes through a 1×1 convolution to
+    `width` maps, and these through 1×1 convolutions to k²·(C + 1) maps of scores and 4·k² of box deltas (the same for
+    all classes), from which RoIs are pooled part by part. ``roi_pool="deform_ps"``: each bin moves, by offsets that
+    convolutions make for every class. Both ways pool alike (:func:`pliant.ops.deform_psroi_pool`), so that offsets are
+    all that differs. How it is called and what it returns: :class:`pliant.models.two_stage.TwoStage`.
+
+    The released code predicts 8·k² deltas, four of them for the background, which nothing trains; they are left out.
+    Its other settings are the defaults: 300 proposals, of which the 128 of largest loss count.
+
+    Args:
+        backbone: a ResNet.
+        classes: C, of the foreground.
+        roi_pool: "ps" or "deform_ps".
+        width: channels between conv5 and the score maps.
+        bins: k, parts in each direction.
+        anchor_sizes: roots of the anchors' areas in pixels; None: 4, 8, 16 and 32 times the stride of conv4.
+        anchor_ratios: height / width.
+        rpn_channels: of the RPN's convolution.
+        rpn_samples: anchors a picture that the RPN's losses see.
+        pre_nms: in training and in evaluation.
+        post_nms: proposals of a picture, in training and in evaluation.
+        rpn_nms: threshold of the proposals' suppression.
+        hard: proposals a picture that count, those of largest loss; None draws `rois` of them instead.
+        rois: see `hard`.
+        positive_share: largest share of positives among `rois`.
+        positive_iou: from which a proposal is positive.
+        box_std: scale of the deltas.
+        score_threshold: detections scored lower are dropped.
+        nms_threshold: of the detections' suppression.
+        max_detections: of a picture.
+        mean: of pictures, a value a channel.
+        std: of pictures, a value a channel.
+
+    Raises:
+        TypeError: the backbone is not a ResNet; pictures are not floating-point.
+        ValueError: an unknown pooling, settings or pictures or targets that do not fit.
+
+    Source: Dai et al., "R-FCN", NIPS 2016; Dai et al., "Deformable Convolutional Networks", ICCV 2017, section 2.2.
+
+    >>> import torch
+    >>> net = RFCN(ResNet(18, width=8, stem="small", stride=16), 3, width=16, bins=3, roi_pool="deform_ps")
+    >>> sorted(net.eval()([torch.rand(3, 64, 64)])[0])
+    ['boxes', 'labels', 'scores']
+    """
+
+    def __init__(
+        self,
+        backbone: ResNet,
+        classes: int,
+        *,
+        roi_pool: str = "ps",
+        width: int = 1024,
+        bins: int = 7,
+        anchor_sizes: Sequence[float] | None = None,
+        anchor_ratios: Sequence[float] = (0.5, 1.0, 2.0),
+        rpn_channels: int = 512,
+        rpn_samples: int = 256,
+        pre_nms: tuple[int, int] = (6000, 6000),
+        post_nms: tuple[int, int] = (300, 300),
+        rpn_nms: float = 0.7,
+        hard: int | None = 128,
+        rois: int = 128,
+        positive_share: float = 0.25,
+        positive_iou: float = 0.5,
+        box_std: Sequence[float] = (0.1, 0.1, 0.2, 0.2),
+        score_threshold: float = 0.05,
+        nms_threshold: float = 0.5,
+        max_detections: int = 100,
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
+    ) -> None:
+        super().__init__(
+            backbone,
+            classes,
+            rois=rois,
+            positive_share=positive_share,
+            positive_iou=positive_iou,
+            hard=hard,
+            box_std=box_std,
+            score_threshold=score_threshold,
+            nms_threshold=nms_threshold,
+            max_detections=max_detections,
+            mean=mean,
+            std=std,
+        )
+        if roi_pool not in ("ps", "deform_ps"):
+            raise ValueError(f"RFCN: roi_pool must be 'ps' or 'deform_ps', got {roi_pool!r}")
+        if width < 1 or bins < 1:
+            raise ValueError(f"RFCN: width and bins must be at least 1, got {width} and {bins}")
+        _, _, conv4, conv5 = backbone.strides
+        self.rpn = RPN(
+            backbone.channels[2],
+            [conv4],
+            [[factor * conv4 for factor in (4, 8, 16, 32)] if anchor_sizes is None else anchor_sizes],
+            anchor_ratios,
+            hidden=rpn_channels,
+            samples=rpn_samples,
+            pre_nms=pre_nms,
+            post_nms=post_nms,
+            nms_threshold=rpn_nms,
+        )
+        self.neck = nn.Conv2d(backbone.channels[3], width, 1)
+        nn.init.kaiming_normal_(self.neck.weight, nonlinearity="relu")
+        nn.init.zeros_(self.neck.bias)  # type: ignore[arg-type]
+        deform = roi_pool == "deform_ps"
+        self.classifier = PartScores(width, classes + 1, bins, conv5, classes + 1 if deform else None)
+        self.regressor = PartScores(width, 4, bins, conv5, 1 if deform else None)
+
+    def maps(self, pictures: Tensor) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+        found = self.backbone(pictures)
+        return [found[2]], [F.relu(self.neck(found[3]))]
+
+    def head(self, maps: Sequence[Tensor], rois: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        (features,) = maps
+        logits = self.classifier(features, rois)
+        return logits, self.regressor(features, rois).reshape(len(rois), 1, 4), logits
