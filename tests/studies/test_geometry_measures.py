@@ -9,7 +9,9 @@ from scipy.stats import spearmanr
 from torch import Tensor
 
 from pliant.nn import DeformConv2d
-from pliant.studies.geometry import build, measures
+from pliant.studies import measures
+from pliant.studies.geometry import build
+from pliant.studies.geometry import measures as geometry
 
 
 def _grid(layer: DeformConv2d, move: Tensor) -> Tensor:
@@ -52,7 +54,7 @@ def test_offset_statistics() -> None:
     net = build("deform-v1-3")
     with torch.no_grad():
         net.features.conv4.conv_offset.bias.fill_(0.25)
-    found = measures.offsets(net, [torch.rand(2, 1, 64, 64), torch.rand(1, 1, 64, 64)])
+    found = geometry.offsets(net, [torch.rand(2, 1, 64, 64), torch.rand(1, 1, 64, 64)])
     assert list(found) == ["conv3", "conv4", "conv5"]
     assert found["conv4"]["mean_abs"] == 0.25
     assert found["conv3"] == {"mean_abs": 0.0, "outside": pytest.approx((4 * 3 * 16 - 4) / (9 * 256))}
@@ -62,7 +64,7 @@ def test_dilation_is_taken_on_the_object() -> None:
     net = build("deform-v1-1")
     canvas = torch.zeros(2, 1, 64, 64)
     canvas[0, :, 16:40, 20:44] = 1
-    found = measures.dilation_of_objects(net, canvas)
+    found = geometry.dilation_of_objects(net, canvas)
     assert list(found) == ["conv5"]
     assert found["conv5"][0] == 1
     assert found["conv5"][1].isnan()
@@ -75,7 +77,7 @@ def test_adaptation_of_a_net_that_does_not_adapt() -> None:
         canvas = torch.zeros(6, 1, 64, 64)
         canvas[:, :, :side, :side] = 1
         tests.append([canvas[:4], canvas[4:]])
-    rows, spearman = measures.adaptation(net, tests)
+    rows, spearman = geometry.adaptation(net, tests)
     assert sum(row["n"] for row in rows) == 18
     assert {row["dilation"] for row in rows} == {1.0}
     assert {row["scale"] for row in rows} == {8.0, 16.0, 32.0}

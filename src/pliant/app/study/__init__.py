@@ -9,13 +9,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from pliant.app.study import geometry
+from pliant.app.study import detection, geometry
 from pliant.app.study.progress import progress
 from pliant.studies import runner
 from pliant.studies.store import Store
 
 # What is asked on the command line and said there differs from study to study; how one is run does not.
-STUDIES: dict[str, Any] = {"geometry": geometry}
+STUDIES: dict[str, Any] = {"geometry": geometry, "detection": detection}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -12,8 +12,9 @@ from pliant.show.tables import table
 from pliant.studies.geometry.report import findings
 from pliant.studies.geometry.report.findings import TRAINED
 from pliant.studies.geometry.report.results import Results, deformable
+from pliant.studies.report.entries import gap_entry, plain, share
 from pliant.studies.report.page import legend
-from pliant.studies.report.statistics import Cell, Difference, difference, interval, signed
+from pliant.studies.report.statistics import Cell, difference
 
 UNITS = {
     "scale": "scale factor",
@@ -49,7 +50,7 @@ def accuracy(results: Results, training: str) -> str:
         if there:
             rows.append([group])
         for contestant in there:
-            cells = [_share(results.accuracy(contestant, training, c), best[c] == contestant) for c in results.columns]
+            cells = [share(results.accuracy(contestant, training, c), best[c] == contestant) for c in results.columns]
             n = results.accuracy(contestant, training, "clean")
             rows.append([results.label(contestant), *cells, str(n.n if n else 0)])
     head = ["contestant", *(f"{c}" for c in results.columns), "seeds"]
@@ -59,7 +60,7 @@ def accuracy(results: Results, training: str) -> str:
 def duels(results: Results, training: str) -> str:
     """Return the best deformable network against the best control in every column."""
     rows: list[Sequence[Entry | str]] = [
-        [column, _gap(gap), results.label(ours), results.label(theirs)]
+        [column, gap_entry(gap), results.label(ours), results.label(theirs)]
         for column, (ours, theirs, gap) in findings.duels(results, training).items()
     ]
     head = ["test", "difference in points", "best deformable", "best control"]
@@ -97,14 +98,9 @@ def _margins(results: Results, training: str, best: Mapping[str, str | None]) ->
             mine = results.accuracy(contestant, training, column)
             theirs = results.accuracy(control, training, column) if control else None
             gap = difference(mine, theirs) if mine and theirs else None
-            row.append(_gap(gap, "stack") if gap is not None else "–")
+            row.append(gap_entry(gap, "stack") if gap is not None else "–")
         rows.append(row)
     return rows
-
-
-def _gap(gap: Difference, kind: str = "") -> Entry:
-    mark, color = {1: (" ▲", "win"), -1: (" ▼", "lose"), 0: ("", "")}[gap.verdict]
-    return Entry(signed(gap.mean) + mark, gap.verdict != 0, interval(gap), f"{kind} {color}".strip())
 
 
 def cost(results: Results) -> str:
@@ -208,8 +204,8 @@ def correlations(results: Results) -> str:
                         training,
                         layer,
                         text,
-                        _plain([m["mean_abs"] for m in moves], "{:.2f}"),
-                        _plain([100 * m["outside"] for m in moves], "{:.1f}"),
+                        plain([m["mean_abs"] for m in moves], "{:.2f}"),
+                        plain([100 * m["outside"] for m in moves], "{:.1f}"),
                         str(max(len(rho), len(moves))),
                     ]
                 )
@@ -231,7 +227,7 @@ def strengths(results: Results, training: str) -> str:
     for contestant in results.contestants:
         cells = [results.at(contestant, training, *test) for test in tests]
         if any(cells):
-            rows.append([results.label(contestant), *(_share(cell) for cell in cells)])
+            rows.append([results.label(contestant), *(share(cell) for cell in cells)])
     return table(["contestant", *(f"{kind} {s}" for kind, s in tests)], rows, TRAINED.get(training, training))
 
 
@@ -247,19 +243,6 @@ def _groups(results: Results) -> list[tuple[str, list[str]]]:
 
 def _line(contestant: str) -> tuple[str, str, float]:
     return _LINES.get(contestant, ("var(--purple)", "1 3", 2.0))
-
-
-def _share(cell: Cell | None, best: bool = False) -> Entry:
-    if cell is None:
-        return Entry("–")
-    return Entry(f"{100 * cell.mean:.1f}", best, f"± {100 * cell.sd:.1f}" if cell.n > 1 else "")
-
-
-def _plain(values: Sequence[float], write: str) -> str:
-    if not values:
-        return "–"
-    cell = Cell(dict(enumerate(values)))
-    return write.format(cell.mean) + (f" ± {write.format(cell.sd)}" if cell.n > 1 else "")
 
 
 def _strengths(results: Results, contestant: str, training: str, kind: str) -> Curve | None:

@@ -1,0 +1,167 @@
+"""What the deformable layers of a detector do on test pictures: effective dilation by size of object, moved bins."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pliant.nn import DeformConv2d
+from pliant.studies.detection.protocol import Kept, shown, size_of
+from pliant.studies.measures import correlation, effective_dilation, outside
+
+NAMES = ("dilation", "spearman", "offsets", "bins")
+GROUPS = ("small", "medium", "large", "background")
+PICTURES = 120  # that are looked at
+
+
+def layer_name(name: str) -> str:
+    """Return the papers' name of a 3×3 convolution of a ResNet-18.
+
+    >>> layer_name("layer4.1.conv2")
+    'c5.4'
+    """
+    stage, block, conv = name.removeprefix("layer").split(".")
+    return f"c{int(stage) + 1}.{2 * int(block) + int(conv.removeprefix('conv'))}"
+
+
+def watch(model: Any, image: Tensor) -> Iterator[tuple[str, DeformConv2d, Tensor, Tensor]]:
+    """Return (name, layer, its input, its offsets) of every deformable convolution while a picture passes."""
+    seen: list[tuple[str, DeformConv2d, Tensor]] = []
+    hooks = [
+        layer.register_forward_pre_hook(lambda layer, inputs, name=name: seen.append((name, layer, inputs[0])))
+        for name, layer in model.backbone.named_modules()
+        if isinstance(layer, DeformConv2d)
+    ]
+    try:
+        model.backbone(model.batch([shown(image)])[0])
+    finally:
+        for hook in hooks:
+            hook.remove()
+    for name, layer, map_ in seen:
+        yield layer_name(name), layer, map_, layer.predict(map_)[0]
+
+
+@torch.no_grad()
+def watched(model: nn.Module, test: Kept) -> dict[str, Any]:
+    """Return what a detector's deformable layers do, on the CPU; None for what it has not.
+
+    ``dilation``: rows of layer, group, mean, sd, n. A position of a layer's map belongs to the objects in whose boxes
+    its middle lies, by their size, or to the background. ``spearman``: per layer ρ of an object's √(w·h) and the mean
+    effective dilation in its box, with a bootstrap interval over pictures. ``offsets``: per layer the mean |offset| and
+    the share of samples that read nothing. ``bins``: see :func:`moved_bins`.
+
+    Source: Dai et al., ICCV 2017, table 2.
+    """
+    model.eval()
+    result: dict[str, Any] = dict.fromkeys(NAMES)
+    if not any(isinstance(layer, DeformConv2d) for layer in model.modules()):
+        return result | {"bins": moved_bins(model, test)}
+    totals: dict[tuple[str, str], list[float]] = {}
+    offsets: dict[str, list[float]] = {}
+    objects: dict[str, list[list[tuple[float, float]]]] = {}
+    for index in range(min(PICTURES, len(test))):
+        image, target = test[index]
+        boxes = target["boxes"][~target["ignore"]]
+        for name, layer, map_, offset in watch(model, image):
+            distance = effective_dilation(layer, offset)[0]
+            inside = _inside(boxes, distance.shape, image.shape[-2:])
+            here = []
+            for box, on in zip(boxes, inside, strict=True):
+                _add(totals, (name, size_of(box, test.area_ranges)), distance[on])
+                if on.any():
+                    here.append((float((box[2:] - box[:2]).prod().sqrt()), float(distance[on].mean())))
+            _add(totals, (name, "background"), distance[~inside.any(0)])
+            objects.setdefault(name, []).append(here)
+            missed = outside(layer, offset, *map_.shape[2:])
+            sums = offsets.setdefault(name, [0.0, 0, 0.0, 0])
+            sums[0] += float(offset.abs().sum(dtype=torch.float64))
+            sums[1] += offset.numel()
+            sums[2] += float(missed.sum())
+            sums[3] += missed.numel()
+    return result | {
+        "dilation": [
+            {"layer": name, "group": group, "mean": s / n, "sd": math.sqrt(max(0.0, q / n - (s / n) ** 2)), "n": int(n)}
+            for (name, group), (s, q, n) in totals.items()
+            if n
+        ],
+        "spearman": {name: _correlation(pictures) for name, pictures in objects.items()},
+        "offsets": {name: {"mean_abs": s[0] / s[1], "outside": s[2] / s[3]} for name, s in offsets.items()},
+        "bins": moved_bins(model, test),
+    }
+
+
+@torch.no_grad()
+def moved_bins(model: Any, test: Kept) -> list[dict[str, Any]] | None:
+    """Return how far deformable RoI pooling moves the bins of the true boxes; None where there is none.
+
+    Rows of group (size of the object), n, and mean: the length of a bin's shift in shares of the box's sides.
+    """
+    pool = model.pool.deform
+    if pool is None:
+        return None
+    found: dict[str, list[float]] = {}
+    for index in range(min(PICTURES, len(test))):
+        image, target = test[index]
+        boxes = target["boxes"][~target["ignore"]]
+        if len(boxes):
+            for box, shift in zip(boxes, bin_shifts(model, image, boxes)[0], strict=True):
+                found.setdefault(size_of(box, test.area_ranges), []).append(float(shift.norm(dim=0).mean()))
+    return [
+        {"group": group, "mean": sum(found[group]) / len(found[group]), "n": len(found[group])}
+        for group in GROUPS
+        if group in found
+    ]
+
+
+def bin_shifts(model: Any, image: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Return by how much deformable RoI pooling moves the bins of boxes, and their masks.
+
+    Returns:
+        shifts (n, 2, P, P), x first, in shares of the box's sides; masks (n, 1, P, P) or None.
+    """
+    pictures, _ = model.batch([shown(image)])
+    _, maps = model.maps(pictures)
+    pool = model.pool
+    rois = torch.cat((torch.zeros(len(boxes), 1), boxes), 1)
+    shifts: list[Tensor] = [torch.empty(0)] * len(boxes)
+    masks: list[Tensor] = [torch.empty(0)] * len(boxes)
+    for i, level in enumerate(pool.levels(rois).tolist()):
+        scale = torch.tensor([1.0, *[1 / pool.strides[level]] * 4])
+        offset, mask = pool.deform.predict(maps[level], rois[i : i + 1] * scale)
+        shifts[i] = pool.deform.gamma * offset[0]
+        masks[i] = mask[0] if mask is not None else masks[i]
+    return torch.stack(shifts), torch.stack(masks) if masks[0].numel() else None
+
+
+def _inside(boxes: Tensor, size: torch.Size, picture: torch.Size) -> Tensor:
+    """Return which positions of a map of `size` lie in which boxes: (n, Ho, Wo)."""
+    (Ho, Wo), (H, W) = size, picture
+    y = (torch.arange(Ho) + 0.5) * (H / Ho)
+    x = (torch.arange(Wo) + 0.5) * (W / Wo)
+    left, top, right, bottom = boxes.T[..., None, None]
+    inside: Tensor = (x >= left) & (x < right) & (y[:, None] >= top) & (y[:, None] < bottom)
+    return inside
+
+
+def _add(totals: dict[tuple[str, str], list[float]], key: tuple[str, str], values: Tensor) -> None:
+    total = totals.setdefault(key, [0.0, 0.0, 0])
+    values = values.double()
+    total[0] += float(values.sum())
+    total[1] += float(values.square().sum())
+    total[2] += values.numel()
+
+
+def _correlation(pictures: list[list[tuple[float, float]]]) -> dict[str, float]:
+    """Return Spearman's ρ over objects, its interval over pictures: all objects of one are drawn together."""
+    import numpy as np
+
+    most = max(1, *(len(objects) for objects in pictures))
+    values = np.full((2, most, len(pictures)), np.nan)
+    for column, objects in enumerate(pictures):
+        for row, pair in enumerate(objects):
+            values[:, row, column] = pair
+    return correlation(*values)

@@ -1,0 +1,255 @@
+"""The report's pictures, drawn from the weights and the test pictures of the study."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pliant.models import boxes, strip_training_only
+from pliant.show import canvas, sampling
+from pliant.studies.detection import measures
+from pliant.studies.detection.contestants import CONTESTANTS, find
+from pliant.studies.detection.hog import HogMachine
+from pliant.studies.detection.protocol import Kept, Protocol, Task, shown, size_of
+from pliant.studies.detection.report.results import Results
+from pliant.studies.report.pictures import Picture, drawn
+from pliant.train.build import build_detector
+
+# Beside the truth in the picture of detections, where the folder has their weights.
+SHOWN = ("hog", "regular", "dconv-c3-c5", "mdconv-c3-c5-mdpool", "full-mimic-fg")
+SCENES = 4
+HIT = 0.5  # overlap with an object of its class from which a detection is drawn as right
+RIGHT, WRONG, TRUE = canvas.GREEN, canvas.VERMILION, canvas.BLUE
+
+
+def all_pictures(results: Results) -> list[Picture]:
+    """Draw every picture the folder has weights for; a sentence in its notes for each one left out."""
+    makers: list[Callable[[Results], Picture]] = [functools.partial(detections, data=data) for data in results.data]
+    return drawn(results, [*makers, moved, sampled], results.notes)
+
+
+def detections(results: Results, data: str) -> Picture:
+    """Draw what several contestants find in the same test pictures, as many as there are objects."""
+    finders = [(name, find_) for name in SHOWN if (find_ := _finder(results, name, data)) is not None]
+    if not finders:
+        raise LookupError(f"The folder holds no weights for {data}, so no detections are drawn.")
+    test = _test(results, data)
+    chosen = [i for i in range(len(test)) if int((~test[i][1]["ignore"]).sum()) >= 3][:SCENES]
+    figure = canvas.sheet(2.35 * (len(finders) + 1), 2.55 * len(chosen) + 0.1)
+    rows = figure.subplots(len(chosen), len(finders) + 1, squeeze=False)
+    for cells, index in zip(rows, chosen, strict=True):
+        image, target = test[index]
+        counted = ~target["ignore"]
+        truth, labels = target["boxes"][counted], target["labels"][counted]
+        picture = image.permute(1, 2, 0).numpy() / 255
+        title = "truth" if index == chosen[0] else ""
+        canvas.show_picture(cells[0], picture, title)
+        for box, label in zip(truth, labels.tolist(), strict=True):
+            _frame(cells[0], box, TRUE, test.classes[label])
+        for cell, (name, find_) in zip(cells[1:], finders, strict=True):
+            canvas.show_picture(cell, picture, results.label(name) if index == chosen[0] else "")
+            found = find_(image)
+            for box, label in zip(found["boxes"][: len(truth)], found["labels"][: len(truth)].tolist(), strict=True):
+                overlap = boxes.iou(box[None], truth)[0] * (labels == label)
+                _frame(cell, box, RIGHT if overlap.max() >= HIT else WRONG, test.classes[label])
+    figure.subplots_adjust(0.005, 0.005, 0.995, 1 - 0.3 / figure.get_figheight(), 0.03, 0.03)
+    caption = (
+        f"Held-out pictures ({data}), seed {results.seeds[0]}. In each as many detections are drawn as there are "
+        f"objects, those of the highest score: green where an object of that class overlaps by {HIT} or more, else red."
+    )
+    return Picture(f"detections-{data}", canvas.png(figure), caption)
+
+
+def moved(results: Results) -> Picture:
+    """Draw the bins of RoI pooling on a small, a medium and a large object, before and after their offsets."""
+    model, name, data = _model(results, lambda c: c.roi_pool != "align", "a network with deformable RoI pooling")
+    test = _test(results, data)
+    examples = _by_size(test)
+    figure = canvas.sheet(3.1 * len(examples), 6.6)
+    above, below = figure.subplots(2, len(examples), squeeze=False)
+    for before, after, (size, (image, box)) in zip(above, below, examples.items(), strict=True):
+        with torch.no_grad():
+            shifts, masks = measures.bin_shifts(model, image, box[None])
+        P = shifts.shape[-1]
+        sides = box[2:] - box[:2]
+        middle = (torch.arange(P) + 0.5) / P
+        y, x = torch.meshgrid(middle, middle, indexing="ij")
+        regular = torch.stack((y, x), -1)
+        there = regular + shifts[0].flip(0).permute(1, 2, 0)  # x first there, y first here
+        weight = masks[0, 0] / masks[0, 0].max() if masks is not None else torch.ones(P, P)
+        for axes, at, color, alpha, title in (
+            (before, regular, canvas.REGULAR, torch.ones(P, P), f"{size} object"),
+            (after, there, canvas.TAPS, 0.15 + 0.85 * weight, ""),
+        ):
+            canvas.show_picture(axes, image.permute(1, 2, 0).numpy() / 255, title)
+            _frame(axes, box, canvas.YELLOW, "")
+            points = (at * sides.flip(0) + box[:2].flip(0) - 0.5).reshape(-1, 2)
+            canvas.scatter(axes, points.numpy(), color, size=16, alpha=alpha.flatten().numpy())
+            _zoom(axes, box, image)
+    figure.subplots_adjust(0.005, 0.005, 0.995, 0.955, 0.03, 0.03)
+    caption = (
+        f"Middles of the {P} × {P} bins that {name} pools from a true box (yellow): above where they lie without "
+        "offsets, below where the offsets move them. With modulation, the fainter a bin, the less it weighs beside the "
+        "strongest of its box."
+    )
+    return Picture("bins", canvas.png(figure), caption)
+
+
+def sampled(results: Results) -> Picture:
+    """Draw the 729 points of three convolutions on a small and a large object and on the background."""
+    wanted: tuple[tuple[Callable[[Any], bool], str], ...] = (
+        (lambda c: c.name == "regular", "the regular network"),
+        (lambda c: any(c.deform) and c.roi_pool == "align", "a network with deformable convolutions"),
+        (lambda c: any(c.deform) and c.roi_pool != "align", "a network with both"),
+    )
+    models = []
+    for which, what in wanted:
+        try:
+            models.append(_model(results, which, what))
+        except LookupError:
+            continue
+    if not any(name for _, name, _ in models if "regular" not in name):
+        raise LookupError("The folder holds no weights of a deformable network, so sampling points are not drawn.")
+    test = _test(results, models[0][2])
+    examples = {size: found for size, found in _by_size(test).items() if size != "medium"}
+    figure = canvas.sheet(3.3 * (len(examples) + 1), 3.45 * len(models))
+    rows = figure.subplots(len(models), len(examples) + 1, squeeze=False)
+    for cells, (model, name, _) in zip(rows, models, strict=True):
+        places = [(f"{size} object", image, _cell_of(model, box)) for size, (image, box) in examples.items()]
+        last = list(examples.values())[-1][0]
+        places.append(("background", last, _background(model, test, last)))
+        for cell, (title, image, place) in zip(cells, places, strict=True):
+            found = sampling.trace(_chain(model), model.batch([shown(image)])[0], place, 3)
+            text = f"{title}\n{name}" if cell is cells[0] else title
+            sampling.draw(cell, image.permute(1, 2, 0).numpy() / 255, found, title=text, margin=6)
+    figure.subplots_adjust(0.005, 0.005, 0.995, 1 - 0.45 / figure.get_figheight(), 0.02, 0.16)
+    caption = (
+        "Where one output of the last convolution of c5 (green cross) looks through the last three 3×3 convolutions: "
+        "729 paths, of which many meet where grids are regular. Paths follow the convolutions of residual blocks, not "
+        "their shortcuts; below, points lie in the middle of what a pixel of the map sees. Grey rings are outside a "
+        "map."
+    )
+    return Picture("sampling", canvas.png(figure), caption)
+
+
+def _test(results: Results, data: str) -> Kept:
+    return Protocol.of(results.profile).pictures(data, "test", 0)
+
+
+def _finder(results: Results, contestant: str, data: str) -> Callable[[Tensor], dict[str, Tensor]] | None:
+    """Return what detects as a contestant of the first seed does; None without its weights."""
+    path = results.folder / "models" / f"{Task(contestant, data, results.seeds[0]).name}.pt"
+    if contestant not in CONTESTANTS or not path.is_file():
+        return None
+    try:
+        if not find(contestant).learned:
+            return HogMachine.load(torch.load(path, map_location="cpu", weights_only=True)).detect
+        model = _load(results, contestant, data, results.seeds[0])
+    except Exception as error:  # a torn file raises whatever the part that is missing happens to raise
+        results.notes.append(f"{path.name} cannot be read ({str(error).splitlines()[0][:80]}).")
+        return None
+
+    @torch.no_grad()
+    def detect(image: Tensor) -> dict[str, Tensor]:
+        found: dict[str, Tensor] = model([shown(image)])[0]
+        return found
+
+    return detect
+
+
+def _load(results: Results, contestant: str, data: str, seed: int) -> Any:
+    test = _test(results, data)
+    task = Task(contestant, data, seed)
+    recipe = Protocol.of(results.profile).recipe_of(task, 1)
+    # What mimicking needs is not among the weights.
+    model = build_detector(recipe.model, len(test.classes))
+    state = torch.load(results.folder / "models" / f"{task.name}.pt", map_location="cpu", weights_only=True)
+    strip_training_only(model)
+    model.load_state_dict(state)
+    return model.eval()
+
+
+def _model(results: Results, wanted: Callable[[Any], bool], what: str) -> tuple[Any, str, str]:
+    """Return the first loadable network of the wanted kind, the last contestants first, its name and its data.
+
+    Raises:
+        LookupError: the folder holds none.
+    """
+    broken = []
+    for contestant in reversed([c for c in results.contestants if c in CONTESTANTS and wanted(CONTESTANTS[c])]):
+        for data in results.data:
+            for seed in results.seeds:
+                path = results.folder / "models" / f"{Task(contestant, data, seed).name}.pt"
+                if not path.is_file():
+                    continue
+                try:
+                    model = _load(results, contestant, data, seed)
+                except Exception as error:  # as above
+                    broken.append(f"{path.name} cannot be read ({str(error).splitlines()[0][:80]})")
+                    continue
+                return model, f"“{results.label(contestant)}”", data
+    why = f": {'; '.join(broken)}" if broken else ""
+    raise LookupError(f"The folder holds no weights of {what}, so its pictures are left out{why}.")
+
+
+def _by_size(test: Kept) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return a picture and a box for each size: the first object of that size that is well inside its picture."""
+    found: dict[str, tuple[Tensor, Tensor]] = {}
+    for image, target in test:
+        H, W = image.shape[-2:]
+        for box in target["boxes"][~target["ignore"]]:
+            inside = bool((box[:2] >= 8).all()) and float(box[2]) <= W - 8 and float(box[3]) <= H - 8
+            if inside:
+                found.setdefault(size_of(box, test.area_ranges), (image, box))
+        if len(found) == 3:
+            break
+    return {size: found[size] for size in measures.GROUPS[:3] if size in found}
+
+
+def _chain(model: Any) -> list[nn.Module]:
+    backbone = model.backbone
+    return [backbone.conv1, backbone.bn1, nn.ReLU(), *backbone.stages()]
+
+
+def _cell_of(model: Any, box: Tensor) -> tuple[int, int]:
+    """Return the position of the last map (row, column) in which the middle of a box lies."""
+    x, y = ((box[:2] + box[2:]) / 2 / model.backbone.strides[-1]).long().tolist()
+    return y, x
+
+
+def _background(model: Any, test: Kept, image: Tensor) -> tuple[int, int]:
+    """Return the inner position of the last map that is farthest from every box."""
+    target = next(t for i, t in test if i is image)
+    stride = model.backbone.strides[-1]
+    H, W = (side // stride for side in image.shape[-2:])
+    y, x = torch.meshgrid(torch.arange(1, H - 1), torch.arange(1, W - 1), indexing="ij")
+    at = (torch.stack((x, y), -1).reshape(-1, 1, 2) + 0.5) * stride
+    box = target["boxes"]
+    away = torch.maximum(box[:, :2] - at, at - box[:, 2:]).clamp(min=0).norm(dim=2).amin(1)
+    best = int(away.argmax())
+    return int(y.flatten()[best]), int(x.flatten()[best])
+
+
+def _frame(axes: Any, box: Tensor, color: str, text: str) -> None:
+    from matplotlib.patches import Rectangle
+
+    x1, y1, x2, y2 = box.tolist()
+    axes.add_patch(Rectangle((x1 - 0.5, y1 - 0.5), x2 - x1, y2 - y1, fill=False, edgecolor=color, linewidth=1.6))
+    if text:
+        axes.text(
+            x1, y1 - 1, text, fontsize=6.5, color="white", va="bottom", clip_on=True,
+            bbox={"facecolor": color, "edgecolor": "none", "pad": 0.8},
+        )  # fmt: skip
+
+
+def _zoom(axes: Any, box: Tensor, image: Tensor) -> None:
+    """Show the surroundings of a box: its longer side on every side."""
+    x1, y1, x2, y2 = box.tolist()
+    reach = 0.55 * max(x2 - x1, y2 - y1)
+    middle, side = ((x1 + x2) / 2, (y1 + y2) / 2), max(x2 - x1, y2 - y1) / 2 + reach
+    axes.set_xlim(middle[0] - side, middle[0] + side)
+    axes.set_ylim(middle[1] + side, middle[1] - side)

@@ -1,0 +1,196 @@
+"""The report's tables and curves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from pliant.show.curves import Curve, chart
+from pliant.show.tables import Cell as Entry
+from pliant.show.tables import table
+from pliant.studies.detection.measures import GROUPS
+from pliant.studies.detection.report import findings
+from pliant.studies.detection.report.findings import OURS
+from pliant.studies.detection.report.results import Results
+from pliant.studies.detection.summary import COLUMNS
+from pliant.studies.report.entries import gap_entry, plain, share
+from pliant.studies.report.page import legend
+from pliant.studies.report.statistics import Cell
+
+# Colour, dashes and width of a contestant's curve: one hue for each family, dashes within it.
+_LINES = {
+    "regular": ("var(--ink-line)", "", 2.0),
+    "dilated-c5": ("var(--green)", "6 4", 2.0),
+    "dilated-c3-c5": ("var(--green)", "", 2.0),
+    "dconv-c5": ("var(--orange)", "2 3", 2.0),
+    "dconv-c3-c5": ("var(--orange)", "6 4", 2.0),
+    "dconv-c3-c5-dpool": ("var(--orange)", "", 2.0),
+    "mdconv-c3-c5": ("var(--blue)", "6 4", 2.0),
+    "mdconv-c3-c5-mdpool": ("var(--blue)", "", 3.0),
+    "full-mimic-fg": ("var(--purple)", "", 2.0),
+    "full-mimic-bg": ("var(--purple)", "2 3", 2.0),
+    "full-mimic-both": ("var(--purple)", "6 4", 2.0),
+    "regular-mimic-fg": ("var(--grey)", "6 4", 2.0),
+}
+
+
+def ablation(results: Results, data: str) -> str:
+    """Return the table of the papers' shape: rows contestants, columns average precisions and what they cost."""
+    best = {column: results.best(results.contestants, data, column) for column in COLUMNS}
+    rows: list[Sequence[Entry | str]] = []
+    for group, members in results.groups(data):
+        rows.append([group])
+        for c in members:
+            cells = [share(results.score(c, data, column), best[column] == c) for column in COLUMNS]
+            rows.append([results.label(c), *cells, *_costs(results, c, data), str(len(results.of(c, data)))])
+    head = ["contestant", *COLUMNS, "parameters", "10⁶ multiply-adds", "ms a picture", "training (s)", "seeds"]
+    return table(head, rows, f"{OURS.get(data, data).capitalize()}: average precision in %, mean ± sd over seeds.")
+
+
+def _costs(results: Results, contestant: str, data: str) -> list[str]:
+    runs = results.of(contestant, data)
+    cost = []
+    for key, unit, write in (("parameters", 1, "{:,.0f}"), ("multiply_adds", 1e6, "{:.1f}")):
+        values = sorted({run[key] for run in runs if run.get(key) is not None})
+        cost.append(" / ".join(write.format(v / unit) for v in values) or "not counted")
+    cost.append(plain([1e3 * run["image_seconds"] for run in runs if run.get("image_seconds")], "{:.1f}"))
+    cost.append(plain([run["train_seconds"] for run in runs if run.get("train_seconds")], "{:.0f}"))
+    return cost
+
+
+def differences(results: Results, data: str) -> str:
+    """Return every network's paired difference to the regular one."""
+    rows: list[Sequence[Entry | str]] = []
+    for group, members in results.groups(data):
+        found = []
+        for c in members:
+            gaps = [results.against(c, "regular", data, column) for column in COLUMNS]
+            if c != "regular" and any(gaps):
+                found.append([results.label(c), *(gap_entry(g, "stack") if g is not None else "–" for g in gaps)])
+        rows += [[group], *found] if found else []
+    if not rows:
+        return ""
+    caption = f"{OURS.get(data, data).capitalize()}: difference to the regular network in points, 95 % interval."
+    return table(["contestant", *COLUMNS], rows, caption)
+
+
+def claims(results: Results, data: str) -> str:
+    """Return the papers' claims and what was measured of each."""
+    rows: list[Sequence[Entry | str]] = [
+        [claim.text, claim.column, gap_entry(gap), Entry(findings.verdict(claim, gap), kind="name"),
+         Entry(claim.source, kind="name")]
+        for claim, gap in findings.tested(results, data)
+    ]  # fmt: skip
+    head = ["claim", "by", "difference in points", "here", "there, in points of AP on COCO where a number is given"]
+    return table(head, rows, OURS.get(data, data).capitalize()) if rows else ""
+
+
+def classes(results: Results, data: str) -> str:
+    """Return AP of every class."""
+    names = list(dict.fromkeys(n for run in results.runs if run["data"] == data for n in run["scores"]["per_class"]))
+
+    def of_class(contestant: str, name: str) -> Entry:
+        return share(results.cell(contestant, data, lambda run: run["scores"]["per_class"].get(name)))
+
+    rows: list[Sequence[Entry | str]] = [
+        [results.label(c), *(of_class(c, name) for name in names)]
+        for _, members in results.groups(data)
+        for c in members
+    ]
+    return table(["contestant", *names], rows, OURS.get(data, data).capitalize()) if len(names) > 1 else ""
+
+
+def switches(results: Results) -> str:
+    """Return the legend of the curves, a switch for each network."""
+    lines = {c: (results.label(c), *_line(c)) for c in results.contestants if c != "hog"}
+    return legend(lines)
+
+
+def curves(results: Results) -> str:
+    """Return AP50 and the losses against steps, for each data set."""
+    charts = []
+    for data in results.data:
+        lines = [line for c in results.contestants if (line := _curve(results, c, data, "curve", "AP50"))]
+        if lines:
+            charts.append(chart(lines, f"AP50, {OURS.get(data, data)}", "step", percent=True))
+        names = dict.fromkeys(n for run in results.runs for row in run.get("losses") or [] for n in row)
+        for name in (n for n in names if n in ("loss", "classification", "mimic_cosine")):
+            lines = [line for c in results.contestants if (line := _curve(results, c, data, "losses", name))]
+            if lines:
+                charts.append(chart(lines, f"{name.replace('_', ' ')} in training, {OURS.get(data, data)}", "step"))
+    return f'<div class="charts">{"".join(charts)}</div>' if charts else ""
+
+
+def dilation(results: Results) -> str:
+    """Return the mean effective dilation by size of object, in the shape of the paper's table 2."""
+    rows: list[Sequence[Entry | str]] = []
+    for data in results.data:
+        for c in results.contestants:
+            runs = [run for run in results.of(c, data) if run.get("dilation")]
+            layers = sorted({row["layer"] for run in runs for row in run["dilation"]}, reverse=True)
+            rows += [[f"{results.label(c)}, {OURS.get(data, data)}"]] if layers else []
+            for layer in layers:
+                rows.append([layer, *(_spread(runs, layer, group) for group in GROUPS), *_moves(runs, layer)])
+    if not rows:
+        return ""
+    head = ["layer", *GROUPS, "Spearman's ρ", "mean |offset|", "% outside"]
+    return table(
+        head,
+        rows,
+        "Mean ± standard deviation over positions of a layer's map, seeds averaged; 1 is an ordinary 3×3 kernel. ρ "
+        "goes over objects: mean over seeds, in brackets the lowest and highest end of their 95 % bootstrap intervals "
+        "over pictures. Offsets in pixels of the layer's input; % outside: samples that read nothing.",
+    )
+
+
+def bins(results: Results) -> str:
+    """Return how far the bins of deformable RoI pooling move."""
+    rows: list[Sequence[Entry | str]] = []
+    for data in results.data:
+        for c in results.contestants:
+            runs = [run for run in results.of(c, data) if run.get("bins")]
+            if not runs:
+                continue
+            means = [[row["mean"] for run in runs for row in run["bins"] if row["group"] == g] for g in GROUPS[:3]]
+            rows.append(
+                [f"{results.label(c)}, {data}", *(plain([100 * m for m in found], "{:.1f}") for found in means)]
+            )
+    head = ["contestant", *GROUPS[:3]]
+    return table(head, rows, "Mean shift of a bin in % of the box's sides, by size of the object.") if rows else ""
+
+
+def _spread(runs: list[dict[str, Any]], layer: str, group: str) -> str:
+    found = [r for run in runs for r in run["dilation"] if (r["layer"], r["group"]) == (layer, group)]
+    if not found:
+        return "–"
+    mean, sd = (sum(r[key] for r in found) / len(found) for key in ("mean", "sd"))
+    return f"{mean:.2f} ± {sd:.2f}"
+
+
+def _moves(runs: list[dict[str, Any]], layer: str) -> list[str]:
+    rho = [run["spearman"][layer] for run in runs if layer in (run.get("spearman") or {})]
+    moves = [run["offsets"][layer] for run in runs if layer in (run.get("offsets") or {})]
+    text = "–"
+    if rho:
+        mean = Cell(dict(enumerate(r["rho"] for r in rho))).mean
+        text = f"{mean:+.2f} [{min(r['low'] for r in rho):+.2f}, {max(r['high'] for r in rho):+.2f}]"
+    sizes = plain([m["mean_abs"] for m in moves], "{:.2f}"), plain([100 * m["outside"] for m in moves], "{:.1f}")
+    return [text.replace("-", "−"), *sizes]
+
+
+def _line(contestant: str) -> tuple[str, str, float]:
+    return _LINES.get(contestant, ("var(--purple)", "1 3", 2.0))
+
+
+def _curve(results: Results, contestant: str, data: str, key: str, name: str) -> Curve | None:
+    """Return a value over steps, mean and sd over seeds."""
+    runs = [run for run in results.of(contestant, data) if run.get(key)]
+    rows = [{row["step"]: row[name] for row in run[key] if row.get(name) is not None} for run in runs]
+    steps = sorted(set.intersection(*map(set, rows))) if rows else []
+    if not steps:
+        return None
+    cells = [Cell({i: row[step] for i, row in enumerate(rows)}) for step in steps]
+    color, dash, width = _line(contestant)
+    band = [cell.sd for cell in cells] if len(rows) > 1 else None
+    means = [cell.mean for cell in cells]
+    return Curve(results.label(contestant), steps, means, band, color, dash, width, f"curve-{contestant}")

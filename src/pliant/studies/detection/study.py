@@ -1,0 +1,63 @@
+"""The detection study as the runner sees it: its tasks, its data, its settings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from pliant.data import FashionMNIST
+from pliant.studies import runner
+from pliant.studies.detection.contestants import CONTESTANTS
+from pliant.studies.detection.protocol import DATA, Pictures, Protocol, Task
+from pliant.studies.detection.single import run_one
+from pliant.studies.runner import Tell
+
+
+@dataclass(frozen=True)
+class Study(runner.Study):
+    """A detection study to run.
+
+    Args:
+        protocol, out, seeds, contestants, jobs, device: as of every study.
+        data: some of "composed" and "crowns".
+    """
+
+    title: ClassVar[str] = "detection"
+    everyone: ClassVar[tuple[str, ...]] = tuple(CONTESTANTS)
+
+    protocol: Protocol
+    contestants: tuple[str, ...] = tuple(CONTESTANTS)
+    data: tuple[str, ...] = DATA
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.data or not set(self.data) <= set(DATA):
+            raise ValueError(f"detection: data must be some of {', '.join(DATA)}, got {', '.join(self.data) or 'none'}")
+        if self.protocol.train < self.protocol.recipe.batch:
+            raise ValueError(
+                f"detection: {self.protocol.train} training scenes are less than one batch of "
+                f"{self.protocol.recipe.batch}"
+            )
+
+    def tasks(self) -> list[Task]:
+        """Return all runs, seed by seed, so that an interrupted study compares like with like."""
+        order = [c for c in CONTESTANTS if c in self.contestants]
+        return [Task(c, d, seed) for seed in range(self.seeds) for d in DATA if d in self.data for c in order]
+
+    def load(self) -> Pictures:
+        """Return the pictures, drawn when they are asked for."""
+        return Pictures(self.protocol)
+
+    def settings(self, data: Pictures) -> dict[str, Any]:
+        """Return what settings.json holds."""
+        return {**self.protocol.settings(), "clothes": FashionMNIST.load().digest, **self.here()}
+
+    def run_one(self, task: Task, data: Pictures, path: Path, tell: Tell) -> dict[str, Any]:
+        """Return the result of one run, and write the weights of a network to `path`."""
+        return run_one(task, self.protocol, data, self.device, path, tell)
+
+    @staticmethod
+    def task_of(result: dict[str, Any]) -> Task:
+        """Return the task whose result this is."""
+        return Task(result["contestant"], result["data"], result["seed"])

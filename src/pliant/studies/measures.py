@@ -1,0 +1,65 @@
+"""What deformable layers do with their taps: positions, effective dilation, samples that read nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pliant.nn import DeformConv2d
+
+RESAMPLES = 1000
+
+
+def tap_positions(layer: DeformConv2d, offset: Tensor) -> Tensor:
+    """Return where the taps lie beside the kernel's corner: (N, G, Kh, Kw, 2, Ho, Wo), (dy, dx) in map pixels."""
+    N, _, Ho, Wo = offset.shape
+    Kh, Kw = layer.kernel_size
+    rows = torch.arange(Kh, dtype=offset.dtype) * layer.dilation[0]
+    columns = torch.arange(Kw, dtype=offset.dtype) * layer.dilation[1]
+    grid = torch.stack(torch.meshgrid(rows, columns, indexing="ij"), -1).to(offset.device)
+    return offset.view(N, layer.offset_groups, Kh, Kw, 2, Ho, Wo) + grid[..., None, None]
+
+
+def effective_dilation(layer: DeformConv2d, offset: Tensor) -> Tensor:
+    """Return the mean distance of horizontally or vertically adjacent taps (N, Ho, Wo), in pixels of the input map.
+
+    Equal to the dilation where all offsets are zero. Needs a kernel of more than one tap.
+
+    Source: Dai et al., ICCV 2017, section 4.2 (effective dilation).
+    """
+    at = tap_positions(layer, offset)
+    down, across = at.diff(dim=2).norm(dim=4), at.diff(dim=3).norm(dim=4)
+    return torch.cat((down.flatten(1, 3), across.flatten(1, 3)), 1).mean(1)
+
+
+def outside(layer: DeformConv2d, offset: Tensor, height: int, width: int) -> Tensor:
+    """Return which samples read nothing of the (height, width) map: (N, G, Kh, Kw, Ho, Wo), bool."""
+    at = tap_positions(layer, offset)
+    Ho, Wo = offset.shape[2:]
+    y = at[..., 0, :, :] + (torch.arange(Ho) * layer.stride[0] - layer.padding[0]).to(offset)[:, None]
+    x = at[..., 1, :, :] + (torch.arange(Wo) * layer.stride[1] - layer.padding[1]).to(offset)
+    return ~((y > -1) & (y < height) & (x > -1) & (x < width))
+
+
+def correlation(size: Any, dilation: Any, seed: int = 0) -> dict[str, float]:
+    """Return Spearman's ρ of two arrays (tests, pictures) and its 95 % bootstrap interval over pictures.
+
+    NaN pairs are left out. Constant values have no rank order: ρ and the interval are 0.
+    """
+    import numpy as np
+    from scipy.stats import rankdata
+
+    def rho(s: Any, d: Any) -> float:
+        known = np.isfinite(s) & np.isfinite(d)
+        s, d = rankdata(s[known]), rankdata(d[known])
+        s, d = s - s.mean(), d - d.mean()
+        norm = np.sqrt((s @ s) * (d @ d))
+        return float(s @ d / norm) if norm > 0 else 0.0
+
+    random = np.random.default_rng(seed)
+    count = size.shape[1]
+    drawn = [rho(size[:, i], dilation[:, i]) for i in random.integers(0, count, (RESAMPLES, count))]
+    low, high = np.quantile(drawn, (0.025, 0.975))
+    return {"rho": rho(size, dilation), "low": float(low), "high": float(high)}
