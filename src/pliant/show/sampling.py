@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from pliant.models.resnet import BasicBlock, Bottleneck, FrozenBatchNorm2d
 from pliant.nn import DeformConv2d, LocalResponseNorm
 from pliant.show.canvas import CENTRE, TAPS, scatter, show_picture
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 # Layers that change values and move nothing.
 _POINTWISE = (
+    FrozenBatchNorm2d,
     nn.BatchNorm2d,
     nn.Dropout,
     nn.Dropout2d,
@@ -38,6 +40,7 @@ _POINTWISE = (
     LocalResponseNorm,
 )
 _MOVING = (DeformConv2d, nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d)
+_BLOCKS = (BasicBlock, Bottleneck)
 _MOST_POINTS = 1_000_000
 
 
@@ -121,7 +124,8 @@ def trace(
     below are passed from centre to centre of their kernels, offsets left aside.
 
     Args:
-        layers: a chain: `nn.Sequential`, possibly nested, or modules in order.
+        layers: a chain: `nn.Sequential`, possibly nested, or modules in order. Of a residual block paths follow the
+            convolutions; the shortcut, which adds a sample where the output is, is left out.
         picture: (C, H, W) or (1, C, H, W), what the first layer takes.
         position: (row, column) on the output map of the last layer.
         depth: how many convolutions of more than one tap begin paths, counted from the top; None: all.
@@ -227,6 +231,10 @@ def steps(layers: nn.Module | Iterable[nn.Module], picture: Tensor) -> list[Step
     found: list[Step] = []
     with torch.no_grad(), _evaluation(chain):
         for layer in chain:
+            if isinstance(layer, _BLOCKS):
+                x, inner = _block(layer, x)
+                found += inner
+                continue
             if not isinstance(layer, _POINTWISE + _MOVING):
                 raise TypeError(f"trace: where {type(layer).__name__} samples its input is not known")
             above = layer(x)
@@ -237,6 +245,24 @@ def steps(layers: nn.Module | Iterable[nn.Module], picture: Tensor) -> list[Step
     if not found:
         raise ValueError("trace: the chain holds no convolution and no pooling")
     return found
+
+
+def _block(block: nn.Module, x: Tensor) -> tuple[Tensor, list[Step]]:
+    """Return the output of a residual block, and the steps of its convolutions, the shortcut's left out."""
+    found: list[Step] = []
+
+    def look(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        step = _step(layer, inputs[0], (output.shape[-2], output.shape[-1]))
+        if step is not None:
+            found.append(step)
+
+    # A projection of the shortcut is not among the children: it stands in an nn.Sequential.
+    hooks = [layer.register_forward_hook(look) for layer in block.children() if isinstance(layer, _MOVING)]
+    try:
+        return block(x), found
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _start(chain: list[Step], position: tuple[int, int]) -> tuple[Tensor, Tensor]:
