@@ -15,6 +15,7 @@ from pliant.ops.deform_conv2d.module import DeformConv2d
 
 # Depth → bottlenecks or basic blocks, blocks of conv2 to conv5.
 DEPTHS = {
+    10: (False, (1, 1, 1, 1)),
     18: (False, (2, 2, 2, 2)),
     26: (True, (2, 2, 2, 2)),
     50: (True, (3, 4, 6, 3)),
@@ -132,7 +133,7 @@ class ResNet(nn.Module):
     what the plain network computes with the same weights.
 
     Args:
-        depth: 18 (two 3×3 convolutions a block), 26, 50 or 101 (bottlenecks, the stride in the 3×3).
+        depth: 10, 18 (two 3×3 convolutions a block), 26, 50 or 101 (bottlenecks, the stride in the 3×3).
         deform: None, "v1" or "v2" for each of conv2 to conv5: the 3×3 convolutions of its blocks.
             ``(None, None, None, "v1")`` is DCNv1's default, ``(None, "v2", "v2", "v2")`` is DCNv2's.
         offset_groups: of the deformable layers.

@@ -60,7 +60,7 @@ class ModelRecipe:
 
     Args:
         detector: Faster R-CNN.
-        depth: of the ResNet: 18, 26, 50 or 101.
+        depth: of the ResNet: 10, 18, 26, 50 or 101.
         width: channels of its first stage; 64 is the usual network.
         stem: "imagenet" is 7×7 with stride 2 and a pooling, "small" suits pictures of a hundred pixels.
         deform: version of the deformable convolutions of conv2, conv3, conv4 and conv5; null is an ordinary one.
@@ -79,7 +79,7 @@ class ModelRecipe:
     """
 
     detector: Literal["faster_rcnn"] = "faster_rcnn"
-    depth: Literal[18, 26, 50, 101] = 18
+    depth: Literal[10, 18, 26, 50, 101] = 18
     width: int = 64
     stem: Literal["imagenet", "small"] = "imagenet"
     deform: tuple[Version, Version, Version, Version] = (None, None, None, None)
