@@ -60,8 +60,6 @@ def detector(backbone: Callable[..., ResNet]) -> Callable[..., FasterRCNN]:
     """Return a function that makes a tiny Faster R-CNN for 64×64 pictures of 2 classes."""
 
     def make(neck: str = "fpn", **options: object) -> FasterRCNN:
-        if options.get("roi_pool", "align") != "align":
-            pytest.importorskip("pliant.ops.deform_roi_pool.module")
         if neck == "fpn":
             options = {"backbone": backbone(), "levels": (1, 2, 3)} | options
         else:

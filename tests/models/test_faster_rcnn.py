@@ -315,7 +315,6 @@ def test_autocast_trains_and_detects_in_float32(detector: Make, scenes: Make) ->
 
 
 def test_defaults_are_the_papers() -> None:
-    pytest.importorskip("pliant.ops.deform_roi_pool.module")
     with torch.device("meta"):
         net = FasterRCNN(ResNet(50, stride=16, deform=(None, "v2", "v2", "v2")), 80, neck="c4", roi_pool="modulated")
         fpn = FasterRCNN(ResNet(50), 80)

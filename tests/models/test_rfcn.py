@@ -50,7 +50,7 @@ def test_every_option_trains_and_detects(roi_pool: str, hard: int | None, rfcn: 
     for name, parameter in net.named_parameters():
         assert parameter.grad is not None and parameter.grad.isfinite().all(), name
     reached = ["backbone.conv1", "backbone.layer4.1.conv2", "rpn.conv", "neck", "classifier.conv.weight", "regressor"]
-    for start in reached + ["classifier.conv_offset", "regressor.conv_offset"] * (roi_pool == "deform_ps"):
+    for start in reached + ["classifier.deform", "regressor.deform"] * (roi_pool == "deform_ps"):
         grads = [p.grad.abs().max() for name, p in net.named_parameters() if name.startswith(start)]
         assert grads and max(grads) > 0, start
     for found in net.eval()(images):
@@ -60,7 +60,7 @@ def test_every_option_trains_and_detects(roi_pool: str, hard: int | None, rfcn: 
 def test_deformable_pooling_starts_as_the_plain_one(rfcn: Make, scenes: Make) -> None:
     plain, deform = rfcn().eval(), rfcn(roi_pool="deform_ps").eval()
     left = deform.load_state_dict(plain.state_dict(), strict=False)
-    names = {f"{part}.conv_offset.{kind}" for part in ("classifier", "regressor") for kind in ("weight", "bias")}
+    names = {f"{part}.deform.conv_offset.{kind}" for part in ("classifier", "regressor") for kind in ("weight", "bias")}
     assert set(left.missing_keys) == names and not left.unexpected_keys
     for a, b in zip(plain(scenes()[0]), deform(scenes()[0]), strict=True):
         assert torch.equal(a["boxes"], b["boxes"]) and torch.equal(a["scores"], b["scores"])
@@ -70,8 +70,8 @@ def test_maps_of_the_paper() -> None:
     with torch.device("meta"):
         net = RFCN(ResNet(101, stride=16, deform=(None, None, None, "v1"), offset_groups=4), 80, roi_pool="deform_ps")
     assert net.neck.out_channels == 1024 and net.rpn.anchors.count == 12 and net.rpn.post_nms == (300, 300)
-    assert net.classifier.conv.out_channels == 49 * 81 and net.classifier.conv_offset.out_channels == 2 * 49 * 81
-    assert net.regressor.conv.out_channels == 4 * 49 and net.regressor.conv_offset.out_channels == 2 * 49
+    assert net.classifier.conv.out_channels == 49 * 81 and net.classifier.deform.conv_offset.out_channels == 2 * 49 * 81
+    assert net.regressor.conv.out_channels == 4 * 49 and net.regressor.deform.conv_offset.out_channels == 2 * 49
     assert net.classifier.stride == 16 and net.hard == 128
 
 
@@ -88,10 +88,10 @@ def test_bins_look_at_maps_of_their_own() -> None:
 def test_offsets_are_pooled_by_class_and_bin() -> None:
     torch.manual_seed(0)
     scores = PartScores(3, 4, 2, 4, classes=2)
-    nn.init.normal_(scores.conv_offset.weight)
+    nn.init.normal_(scores.deform.conv_offset.weight)
     features = torch.randn(2, 3, 9, 8)
     rois = torch.tensor([[0.0, 3, 4, 25, 20], [1, 0, 10, 16, 31]])
-    maps = scores.conv_offset(features)
+    maps = scores.deform.conv_offset(features)
     assert maps.shape[1] == 2 * 2 * 4
     # By hand: each bin of each RoI is the mean of its offset map; the first two outputs follow class 0.
     offset = deform_psroi_pool(maps, rois, None, 2, 0.25, group_size=2)

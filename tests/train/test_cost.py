@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from pliant.models import RFCN, FasterRCNN, ResNet
-from pliant.nn import DeformConv2d, LocalResponseNorm
+from pliant.nn import DeformConv2d, DeformPSRoIPool, DeformRoIPool, LocalResponseNorm
 from pliant.train import multiply_adds, parameters
 
 
@@ -57,6 +57,34 @@ def test_detectors_by_hand() -> None:
     expected = body + 64 * 32 * 6 + rpn + 64 * 6 * maps + 7 * maps * 16 * 4
     assert multiply_adds(rfcn, 3, 64, 64) == expected
     assert faster.training and "proposals" not in vars(faster.rpn)
+
+
+class _Pooled(nn.Module):
+    """Give a RoI layer RoIs: one of 8×12 pixels, one without area."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        rois = torch.tensor([[0.0, 0, 0, 8, 12], [0, 5, 5, 5, 5]])
+        if isinstance(self.layer, DeformPSRoIPool):
+            return self.layer(x, x, rois)
+        return self.layer(x, rois)
+
+
+def test_roi_layers_by_hand() -> None:
+    # 2 RoIs of 3 × 2 bins and 4 channels; 2 × 2 samples a bin, pooled twice; a branch of 24 → 12 or 24 → 5 → 18.
+    first = DeformRoIPool((3, 2), 4, sampling_ratio=2)
+    assert multiply_adds(_Pooled(first), 1, 4, 16, 16) == 2 * (2 * 4 * 6 * 4 * 4 + 24 * 12)
+    second = DeformRoIPool((3, 2), 4, sampling_ratio=2, version=2, hidden=(5,))
+    assert multiply_adds(_Pooled(second), 1, 4, 16, 16) == 2 * (2 * 4 * 6 * 4 * 4 + 24 * 5 + 5 * 18 + 4 * 6)
+    # As many samples as pixels, at half the scale: bins of 2 × 2 pixels, and none without area.
+    second = DeformRoIPool((3, 2), 4, 0.5, version=2, hidden=(5,))
+    assert multiply_adds(_Pooled(second), 1, 4, 16, 16) == 2 * 4 * 6 * 4 * 4 + 2 * (24 * 5 + 5 * 18 + 4 * 6)
+    # 8 maps are 2 scores of 2 × 2 bins; offsets 2 · 2 of 3 × 3 parts from a 1×1 convolution; 16 samples of everything.
+    parts = DeformPSRoIPool(2, 8, classes=2, part_size=3)
+    assert multiply_adds(_Pooled(parts), 1, 8, 6, 5) == 30 * 8 * 36 + 2 * 16 * 4 * (2 * 4 + 4 * 9)
 
 
 def test_counting_changes_nothing() -> None:

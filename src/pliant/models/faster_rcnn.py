@@ -13,6 +13,7 @@ from pliant.models.mimic import FeatureMimic
 from pliant.models.resnet import ResNet
 from pliant.models.rpn import RPN
 from pliant.models.two_stage import TwoStage
+from pliant.nn import DeformRoIPool
 from pliant.ops import roi_align
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -59,8 +60,6 @@ class RoIPooling(nn.Module):
         version = POOLS[kind]
         self.deform = None
         if version is not None:
-            from pliant.nn import DeformRoIPool
-
             self.deform = DeformRoIPool(size, channels, 1.0, sampling_ratio, version=version, hidden=hidden)
 
     def forward(self, maps: Sequence[Tensor], rois: Tensor) -> Tensor:

@@ -11,15 +11,15 @@ from pliant.models.faster_rcnn import IMAGENET_MEAN, IMAGENET_STD
 from pliant.models.resnet import ResNet
 from pliant.models.rpn import RPN
 from pliant.models.two_stage import TwoStage
+from pliant.nn import DeformPSRoIPool
 from pliant.ops import deform_psroi_pool
 
 
 class PartScores(nn.Module):
     """Score RoIs by parts: bin (i, j) of k × k looks at maps of its own, and the bins are averaged.
 
-    ``score[r, c] = mean_b pool(maps)[r, c, b]``, with ``maps = conv(features)``, 1×1 to outputs·k² channels.
-    Deformable: `conv_offset`, 1×1 too, makes 2·k² maps of offsets for each of `classes`; pooled the same way, without
-    offsets, they say how far each bin moves, in tenths of the RoI. It starts at zero.
+    ``score[r, c] = mean_b pool(maps)[r, c, b]``, with ``maps = conv(features)``, 1×1 to outputs·k² channels, pooled by
+    :func:`pliant.ops.deform_psroi_pool` without offsets or by :class:`pliant.nn.DeformPSRoIPool`.
 
     Args:
         channels: of the features.
@@ -38,19 +38,16 @@ class PartScores(nn.Module):
         self.conv = nn.Conv2d(channels, outputs * bins**2, 1)
         nn.init.normal_(self.conv.weight, std=0.01)
         nn.init.zeros_(self.conv.bias)  # type: ignore[arg-type]
-        self.conv_offset = None
-        if classes is not None:
-            self.conv_offset = nn.Conv2d(channels, 2 * classes * bins**2, 1)
-            nn.init.zeros_(self.conv_offset.weight)
-            nn.init.zeros_(self.conv_offset.bias)  # type: ignore[arg-type]
+        self.deform = None if classes is None else DeformPSRoIPool(bins, channels, classes, 1 / stride)
 
     def forward(self, features: Tensor, rois: Tensor) -> Tensor:
-        offset = None if self.conv_offset is None else self.pool(self.conv_offset(features), rois, None)
-        return self.pool(self.conv(features), rois, offset).mean((2, 3))
-
-    def pool(self, maps: Tensor, rois: Tensor, offset: Tensor | None) -> Tensor:
-        """Return every bin of every RoI, each from its own maps."""
-        return deform_psroi_pool(maps, rois, offset, self.bins, 1 / self.stride, group_size=self.bins)
+        maps = self.conv(features)
+        if self.deform is not None:
+            pooled = self.deform(maps, features, rois)
+        else:
+            pooled = deform_psroi_pool(maps, rois, None, self.bins, 1 / self.stride, group_size=self.bins)
+        scores: Tensor = pooled.mean((2, 3))
+        return scores
 
 
 class RFCN(TwoStage):

@@ -13,7 +13,7 @@ from pliant.models.faster_rcnn import RoIPooling
 from pliant.models.resnet import FrozenBatchNorm2d
 from pliant.models.rfcn import PartScores
 from pliant.models.two_stage import TwoStage
-from pliant.nn import DeformConv2d, LocalResponseNorm
+from pliant.nn import DeformConv2d, DeformPSRoIPool, DeformRoIPool, LocalResponseNorm
 
 
 def parameters(model: nn.Module) -> int:
@@ -27,8 +27,8 @@ def multiply_adds(model: nn.Module, *shape: int) -> int:
     Counted, with P output positions, K taps and g groups: convolution ``P·O·K·C/g``; deformable convolution that of
     its two convolutions, and four for each of the ``P·K·C`` bilinear samples, five with a mask; linear ``O·C``; batch
     normalization 1 a value; local response normalization ``size + 2`` a value (square, window, product); RoI pooling
-    four for each bilinear sample, and one a bin with a mask. Other pooling and activations multiply nothing and are not
-    counted, nor is what a detector does with boxes.
+    four for each bilinear sample, twice with offsets, and one a value with a mask. Other pooling and activations
+    multiply nothing and are not counted, nor is what a detector does with boxes.
 
     A detector is counted in evaluation, on one picture, with as many proposals as it takes at most (`post_nms`), each
     as large as the picture.
@@ -64,11 +64,19 @@ def multiply_adds(model: nn.Module, *shape: int) -> int:
         elif isinstance(layer, RoIPooling):
             if layer.deform is None:
                 scale = 1 / output.new_tensor(layer.strides)[layer.levels(inputs[1])]
-                total += 4 * output.shape[1] * _samples(inputs[1], scale, layer.size, layer.sampling_ratio)
+                total += (
+                    4 * output.shape[1] * _samples(inputs[1], scale, (layer.size, layer.size), layer.sampling_ratio)
+                )
+        elif isinstance(layer, DeformRoIPool):
+            # It pools twice: before its branch, whose layers have hooks of their own, and after.
+            samples = _samples(inputs[1], layer.spatial_scale, layer.output_size, layer.sampling_ratio)
+            total += 2 * 4 * output.shape[1] * samples + (output.numel() if layer.version == 2 else 0)
+        elif isinstance(layer, DeformPSRoIPool):
+            offsets = len(output) * 2 * layer.classes * layer.part_size**2
+            total += 4 * layer.sample_per_part**2 * (output.numel() + offsets)
         elif isinstance(layer, PartScores):
-            # Its convolutions have hooks of their own. 4 × 4 samples a bin, of scores and of offsets.
-            maps = sum(c.out_channels for c in (layer.conv, layer.conv_offset) if c is not None)
-            total += 4 * 16 * len(output) * maps
+            if layer.deform is None:
+                total += 4 * 16 * len(output) * layer.conv.out_channels
         elif next(layer.parameters(recurse=False), None) is not None:
             raise TypeError(f"multiply_adds: does not know what a {type(layer).__name__} costs")
 
@@ -91,12 +99,14 @@ def multiply_adds(model: nn.Module, *shape: int) -> int:
     return total
 
 
-def _samples(rois: Tensor, scale: Tensor | float, size: int, ratio: int) -> int:
+def _samples(rois: Tensor | list[Tensor], scale: Tensor | float, size: tuple[int, int], ratio: int) -> int:
     """Return how often RoI pooling reads a channel: `ratio`² times a bin, or as often as the bin has pixels."""
+    boxes = torch.cat(rois) if isinstance(rois, list) else rois[:, 1:]
+    bins = size[0] * size[1]
     if ratio > 0:
-        return len(rois) * (size * ratio) ** 2
-    sides = (rois[:, 3:] - rois[:, 1:3]) * torch.as_tensor(scale).reshape(-1, 1)
-    return int((sides / size).ceil().clamp(min=0).prod(1).sum()) * size**2
+        return len(boxes) * bins * ratio**2
+    sides = (boxes[:, 2:] - boxes[:, :2]).clamp(min=0) * torch.as_tensor(scale).reshape(-1, 1)
+    return int((sides / sides.new_tensor(size[::-1])).ceil().prod(1).sum()) * bins
 
 
 @contextmanager
