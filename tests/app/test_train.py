@@ -192,7 +192,7 @@ def test_boxes_are_drawn_where_they_are() -> None:
     ("words", "sentence"),
     [
         (["train"], "say what to train: pliant train detector"),
-        (["train", "detector", "--model.depth", "19"], "--model.depth: Expected a typing.Literal[18, 26, 50, 101]"),
+        (["train", "detector", "--model.depth", "19"], "--model.depth: Expected a typing.Literal[10, 18, 26, 50, 101]"),
         (["train", "detector", "--batc", "3"], "unrecognized arguments: --batc 3"),
         (["train", "detector", "--batch", "0"], "batch must be at least 1, got 0"),
         (["train", "detector", "--optimiser.clip", "0"], "clip above 0 or null, got 0.02, 100 and 0"),

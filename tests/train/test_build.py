@@ -17,6 +17,11 @@ SMALL = {"channels": 8, "hidden": 16, "rpn_samples": 32, "post_nms": (40, 20), "
 RECIPE = ModelRecipe(width=8, stem="small", options=SMALL)
 PATCHES: dict[str, Any] = {"mimic": "foreground", "mimic_options": {"size": 64, "count": 2}}
 
+RFCN_RECIPE = ModelRecipe(
+    detector="rfcn", width=8, stem="small", stride=16, roi_pool="deform_ps",
+    options={"width": 16, "bins": 3, "rpn_channels": 16, "rpn_samples": 32, "post_nms": (40, 20)},
+)  # fmt: skip
+
 
 def test_recipe_becomes_a_network() -> None:
     recipe = replace(
@@ -43,7 +48,9 @@ def test_weights_come_from_the_seed_alone() -> None:
 
 @pytest.mark.parametrize("boxes", [0, 2])
 @pytest.mark.parametrize(
-    "recipe", [RECIPE, replace(RECIPE, **PATCHES), replace(RECIPE, neck="c4")], ids=["fpn", "mimic", "c4"]
+    "recipe",
+    [RECIPE, replace(RECIPE, **PATCHES), replace(RECIPE, neck="c4"), RFCN_RECIPE],
+    ids=["fpn", "mimic", "c4", "rfcn"],
 )
 def test_all_weights_are_in_the_graph(recipe: ModelRecipe, boxes: int) -> None:
     """DistributedDataParallel would wait for a gradient that does not come."""
@@ -80,6 +87,8 @@ def test_pretrained_weights_are_loaded_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
+        ({"roi_pool": "ps"}, r"model\.roi_pool of faster_rcnn must be one of align, deform, modulated, got ps"),
+        ({"detector": "rfcn", "mimic": "both"}, r"model\.mimic needs faster_rcnn, got rfcn"),
         ({"options": {"fc": 3}}, "model.options or model.mimic_options: .*'fc'"),
         ({"frozen_stages": 2}, "frozen_stages must be 0 to 5 and needs frozen_bn"),
     ],

@@ -1,8 +1,8 @@
 """Two processes with half of each batch do what one does with all of it.
 
-For that every loss must be a mean over pictures, or over anchors and RoIs of which every picture has as many;
-normalization must be frozen or absent; and what the network draws at random must be the same for a picture in whatever
-batch it is: :func:`drawn_by_column` sees to that for the real detectors.
+For that every loss must be a mean over pictures, as the detectors' are; normalization must be frozen or absent; and
+what the network draws at random must be the same for a picture in whatever batch it is: :func:`drawn_by_column` sees to
+that for the real detectors.
 """
 
 from __future__ import annotations
@@ -59,10 +59,10 @@ def drawn_by_column() -> Iterator[None]:
 
 
 def faster_rcnn(classes: int) -> FasterRCNN:
-    """Return a small detector of the library; each of its pictures has 8 sampled anchors and 8 RoIs."""
+    """Return a small detector of the library, whose pictures have different numbers of sampled anchors and RoIs."""
     torch.manual_seed(0)
     backbone = ResNet(18, deform=(None, None, None, "v2"), width=8, stem="small", frozen_bn=True)
-    net = FasterRCNN(backbone, classes, channels=8, hidden=16, rpn_samples=8, post_nms=(40, 20), rois=8)
+    net = FasterRCNN(backbone, classes, channels=8, hidden=16, rpn_samples=2000, post_nms=(40, 20), rois=100)
     with torch.no_grad():
         # Zero at the start: nothing would be scored, moved or sampled differently.
         for layer in (net.rpn.predict, net.classifier, net.regressor, net.backbone.layer4[0].conv1.conv_offset):

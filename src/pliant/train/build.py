@@ -21,8 +21,11 @@ from pliant.data import (
     ScaleJitter,
     Transform,
 )
-from pliant.models import FasterRCNN, FeatureMimic, ResNet, load_imagenet
+from pliant.models import RFCN, FasterRCNN, FeatureMimic, ResNet, load_imagenet
 from pliant.train.recipe import DataRecipe, DetectorRecipe, ModelRecipe
+
+# How RoIs may be pooled, the plain way first.
+POOLS = {"faster_rcnn": ("align", "deform", "modulated"), "rfcn": ("ps", "deform_ps")}
 
 
 def build_data(recipe: DataRecipe, split: Literal["train", "test"]) -> Detection | None:
@@ -81,6 +84,12 @@ def build_detector(recipe: ModelRecipe, classes: int, *, seed: int = 0, pretrain
         ValueError: settings that do not go together, or that the network does not have.
         OSError: there is no such file of weights.
     """
+    pools = POOLS[recipe.detector]
+    pool = recipe.roi_pool or pools[0]
+    if pool not in pools:
+        raise ValueError(f"model.roi_pool of {recipe.detector} must be one of {', '.join(pools)}, got {pool}")
+    if recipe.mimic and recipe.detector != "faster_rcnn":
+        raise ValueError(f"model.mimic needs faster_rcnn, got {recipe.detector}")
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         backbone = ResNet(
@@ -89,7 +98,7 @@ def build_detector(recipe: ModelRecipe, classes: int, *, seed: int = 0, pretrain
             stride=recipe.stride, dilations=recipe.dilations,
         )  # fmt: skip
         try:
-            model = _detector(recipe, backbone, classes)
+            model = _detector(recipe, backbone, classes, pool)
         except TypeError as error:
             raise ValueError(f"model.options or model.mimic_options: {error}") from error
     if recipe.weights and pretrained:
@@ -97,12 +106,14 @@ def build_detector(recipe: ModelRecipe, classes: int, *, seed: int = 0, pretrain
     return model
 
 
-def _detector(recipe: ModelRecipe, backbone: ResNet, classes: int) -> nn.Module:
+def _detector(recipe: ModelRecipe, backbone: ResNet, classes: int, pool: str) -> nn.Module:
+    if recipe.detector == "rfcn":
+        return RFCN(backbone, classes, roi_pool=pool, **recipe.options)
     mimic = None
     if recipe.mimic:
         drawn: dict[str, Any] = {"foreground": recipe.mimic != "background", "background": recipe.mimic != "foreground"}
         mimic = FeatureMimic(**drawn, **recipe.mimic_options)
-    return FasterRCNN(backbone, classes, neck=recipe.neck, roi_pool=recipe.roi_pool, mimic=mimic, **recipe.options)
+    return FasterRCNN(backbone, classes, neck=recipe.neck, roi_pool=pool, mimic=mimic, **recipe.options)
 
 
 def load_detector(state: dict[str, Any]) -> nn.Module:

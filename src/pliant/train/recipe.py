@@ -59,7 +59,7 @@ class ModelRecipe:
     """Which network.
 
     Args:
-        detector: Faster R-CNN.
+        detector: Faster R-CNN or R-FCN.
         depth: of the ResNet: 10, 18, 26, 50 or 101.
         width: channels of its first stage; 64 is the usual network.
         stem: "imagenet" is 7×7 with stride 2 and a pooling, "small" suits pictures of a hundred pixels.
@@ -70,15 +70,15 @@ class ModelRecipe:
         frozen_stages: the first 0 to 5 of stem, conv2 … conv5 are not trained; needs frozen_bn.
         stride: of conv5; 16 is with dilation 2, as in the papers.
         dilations: of the 3×3 convolutions of conv2, conv3, conv4 and conv5; null is 1, and 2 in conv5 at stride 16.
-        neck: feature pyramid or conv4.
-        roi_pool: aligned, deformable or modulated deformable.
-        mimic: R-CNN feature mimicking on proposals of these.
+        neck: feature pyramid or conv4 (Faster R-CNN).
+        roi_pool: "align", "deform" or "modulated" (Faster R-CNN), "ps" or "deform_ps" (R-FCN); null is the plain one.
+        mimic: R-CNN feature mimicking on proposals of these (Faster R-CNN).
         mimic_options: further arguments of FeatureMimic, such as {"size": 64}.
         options: further arguments of the detector, such as {"channels": 64, "hidden": 256}.
         weights: file with ImageNet weights of the backbone.
     """
 
-    detector: Literal["faster_rcnn"] = "faster_rcnn"
+    detector: Literal["faster_rcnn", "rfcn"] = "faster_rcnn"
     depth: Literal[10, 18, 26, 50, 101] = 18
     width: int = 64
     stem: Literal["imagenet", "small"] = "imagenet"
@@ -90,7 +90,7 @@ class ModelRecipe:
     stride: Literal[16, 32] = 32
     dilations: tuple[int, int, int, int] | None = None
     neck: Literal["fpn", "c4"] = "fpn"
-    roi_pool: Literal["align", "deform", "modulated"] = "align"
+    roi_pool: Literal["align", "deform", "modulated", "ps", "deform_ps"] | None = None
     mimic: Literal["foreground", "background", "both"] | None = None
     mimic_options: dict[str, Any] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)
