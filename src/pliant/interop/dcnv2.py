@@ -1,0 +1,268 @@
+"""The DCNv2 forks (CharlesShang/DCNv2 and its descendants): their names on our kernels, nothing to compile."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from pliant.interop._conv import Pair, convolve, pair
+from pliant.ops import deform_psroi_pool
+
+
+def dcn_v2_conv(
+    input: Tensor,
+    offset: Tensor,
+    mask: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+    deformable_groups: int,
+) -> Tensor:
+    """Convolve with moved and weighted taps: :func:`pliant.ops.deform_conv2d` with the forks' arguments.
+
+    Args:
+        input: (N, C, H, W).
+        offset: (N, 2·G·Kh·Kw, Ho, Wo).
+        mask: (N, G·Kh·Kw, Ho, Wo).
+        weight: (O, C, Kh, Kw); there are no groups.
+        bias: (O,).
+        stride: an int or a pair, like the two that follow.
+        padding: rows and columns around the map.
+        dilation: distance of adjacent taps.
+        deformable_groups: G.
+
+    Raises:
+        ValueError: no map with a batch, or the output would be empty.
+        RuntimeError: a shape does not fit.
+    """
+    return convolve("dcn_v2_conv", input, offset, mask, weight, bias, stride, padding, dilation, 1, deformable_groups)
+
+
+class DCNv2(nn.Module):
+    """The forks' layer: offsets and masks come from the caller.
+
+    Args:
+        in_channels: C.
+        out_channels: O.
+        kernel_size: an int or a pair, like the three that follow.
+        stride: step of the output grid.
+        padding: rows and columns around the map.
+        dilation: distance of adjacent taps.
+        deformable_groups: G.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Pair,
+        stride: Pair,
+        padding: Pair,
+        dilation: Pair = 1,
+        deformable_groups: int = 1,
+    ) -> None:
+        super().__init__()
+        self.in_channels, self.out_channels, self.deformable_groups = in_channels, out_channels, deformable_groups
+        self.kernel_size, self.stride = pair(kernel_size), pair(stride)
+        self.padding, self.dilation = pair(padding), pair(dilation)
+        self.weight = nn.Parameter(torch.empty(out_channels, in_channels, *self.kernel_size))
+        self.bias = nn.Parameter(torch.empty(out_channels))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the weight uniformly, with ``1/√(C·Kh·Kw)`` as its bound; the bias is zero."""
+        bound = 1 / math.sqrt(self.in_channels * self.kernel_size[0] * self.kernel_size[1])
+        nn.init.uniform_(self.weight, -bound, bound)
+        nn.init.zeros_(self.bias)
+
+    def forward(self, input: Tensor, offset: Tensor, mask: Tensor) -> Tensor:
+        K = self.deformable_groups * self.kernel_size[0] * self.kernel_size[1]
+        assert offset.shape[1] == 2 * K, f"DCNv2: offset must have {2 * K} channels, got {offset.shape[1]}"
+        assert mask.shape[1] == K, f"DCNv2: mask must have {K} channels, got {mask.shape[1]}"
+        return dcn_v2_conv(
+            input,
+            offset,
+            mask,
+            self.weight,
+            self.bias,
+            self.stride,
+            self.padding,
+            self.dilation,
+            self.deformable_groups,
+        )
+
+
+class DCN(DCNv2):
+    """The forks' layer that predicts its own offsets and masks, with `conv_offset_mask`; the mask is ``sigmoid(·)``.
+
+    Arguments are those of :class:`DCNv2`. The branch has the layer's dilation, without which its maps have another
+    size: the forks leave it out, and fail for any but 1.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Pair,
+        stride: Pair,
+        padding: Pair,
+        dilation: Pair = 1,
+        deformable_groups: int = 1,
+    ) -> None:
+        super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, deformable_groups)
+        channels = 3 * deformable_groups * self.kernel_size[0] * self.kernel_size[1]
+        self.conv_offset_mask = nn.Conv2d(
+            in_channels, channels, self.kernel_size, self.stride, self.padding, self.dilation
+        )
+        self.init_offset()
+
+    def init_offset(self) -> None:
+        """Set the branch to zero."""
+        for parameter in self.conv_offset_mask.parameters():
+            nn.init.zeros_(parameter)
+
+    def forward(self, input: Tensor) -> Tensor:  # type: ignore[override]
+        predicted = self.conv_offset_mask(input)
+        channels = predicted.shape[1] // 3
+        offset, mask = predicted.split((2 * channels, channels), 1)
+        return super().forward(input, offset, mask.sigmoid())
+
+
+def dcn_v2_pooling(
+    input: Tensor,
+    rois: Tensor,
+    offset: Tensor,
+    spatial_scale: float,
+    pooled_size: int,
+    output_dim: int,
+    no_trans: bool,
+    group_size: int = 1,
+    part_size: int | None = None,
+    sample_per_part: int = 4,
+    trans_std: float = 0.0,
+) -> Tensor:
+    """Average the moved bins of RoIs, the original definition: :func:`pliant.ops.deform_psroi_pool`.
+
+    Args:
+        input: (N, C, H, W).
+        rois: (R, 5), image index and ``x1 y1 x2 y2``.
+        offset: (R, 2·classes, part, part), x first; not read with `no_trans`.
+        spatial_scale: pixels of the map for one pixel of the image.
+        pooled_size: P, bins in each direction.
+        output_dim: channels of the output, ``C/group_size²``.
+        no_trans: move nothing.
+        group_size: of the position-sensitive channels.
+        part_size: cells of the offsets in each direction; P by default.
+        sample_per_part: samples of a bin in each direction.
+        trans_std: factor of the offsets, in extents of the RoI.
+
+    Raises:
+        RuntimeError: a shape does not fit.
+    """
+    if input.shape[1] != output_dim * group_size**2:
+        raise RuntimeError(
+            f"dcn_v2_pooling: input must have output_dim·group_size² = {output_dim * group_size**2} channels, got "
+            f"{input.shape[1]}"
+        )
+    try:
+        return deform_psroi_pool(
+            input,
+            rois,
+            None if no_trans else offset,
+            pooled_size,
+            spatial_scale,
+            group_size=group_size,
+            part_size=part_size,
+            sample_per_part=sample_per_part,
+            trans_std=trans_std,
+        )
+    except (ValueError, TypeError) as error:
+        raise RuntimeError(f"dcn_v2_pooling: {str(error).partition(': ')[2] or error}") from error
+
+
+class DCNv2Pooling(nn.Module):
+    """Hold the arguments of :func:`dcn_v2_pooling`; offsets come from the caller."""
+
+    def __init__(
+        self,
+        spatial_scale: float,
+        pooled_size: int,
+        output_dim: int,
+        no_trans: bool,
+        group_size: int = 1,
+        part_size: int | None = None,
+        sample_per_part: int = 4,
+        trans_std: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.spatial_scale, self.pooled_size, self.output_dim = spatial_scale, pooled_size, output_dim
+        self.no_trans, self.group_size, self.sample_per_part = no_trans, group_size, sample_per_part
+        self.part_size = pooled_size if part_size is None else part_size
+        self.trans_std = trans_std
+
+    def forward(self, input: Tensor, rois: Tensor, offset: Tensor) -> Tensor:
+        return self._pool(input, rois, offset, self.no_trans)
+
+    def _pool(self, input: Tensor, rois: Tensor, offset: Tensor, no_trans: bool) -> Tensor:
+        return dcn_v2_pooling(
+            input,
+            rois,
+            offset,
+            self.spatial_scale,
+            self.pooled_size,
+            self.output_dim,
+            no_trans,
+            self.group_size,
+            self.part_size,
+            self.sample_per_part,
+            self.trans_std,
+        )
+
+
+class DCNPooling(DCNv2Pooling):
+    """The forks' layer that predicts offsets and masks, by `offset_mask_fc` from what it pools unmoved.
+
+    Arguments are those of :class:`DCNv2Pooling`, and `deform_fc_dim`, the width of the two hidden layers. With
+    `no_trans` it pools and has no parameters.
+    """
+
+    def __init__(
+        self,
+        spatial_scale: float,
+        pooled_size: int,
+        output_dim: int,
+        no_trans: bool,
+        group_size: int = 1,
+        part_size: int | None = None,
+        sample_per_part: int = 4,
+        trans_std: float = 0.0,
+        deform_fc_dim: int = 1024,
+    ) -> None:
+        super().__init__(
+            spatial_scale, pooled_size, output_dim, no_trans, group_size, part_size, sample_per_part, trans_std
+        )
+        self.deform_fc_dim = deform_fc_dim
+        if not no_trans:
+            bins = pooled_size**2
+            self.offset_mask_fc = nn.Sequential(
+                nn.Linear(bins * output_dim, deform_fc_dim),
+                nn.ReLU(inplace=True),
+                nn.Linear(deform_fc_dim, deform_fc_dim),
+                nn.ReLU(inplace=True),
+                nn.Linear(deform_fc_dim, 3 * bins),
+            )
+            for parameter in self.offset_mask_fc[4].parameters():
+                nn.init.zeros_(parameter)
+
+    def forward(self, input: Tensor, rois: Tensor) -> Tensor:  # type: ignore[override]
+        unmoved = self._pool(input, rois, input, True)
+        if self.no_trans:
+            return unmoved
+        P = self.pooled_size
+        offset, mask = self.offset_mask_fc(unmoved.flatten(1)).view(-1, 3, P, P).split((2, 1), 1)
+        weight: Tensor = mask.sigmoid()
+        return self._pool(input, rois, offset.contiguous(), False) * weight

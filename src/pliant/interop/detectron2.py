@@ -1,0 +1,193 @@
+"""detectron2's deformable convolutions on our kernels, on every device and with gradients on the CPU too."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from pliant.interop._conv import Pair, convolve, pair
+
+
+def deform_conv(
+    input: Tensor,
+    offset: Tensor,
+    weight: Tensor,
+    stride: Pair = 1,
+    padding: Pair = 0,
+    dilation: Pair = 1,
+    groups: int = 1,
+    deformable_groups: int = 1,
+    im2col_step: int = 64,
+) -> Tensor:
+    """Convolve with moved taps, as `detectron2.layers.deform_conv` does: :func:`pliant.ops.deform_conv2d`.
+
+    Args:
+        input: (N, C, H, W).
+        offset: (N, 2·G·Kh·Kw, Ho, Wo).
+        weight: (O, C/groups, Kh, Kw).
+        stride: an int or a pair, like the two that follow.
+        padding: rows and columns around the map.
+        dilation: distance of adjacent taps.
+        groups: of the convolution.
+        deformable_groups: G.
+        im2col_step: has no meaning here.
+
+    Raises:
+        ValueError: no map with a batch, or the output would be empty.
+        RuntimeError: a shape does not fit.
+    """
+    return convolve(
+        "deform_conv", input, offset, None, weight, None, stride, padding, dilation, groups, deformable_groups
+    )
+
+
+def modulated_deform_conv(
+    input: Tensor,
+    offset: Tensor,
+    mask: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Pair = 1,
+    padding: Pair = 0,
+    dilation: Pair = 1,
+    groups: int = 1,
+    deformable_groups: int = 1,
+) -> Tensor:
+    """Convolve with moved and weighted taps, as `detectron2.layers.modulated_deform_conv` does.
+
+    Arguments and errors are those of :func:`deform_conv`, with mask (N, G·Kh·Kw, Ho, Wo) and bias (O,).
+    """
+    return convolve(
+        "modulated_deform_conv",
+        input,
+        offset,
+        mask,
+        weight,
+        bias,
+        stride,
+        padding,
+        dilation,
+        groups,
+        deformable_groups,
+    )
+
+
+class _Convolution(nn.Module):
+    """What both layers hold, and what follows the convolution."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Pair,
+        groups: int,
+        deformable_groups: int,
+        bias: bool,
+        norm: nn.Module | None,
+        activation: Callable[[Tensor], Tensor] | None,
+    ) -> None:
+        super().__init__()
+        assert in_channels % groups == 0, f"in_channels {in_channels} cannot be divisible by groups {groups}"
+        assert out_channels % groups == 0, f"out_channels {out_channels} cannot be divisible by groups {groups}"
+        self.in_channels, self.out_channels = in_channels, out_channels
+        self.kernel_size = pair(kernel_size)
+        self.groups, self.deformable_groups = groups, deformable_groups
+        self.norm, self.activation = norm, activation
+        self.weight = nn.Parameter(torch.empty(out_channels, in_channels // groups, *self.kernel_size))
+        self.bias = nn.Parameter(torch.zeros(out_channels)) if bias else None
+        nn.init.kaiming_uniform_(self.weight, nonlinearity="relu")
+
+    def _follow(self, x: Tensor) -> Tensor:
+        x = x if self.norm is None else self.norm(x)
+        return x if self.activation is None else self.activation(x)
+
+    def extra_repr(self) -> str:
+        names = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups")
+        text = ", ".join(f"{name}={getattr(self, name)}" for name in (*names, "deformable_groups"))
+        return f"{text}, bias={self.bias is not None}"
+
+
+class DeformConv(_Convolution):
+    """detectron2's layer of version 1: offsets come from the caller, norm and activation follow.
+
+    Args:
+        in_channels: C.
+        out_channels: O.
+        kernel_size: an int or a pair, like the three that follow.
+        stride: step of the output grid.
+        padding: rows and columns around the map.
+        dilation: distance of adjacent taps.
+        groups: of the convolution.
+        deformable_groups: G.
+        bias: False.
+        norm: a layer, or None.
+        activation: a function, or None.
+
+    Raises:
+        AssertionError: a bias is asked for, or groups do not divide the channels.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Pair,
+        stride: Pair = 1,
+        padding: Pair = 0,
+        dilation: Pair = 1,
+        groups: int = 1,
+        deformable_groups: int = 1,
+        bias: bool = False,
+        norm: nn.Module | None = None,
+        activation: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        assert not bias, "DeformConv: there is no bias, give it a norm"
+        super().__init__(in_channels, out_channels, kernel_size, groups, deformable_groups, bias, norm, activation)
+        self.stride, self.padding, self.dilation = pair(stride), pair(padding), pair(dilation)
+
+    def forward(self, x: Tensor, offset: Tensor) -> Tensor:
+        x = deform_conv(
+            x, offset, self.weight, self.stride, self.padding, self.dilation, self.groups, self.deformable_groups
+        )
+        return self._follow(x)
+
+
+class ModulatedDeformConv(_Convolution):
+    """detectron2's layer of version 2: offsets and masks come from the caller, norm and activation follow.
+
+    Arguments are those of :class:`DeformConv`, `bias` is True unless said otherwise.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Pair,
+        stride: Pair = 1,
+        padding: Pair = 0,
+        dilation: Pair = 1,
+        groups: int = 1,
+        deformable_groups: int = 1,
+        bias: bool = True,
+        norm: nn.Module | None = None,
+        activation: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        super().__init__(in_channels, out_channels, kernel_size, groups, deformable_groups, bias, norm, activation)
+        self.stride, self.padding, self.dilation, self.with_bias = stride, padding, dilation, bias
+
+    def forward(self, x: Tensor, offset: Tensor, mask: Tensor) -> Tensor:
+        x = modulated_deform_conv(
+            x,
+            offset,
+            mask,
+            self.weight,
+            self.bias,
+            self.stride,
+            self.padding,
+            self.dilation,
+            self.groups,
+            self.deformable_groups,
+        )
+        return self._follow(x)
