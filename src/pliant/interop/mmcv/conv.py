@@ -205,9 +205,9 @@ class DeformConv2dPack(DeformConv2d):
     """mmcv's layer of version 1 that predicts its own offsets ("DCN" in configurations).
 
     Arguments are those of :class:`DeformConv2d`; `conv_offset` starts at zero. Checkpoints of before its version 2,
-    with ``NAME_offset.weight`` beside ``NAME.weight``, load as in mmcv, that is where the loader shows a layer the names
-    beside it. `load_state_dict` has not since torch 2.0: ``convert(state, "mmcv")`` of
-    `pliant.interop.checkpoints` renames them.
+    with ``NAME_offset.weight`` beside ``NAME.weight``, load as in mmcv: where the loader shows a layer the names beside
+    it. `load_state_dict` has not since torch 2.0; ``convert(state, "mmcv")`` of `pliant.interop.checkpoints` renames
+    them.
     """
 
     _version = 2
