@@ -36,7 +36,7 @@ def test_names_of_layers() -> None:
 
 
 def test_a_network_that_moves_nothing() -> None:
-    model = _model("mdconv-c3-c5")
+    model = _model("mdconv-c3-c5-mdpool")
     found = measures.watched(model, Kept(Two()))
     assert {row["layer"] for row in found["dilation"]} == {f"c{s}.{i}" for s in (3, 4, 5) for i in (1, 2)}
     assert {(row["mean"], row["sd"]) for row in found["dilation"]} == {(1.0, 0.0)}
@@ -45,7 +45,7 @@ def test_a_network_that_moves_nothing() -> None:
     assert counts == {"small": 2, "large": 18, "background": 2 * (64 - 10)}
     assert all(rho == {"rho": 0.0, "low": 0.0, "high": 0.0} for rho in found["spearman"].values())
     assert all(moves["mean_abs"] == 0 for moves in found["offsets"].values())
-    assert found["bins"] is None
+    assert found["bins"] == [{"group": "small", "mean": 0.0, "n": 2}, {"group": "large", "mean": 0.0, "n": 2}]
 
 
 def test_offsets_show() -> None:
@@ -64,3 +64,20 @@ def test_offsets_show() -> None:
 
 def test_regular_networks_have_nothing_to_watch() -> None:
     assert measures.watched(_model("regular"), Kept(Two())) == dict.fromkeys(measures.NAMES)
+
+
+def test_shifts_are_in_shares_of_the_box() -> None:
+    """Offsets of (3, 4) times γ = 0.1 move every bin by half of the box, whatever its size."""
+    model = _model("dconv-c3-c5-dpool")
+    bias = model.pool.deform.offset_fc[-1].bias
+    with torch.no_grad():
+        bias[:49], bias[49:] = 3.0, 4.0
+        image, target = Two()[0]
+        shifts, masks = measures.bin_shifts(model, image, target["boxes"])
+    torch.testing.assert_close(shifts, torch.tensor([0.3, 0.4]).view(1, 2, 1, 1).expand(2, 2, 7, 7))
+    assert masks is None
+    found = measures.moved_bins(model, Kept(Two()))
+    assert [(row["group"], row["mean"]) for row in found] == [
+        ("small", pytest.approx(0.5)),
+        ("large", pytest.approx(0.5)),
+    ]

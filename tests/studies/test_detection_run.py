@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from pliant.app import main
-from pliant.studies.detection import Protocol, Study, Task
+from pliant.studies.detection import Protocol, Study, Task, pretraining
 from pliant.studies.detection.protocol import Pictures
 from pliant.studies.detection.single import averaged, run_one
+from pliant.train.build import build_detector
 
 TINY = ["study", "detection", "--quick", "--epochs", "1", "--scenes", "16"]
 
@@ -45,22 +46,22 @@ def _timeless(result: dict[str, Any]) -> dict[str, Any]:
 
 def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
-    command = [*TINY, "--jobs", "1", "--out", str(out), "--contestants", "hog,regular,mdconv-c3-c5"]
+    command = [*TINY, "--jobs", "1", "--out", str(out), "--contestants", "hog,regular,mdconv-c3-c5-mdpool"]
     assert main(command) == 0
     said = capsys.readouterr().out
     assert "The quick study: few epochs, one seed. 3 runs of 1 epoch" in said
-    assert "[3/3] mdconv in c3–c5, composed, seed 0: AP" in said
-    assert "mdconv in c3–c5 − regular, points: AP" in said
+    assert "[3/3] mdconv in c3–c5 + mdpool, composed, seed 0: AP" in said
+    assert "mdconv in c3–c5 + mdpool − regular, points: AP" in said
     assert said.endswith(f"Report, with curves and pictures: {out / 'report.html'}\n")
     assert "<html" in (out / "report.html").read_text(encoding="utf-8")
     results = _lines(out)
     assert [(r["contestant"], r["data"]) for r in results] == [
-        ("hog", "composed"), ("regular", "composed"), ("mdconv-c3-c5", "composed"),
+        ("hog", "composed"), ("regular", "composed"), ("mdconv-c3-c5-mdpool", "composed"),
     ]  # fmt: skip
     for r in results:
         assert {"AP", "AP50", "AP75", "APs", "APm", "APl", "per_class"} == r["scores"].keys()
         assert (r["profile"], r["epochs"], r["seed"]) == ("quick", 1, 0)
-        assert (r["dilation"] is None) == (r["contestant"] != "mdconv-c3-c5")
+        assert (r["dilation"] is None) == (r["contestant"] != "mdconv-c3-c5-mdpool")
         assert (out / "models" / f"{r['contestant']}-composed-0.pt").is_file()
     regular = results[1]
     assert regular["losses"][-1]["step"] == regular["steps"] == 2
@@ -69,7 +70,7 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert regular["parameters"] < results[2]["parameters"]
     assert regular["multiply_adds"] < results[2]["multiply_adds"]
     assert (out / "pictures" / "detections-composed.png").read_bytes().startswith(b"\x89PNG")
-    assert (out / "pictures" / "sampling.png").is_file()
+    assert (out / "pictures" / "sampling.png").is_file() and (out / "pictures" / "bins.png").is_file()
 
     # Again: nothing is repeated. With another protocol: refused in one sentence.
     before = (out / "results.jsonl").read_bytes()
@@ -103,6 +104,41 @@ def test_crowns(tmp_path: Path) -> None:
     result = _run(Task("regular", "crowns", 0), tmp_path)
     assert list(result["scores"]["per_class"]) == ["crown"]
     assert result["steps"] == 2
+
+
+def test_all_networks_of_a_seed_start_from_one_backbone(tmp_path: Path) -> None:
+    protocol = replace(Protocol.of("quick"), train=16, test=2)
+    first = pretraining.pretrained(Pictures(protocol), 0, tmp_path)
+    (tmp_path / "again").mkdir()
+    again = pretraining.pretrained(Pictures(protocol), 0, tmp_path / "again")
+    states = [torch.load(path, weights_only=True) for path in (first, again)]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    models = [
+        build_detector(protocol.recipe_of(Task(name, "crowns", 0), 4, first).model, 1, seed=0)
+        for name in ("regular", "mdconv-c3-c5")
+    ]
+    picture = torch.rand(1, 3, 64, 64)
+    for model in models:
+        assert torch.equal(model.backbone.conv1.weight, states[0]["conv1.weight"])
+    plain, deformable = (model.eval().backbone(picture) for model in models)
+    torch.testing.assert_close(plain, deformable)
+
+
+def test_patches_show_their_objects() -> None:
+    """A white object on black fills most of its patch, and every object comes once."""
+    protocol = replace(Protocol.of("quick"), train=16, test=2)
+    scenes = protocol.pictures("composed", "train", 0)
+    for image, target in scenes:
+        image.zero_()
+        for x1, y1, x2, y2 in target["boxes"].int().tolist():
+            image[:, y1:y2, x1:x2] = 255
+    found = list(pretraining.patches(scenes, torch.Generator().manual_seed(0)))
+    count = sum(len(target["labels"]) for _, target in scenes)
+    assert len(found) == count // pretraining.RECIPE.batch
+    cut = torch.cat([patch for patch, _ in found])
+    assert cut.shape[1:] == (3, 32, 32)
+    assert bool((cut[:, :, 15:17, 15:17].mean((1, 2, 3)) > 2).all())
+    assert 0.2 < float((cut > 2).float().mean()) < 0.9
 
 
 def test_averages_of_losses() -> None:

@@ -57,7 +57,7 @@ CONTESTANTS = {
         Contestant("regular-mimic-fg", "regular + mimicking, foreground", mimic="foreground"),
     )
 }
-QUICK = ("hog", "regular", "dconv-c3-c5", "mdconv-c3-c5")
+QUICK = ("hog", "regular", "dconv-c3-c5", "mdconv-c3-c5-mdpool")
 
 
 def find(contestant: str) -> Contestant:

@@ -15,6 +15,7 @@ from pliant.models import strip_training_only
 from pliant.studies.detection import measures
 from pliant.studies.detection.contestants import find
 from pliant.studies.detection.hog import HogMachine
+from pliant.studies.detection.pretraining import pretrained
 from pliant.studies.detection.protocol import BINS, SIDE, Kept, Pictures, Protocol, Task, shown
 from pliant.studies.runner import Tell
 from pliant.train import checkpoint, fit_detector, multiply_adds, parameters, save
@@ -56,10 +57,14 @@ def run_one(task: Task, protocol: Protocol, data: Pictures, device: str, path: P
 
 def _network(task: Task, protocol: Protocol, data: Pictures, device: str, path: Path, tell: Tell) -> dict[str, Any]:
     train, test = data.of(task)
-    recipe = protocol.recipe_of(task, len(train))
+    recipe = protocol.recipe_of(task, len(train), pretrained(data, task.seed, path.parent))
     ranks = Ranks(device=torch.device(device))
-    model = build_detector(recipe.model, len(train.classes), seed=task.seed).to(ranks.device)
-    before = evaluate(model, test, batch=recipe.batch, ranks=ranks)
+
+    def build(with_weights: bool) -> nn.Module:
+        return build_detector(recipe.model, len(train.classes), seed=task.seed, pretrained=with_weights)
+
+    before = evaluate(build(False).to(ranks.device), test, batch=recipe.batch, ranks=ranks)
+    model = build(True)
 
     parts, seconds = protocol.recipe.epochs, 0.0
 
@@ -79,7 +84,7 @@ def _network(task: Task, protocol: Protocol, data: Pictures, device: str, path: 
     save(model, path)
     return {
         "parameters": parameters(model),
-        "multiply_adds": multiply_adds(model.to("cpu"), 1, 3, SIDE, SIDE),
+        "multiply_adds": multiply_adds(model.to("cpu"), 3, SIDE, SIDE),
         "train_seconds": round(seconds, 2),
         "image_seconds": _pace(lambda image: model([shown(image).to(ranks.device)]), model.to(ranks.device), test),
         "epochs": protocol.recipe.epochs,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 from pliant.data import FashionMNIST
 from pliant.studies import runner
+from pliant.studies.detection import pretraining
 from pliant.studies.detection.contestants import CONTESTANTS
 from pliant.studies.detection.protocol import DATA, Pictures, Protocol, Task
 from pliant.studies.detection.single import run_one
@@ -51,7 +52,8 @@ class Study(runner.Study):
 
     def settings(self, data: Pictures) -> dict[str, Any]:
         """Return what settings.json holds."""
-        return {**self.protocol.settings(), "clothes": FashionMNIST.load().digest, **self.here()}
+        clothes = {"clothes": FashionMNIST.load().digest, "pretraining": asdict(pretraining.RECIPE)}
+        return {**self.protocol.settings(), **clothes, **self.here()}
 
     def run_one(self, task: Task, data: Pictures, path: Path, tell: Tell) -> dict[str, Any]:
         """Return the result of one run, and write the weights of a network to `path`."""

@@ -103,9 +103,10 @@ def _protocol(results: Results) -> list[str]:
     scenes = settings.get("scenes", {})
     if scenes and "composed" in results.data:
         said.append(
-            f"Composed scenes: clothes of Fashion-MNIST, ten classes, in all poses on photographs, {scenes['side']} "
-            f"pixels a side; {scenes['train']} to train on, others for every seed, and {scenes['test']} to test on, "
-            "the same for all. Clothes and photographs of the test are in no training scene."
+            f"Composed scenes: clothes of Fashion-MNIST ({', '.join(scenes['classes'])}) in all poses on photographs, "
+            f"{scenes['side']} pixels a side; {scenes['train']} to train on with {scenes['objects'][0]} to "
+            f"{scenes['objects'][1]} objects, others for every seed, and {scenes['test']} to test on with 1 to 4, the "
+            "same for all. Clothes and photographs of the test are in no training scene."
         )
     if "crowns" in results.data:
         said.append(
@@ -117,14 +118,18 @@ def _protocol(results: Results) -> list[str]:
         model, optimiser = recipe["model"], recipe["optimiser"]
         said.append(
             f"Networks: Faster R-CNN with a feature pyramid on a ResNet-{model['depth']} of width {model['width']}, "
-            f"from nothing, {settings.get('steps')} steps of {optimiser['name']} with {recipe['batch']} pictures, "
+            f"{settings.get('steps')} steps of {optimiser['name']} with {recipe['batch']} pictures, "
             f"largest learning rate {optimiser['lr']}, divided by {1 / optimiser['gamma']:g} after "
             f"{' and '.join(f'{100 * m:.0f} %' for m in optimiser['milestones'])} of the steps; the same for all, "
             "offset branches included. Normalization is live."
         )
         said.append(
+            "What ImageNet is to the papers' backbones is here a classification of the training scenes' own objects, "
+            "cut out; all networks of a seed start from the same weights, which know nothing of offsets."
+        )
+        said.append(
             "Nothing makes up for the parameters that offset branches add; the tables name them. Multiply-adds are of "
-            "a black picture, with the bilinear samples of deformable convolution and without those of RoI pooling."
+            "a picture with all its proposals, bilinear samples included."
         )
     mimic = settings.get("mimic", {})
     if mimic and any("mimic" in c for c in results.contestants):
@@ -145,7 +150,7 @@ _QUESTION = (
     "The papers on deformable convolution measure detectors of 40 to 65 million parameters that start from ImageNet's "
     "weights, on COCO, with eight GPUs for days. Their tables add one thing after the other: deformable convolution in "
     "more and more layers, deformable RoI pooling, modulation, feature mimicking.",
-    "This study makes the same steps with a network of a million parameters that starts from nothing, on small "
+    "This study makes the same steps with a network of half a million parameters, on small "
     "pictures, and says of each step whether the numbers show it. What they do not show here may be true there: few "
     "seeds see only large effects.",
 )
