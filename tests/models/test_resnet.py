@@ -45,6 +45,15 @@ def test_has_the_known_number_of_parameters(depth: int, whole: int, features: in
     assert net.channels == tuple(features // n for n in (8, 4, 2, 1)) and net.strides == (4, 8, 16, 32)
 
 
+def test_resnet10_has_the_first_block_of_every_stage_of_resnet18() -> None:
+    shorter, longer = _meta(10), _meta(18)
+    assert {name for name in longer.state_dict() if name not in shorter.state_dict()} == {
+        name for name in longer.state_dict() if name.startswith("layer") and name.split(".")[1] == "1"
+    }
+    # Of width w a block has two 3×3 convolutions and two normalizations.
+    assert _size(longer) - _size(shorter) == sum(2 * 9 * w * w + 4 * w for w in (64, 128, 256, 512))
+
+
 @pytest.mark.parametrize(("version", "channels", "added"), [("v1", 18, 580_842), ("v2", 27, 871_263)])
 def test_conv3_to_conv5_of_resnet50_are_13_deformable_layers(version: str, channels: int, added: int) -> None:
     net = _meta(50, deform=(None, version, version, version))
@@ -247,7 +256,7 @@ def test_files_that_do_not_fit(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"depth": 34}, "depth must be one of 18, 26, 50, 101, got 34"),
+        ({"depth": 34}, "depth must be one of 10, 18, 26, 50, 101, got 34"),
         ({"deform": (None, "v3", None, None)}, "deform must hold None, 'v1' or 'v2' for each of conv2 to conv5"),
         ({"deform": ("v1",)}, "deform must hold None, 'v1' or 'v2' for each of conv2 to conv5"),
         ({"stem": "tiny"}, "stem must be 'imagenet' or 'small', got 'tiny'"),

@@ -164,6 +164,13 @@ def test_gradients_reach_the_head_and_proposals_carry_none() -> None:
         assert tensor.grad is not None and tensor.grad.isfinite().all() and tensor.grad.abs().max() > 0
 
 
+def test_error() -> None:
+    with pytest.raises(
+        ValueError, match=r"^RPN: hidden, samples, pre_nms and post_nms must .* got 4, 256, \(0, 9\) and"
+    ):
+        _silent(pre_nms=(0, 9))
+
+
 def test_ranked() -> None:
     picture, order, rank = ranked(torch.tensor([2, 0, 2, 0, 2]), torch.tensor([9, 8, 7, 6, 5]), 4)
     assert (

@@ -198,6 +198,10 @@ class FasterRCNN(TwoStage):
             mean=mean,
             std=std,
         )
+        if min(channels, hidden, pooled) < 1:
+            raise ValueError(
+                f"FasterRCNN: channels, hidden and pooled must be at least 1, got {channels}, {hidden} and {pooled}"
+            )
         if neck not in ("fpn", "c4"):
             raise ValueError(f"FasterRCNN: neck must be 'fpn' or 'c4', got {neck!r}")
         if neck == "fpn":

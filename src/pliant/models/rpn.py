@@ -83,6 +83,9 @@ class RPN(nn.Module):
         nms_threshold: IoU with a better proposal of the same map above which one is dropped.
         beta: where smooth L1 turns from square to linear.
 
+    Raises:
+        ValueError: a number below 1.
+
     Source: Ren et al., "Faster R-CNN", NIPS 2015; beta of its released code (σ = 3).
     """
 
@@ -104,6 +107,11 @@ class RPN(nn.Module):
         beta: float = 1 / 9,
     ) -> None:
         super().__init__()
+        if min(hidden, samples, *pre_nms, *post_nms) < 1:
+            raise ValueError(
+                f"RPN: hidden, samples, pre_nms and post_nms must be at least 1, got {hidden}, {samples}, {pre_nms} "
+                f"and {post_nms}"
+            )
         self.anchors = Anchors(strides, sizes, ratios)
         self.conv = nn.Conv2d(channels, hidden, 3, padding=1)
         # Logit and deltas of an anchor side by side: one convolution is faster than two.

@@ -72,6 +72,9 @@ class TwoStage(nn.Module):
                 f"{name}: mean and std must have a value for each of the {backbone.in_channels} channels of pictures, "
                 f"got {tuple(mean)} and {tuple(std)}"
             )
+        for what, least in (("rois", rois), ("hard", 1 if hard is None else hard), ("max_detections", max_detections)):
+            if least < 1:
+                raise ValueError(f"{name}: {what} must be at least 1, got {least}")
         self.backbone, self.classes = backbone, classes
         self.rois, self.positive_share, self.positive_iou, self.hard = rois, positive_share, positive_iou, hard
         self.box_std = tuple(box_std)
