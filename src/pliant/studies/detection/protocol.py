@@ -80,7 +80,7 @@ class Protocol:
     @classmethod
     def of(cls, profile: str) -> Protocol:
         """Return the protocol of a profile."""
-        sizes = {"quick": (5, 3000, 250, 2), "full": (10, 3000, 500, 4)}
+        sizes = {"quick": (3, 3000, 250, 3), "full": (6, 3000, 500, 3)}
         if profile not in sizes:
             raise ValueError(f"detection: the profile must be one of {tuple(sizes)}, got {profile!r}")
         epochs, train, test, evaluations = sizes[profile]
