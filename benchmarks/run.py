@@ -1,6 +1,7 @@
 """Time every operator beside its limit and its peers: see benchmarks/README.md for what the figures mean.
 
-benchmarks/run.py [--op deform_conv2d|lrn|nms] [--cases S1,S2] [--threads 1,2] [--backward] [--repeats N] [--out FILE]
+benchmarks/run.py [--op deform_conv2d|deform_roi_pool|lrn|nms] [--cases S1,S2] [--threads 1,2] [--backward]
+                  [--repeats N] [--out FILE]
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ import pliant
 from pliant import _native
 from pliant.testing import error
 
-OPERATORS = ("deform_conv2d", "lrn", "nms")
+OPERATORS = ("deform_conv2d", "deform_roi_pool", "lrn", "nms")
 WARM_UPS = 2
 SHORTEST = 2e-3  # seconds: a shorter call is repeated within one sample
 
