@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -91,6 +92,10 @@ def start(device: str = "cpu") -> Iterator[Ranks]:
             yield Ranks(dist.get_rank(), world, where)
     finally:
         dist.destroy_process_group()
+        if where.type == "cpu":
+            # Torch keeps gloo's threads after DDP or FSDP. One that still waits for the interpreter's lock, to free the
+            # last collective's tensors, aborts the process when the interpreter ends: asleep, we hand it the lock.
+            time.sleep(0.1)
 
 
 def resolve(device: str) -> torch.device:
