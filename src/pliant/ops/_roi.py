@@ -11,12 +11,14 @@ from torch._subclasses.fake_tensor import FakeTensor
 from pliant import _check
 
 
-def boxes(op: str, name: str, rois: Tensor | Sequence[Tensor], images: int) -> Tensor:
-    """Return boxes as (R, 5) with the image index first; a list holds the (n, 4) boxes of every image."""
+def boxes(op: str, name: str, rois: Tensor | Sequence[Tensor], input: Tensor) -> Tensor:
+    """Return boxes as (R, 5) with the image index first; a list holds the (n, 4) boxes of every image of `input`."""
+    _check.rank(op, "input", input, "N C H W")
     if isinstance(rois, Tensor):
         return rois
     if not isinstance(rois, Sequence) or not all(isinstance(b, Tensor) for b in rois):
         raise TypeError(f"{op}: {name} must be a tensor (R, 5) or a list of tensors (n, 4), got {type(rois).__name__}")
+    images = input.shape[0]
     if len(rois) != images:
         raise ValueError(f"{op}: {name} must hold one tensor for each of the {images} images, got {len(rois)}")
     for i, b in enumerate(rois):

@@ -18,7 +18,7 @@ def declare(
     moved: bool,
     shape: Callable[..., tuple[int, int, int, int]],
     reference: Callable[..., Tensor],
-) -> None:
+) -> Callable[..., Tensor]:
     """Declare an operator and its gradients to torch.
 
     Args:
@@ -27,13 +27,16 @@ def declare(
         moved: whether its tensors are input, rois, offset and mask, or the first two alone.
         shape: checks the operator's arguments and returns the output's shape.
         reference: computes the output from them, differentiable any number of times.
+
+    Returns:
+        what runs the operator, given an implementation (see ``_native.chosen``) and its arguments.
     """
     tensors = "Tensor input, Tensor rois" + (", Tensor? offset, Tensor? mask" if moved else "")
     # `wanted` holds one bit per gradient, in the order of the outputs; those not asked for come back empty.
     more, outputs = (", int wanted", "(Tensor input, Tensor offset, Tensor mask)") if moved else ("", "Tensor")
     _native.library.define(f"{op}({tensors}, {geometry}) -> Tensor")
     _native.library.define(f"{op}_backward(Tensor grad, {tensors}, {geometry}{more}) -> {outputs}")
-    backward = getattr(torch.ops.pliant, f"{op}_backward").default
+    forward, backward = (getattr(torch.ops.pliant, name).default for name in (op, f"{op}_backward"))
 
     def split(arguments: tuple[Any, ...]) -> tuple[list[Any], list[Any]]:
         """Return input, rois, offset and mask, the last two None where there are none, and the geometry."""
@@ -95,3 +98,12 @@ def declare(
     ):
         torch.library.register_fake(f"pliant::{name}", kernel, lib=_native.library)
         torch.library.register_autograd(f"pliant::{name}", derivative, setup_context=setup, lib=_native.library)
+
+    def run(implementation: str, *arguments: Any) -> Tensor:
+        if _native.chosen(op, implementation, arguments[0]):
+            result: Tensor = forward(*arguments)
+            return result
+        form = torch._prims_common.suggest_memory_format(arguments[0])
+        return reference(*arguments).contiguous(memory_format=form)
+
+    return run

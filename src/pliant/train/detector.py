@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import math
 import os
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from pliant.data import Batch, Detection, Target, Transform, batches
+from pliant.data.drawing import seed_of
 from pliant.train import checkpoint
 from pliant.train.distributed import Ranks, load_optimizer, shard, whole
 from pliant.train.evaluation import evaluate
@@ -271,12 +271,6 @@ class _Run:
         if self.folder is not None and self.saved:
             kept = f"{self.folder / 'last.pt'} holds step {self.saved}"
         return f"{what} in step {self.step + 1}; {kept}. Lower the learning rate, warm up longer or clip gradients"
-
-
-def seed_of(*parts: int | str) -> int:
-    """Return a seed for a generator that shares nothing with that of other `parts`."""
-    digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") >> 1
 
 
 def _prepare(folder: Path, recipe: DetectorRecipe, resume: bool) -> dict[str, Any] | None:

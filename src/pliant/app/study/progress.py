@@ -8,6 +8,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
+from pliant.app.progress import duration
 from pliant.studies.store import Store
 
 Said = Callable[[Any, dict[str, Any]], str]  # the outcome of a run in one line
@@ -88,15 +89,3 @@ class Bar:
 def progress(tasks: list[Any], store: Store, said: Said) -> Plain | Bar:
     """Return a bar on a terminal, plain lines elsewhere."""
     return (Bar if sys.stdout.isatty() else Plain)(tasks, store, said)
-
-
-def duration(seconds: float) -> str:
-    """Return a duration in words.
-
-    >>> duration(59.4), duration(200), duration(8000)
-    ('59 s', '3 min', '2 h 13 min')
-    """
-    minutes = round(seconds / 60)
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

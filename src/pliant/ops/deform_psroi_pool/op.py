@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
-from pliant import _check, _native
+from pliant import _check
 from pliant.ops import _roi, _roi_kernels
 from pliant.ops.deform_psroi_pool import reference
 
@@ -80,7 +79,7 @@ def deform_psroi_pool(
     (cast_input,) = _check.autocast(input)
     assert cast_input is not None
     input = cast_input
-    rois = _roi.boxes(_OP, "rois", rois, len(input))
+    rois = _roi.boxes(_OP, "rois", rois, input)
     part = output_size if part_size is None else part_size
     for name, value in (
         ("output_size", output_size),
@@ -93,11 +92,7 @@ def deform_psroi_pool(
     arguments = (input, rois, offset, mask, *geometry)
     _shape(*arguments)
     _roi.check_images(_OP, "rois", input, rois)
-    if _native.chosen(_OP, implementation, input):
-        result: Tensor = torch.ops.pliant.deform_psroi_pool(*arguments)
-        return result
-    result = reference.deform_psroi_pool(*arguments)
-    return result.contiguous(memory_format=torch._prims_common.suggest_memory_format(input))
+    return _run(implementation, *arguments)
 
 
 def _shape(
@@ -133,4 +128,4 @@ def _shape(
 # What torch must know; the CPU kernels are in csrc/roi_average/.
 
 _GEOMETRY = "SymInt P, float scale, SymInt group, SymInt part, SymInt samples, float std"
-_roi_kernels.declare(_OP, _GEOMETRY, True, _shape, reference.deform_psroi_pool)
+_run = _roi_kernels.declare(_OP, _GEOMETRY, True, _shape, reference.deform_psroi_pool)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
-from pliant import _check, _native
+from pliant import _check
 from pliant.ops import _roi, _roi_kernels
 from pliant.ops.deform_roi_pool import reference
 
@@ -75,17 +74,13 @@ def deform_roi_pool(
     (cast_input,) = _check.autocast(input)
     assert cast_input is not None
     input = cast_input
-    rois = _roi.boxes(_OP, "rois", rois, len(input))
+    rois = _roi.boxes(_OP, "rois", rois, input)
     size = _check.pair(_OP, "output_size", output_size, 1)
     _roi.whole(_OP, "sampling_ratio", sampling_ratio)
     arguments = (input, rois, offset, mask, *size, float(spatial_scale), sampling_ratio, float(gamma))
     _shape(*arguments)
     _roi.check_images(_OP, "rois", input, rois)
-    if _native.chosen(_OP, implementation, input):
-        result: Tensor = torch.ops.pliant.deform_roi_pool(*arguments)
-        return result
-    result = reference.deform_roi_pool(*arguments)
-    return result.contiguous(memory_format=torch._prims_common.suggest_memory_format(input))
+    return _run(implementation, *arguments)
 
 
 def _shape(
@@ -102,4 +97,4 @@ def _shape(
 # What torch must know; the CPU kernels are in csrc/roi_average/.
 
 _GEOMETRY = "SymInt Ph, SymInt Pw, float scale, SymInt ratio, float gamma"
-_roi_kernels.declare(_OP, _GEOMETRY, True, _shape, reference.deform_roi_pool)
+_run = _roi_kernels.declare(_OP, _GEOMETRY, True, _shape, reference.deform_roi_pool)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
-from pliant import _check, _native
+from pliant import _check
 from pliant.ops import _roi, _roi_kernels
 from pliant.ops.ps_roi_align import reference
 
@@ -61,17 +60,13 @@ def ps_roi_align(
     (cast_input,) = _check.autocast(input)
     assert cast_input is not None
     input = cast_input
-    rois = _roi.boxes(_OP, "boxes", boxes, len(input))
+    rois = _roi.boxes(_OP, "boxes", boxes, input)
     size = _check.pair(_OP, "output_size", output_size, 1)
     _roi.whole(_OP, "sampling_ratio", sampling_ratio)
     arguments = (input, rois, *size, float(spatial_scale), sampling_ratio)
     _shape(*arguments)
     _roi.check_images(_OP, "boxes", input, rois)
-    if _native.chosen(_OP, implementation, input):
-        result: Tensor = torch.ops.pliant.ps_roi_align(*arguments)
-        return result
-    result = reference.ps_roi_align(*arguments)
-    return result.contiguous(memory_format=torch._prims_common.suggest_memory_format(input))
+    return _run(implementation, *arguments)
 
 
 def _shape(input: Tensor, rois: Tensor, Ph: int, Pw: int, *rest: object) -> tuple[int, int, int, int]:
@@ -86,4 +81,4 @@ def _shape(input: Tensor, rois: Tensor, Ph: int, Pw: int, *rest: object) -> tupl
 # What torch must know; the CPU kernels are in csrc/roi_average/.
 
 _GEOMETRY = "SymInt Ph, SymInt Pw, float scale, SymInt ratio"
-_roi_kernels.declare(_OP, _GEOMETRY, False, _shape, reference.ps_roi_align)
+_run = _roi_kernels.declare(_OP, _GEOMETRY, False, _shape, reference.ps_roi_align)

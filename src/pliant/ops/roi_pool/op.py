@@ -63,8 +63,7 @@ def roi_pool(
     (cast_input,) = _check.autocast(input)
     assert cast_input is not None
     input = cast_input
-    _check.rank(_OP, "input", input, "N C H W")
-    rois = _roi.boxes(_OP, "boxes", boxes, input.shape[0])
+    rois = _roi.boxes(_OP, "boxes", boxes, input)
     size = _check.pair(_OP, "output_size", output_size, 1)
     _check_tensors(input, rois)
     _roi.check_images(_OP, "boxes", input, rois)
