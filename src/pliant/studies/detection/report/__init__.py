@@ -90,7 +90,7 @@ def _quick(results: Results) -> str:
     return (
         f"This is the {results.profile} profile: {count(len(results.seeds), 'seed')}, a few contestants, "
         f"{results.settings.get('steps', 'few')} steps. It shows that everything works; it decides nothing. The full "
-        "profile (`pliant study detection` without --quick) has all of them, on both kinds of pictures, trains longer, "
+        "profile (pliant study detection without --quick) has all of them, on both kinds of pictures, trains longer, "
         "with three seeds."
     )
 

@@ -75,7 +75,8 @@ def moved(results: Results) -> Picture:
         with torch.no_grad():
             shifts, masks = measures.bin_shifts(model, image, box[None])
         P = shifts.shape[-1]
-        sides = box[2:] - box[:2]
+        image, corner = _around(image, box)
+        box, sides = box - corner.repeat(2), box[2:] - box[:2]
         middle = (torch.arange(P) + 0.5) / P
         y, x = torch.meshgrid(middle, middle, indexing="ij")
         regular = torch.stack((y, x), -1)
@@ -89,7 +90,6 @@ def moved(results: Results) -> Picture:
             _frame(axes, box, canvas.YELLOW, "")
             points = (at * sides.flip(0) + box[:2].flip(0) - 0.5).reshape(-1, 2)
             canvas.scatter(axes, points.numpy(), color, size=16, alpha=alpha.flatten().numpy())
-            _zoom(axes, box, image)
     figure.subplots_adjust(0.005, 0.005, 0.995, 0.955, 0.03, 0.03)
     caption = (
         f"Middles of the {P} × {P} bins that {name} pools from a true box (yellow): above where they lie without "
@@ -124,7 +124,7 @@ def sampled(results: Results) -> Picture:
         places.append(("background", last, _background(model, test, last)))
         for cell, (title, image, place) in zip(cells, places, strict=True):
             found = sampling.trace(_chain(model), model.batch([shown(image)])[0], place, 3)
-            text = f"{title}\n{name}" if cell is cells[0] else title
+            text = f"{title}\n{name if cell is cells[0] else ' '}"  # of two lines, so that pictures align
             sampling.draw(cell, image.permute(1, 2, 0).numpy() / 255, found, title=text, margin=6)
     figure.subplots_adjust(0.005, 0.005, 0.995, 1 - 0.45 / figure.get_figheight(), 0.02, 0.16)
     caption = (
@@ -246,10 +246,10 @@ def _frame(axes: Any, box: Tensor, color: str, text: str) -> None:
         )  # fmt: skip
 
 
-def _zoom(axes: Any, box: Tensor, image: Tensor) -> None:
-    """Show the surroundings of a box: its longer side on every side."""
-    x1, y1, x2, y2 = box.tolist()
-    reach = 0.55 * max(x2 - x1, y2 - y1)
-    middle, side = ((x1 + x2) / 2, (y1 + y2) / 2), max(x2 - x1, y2 - y1) / 2 + reach
-    axes.set_xlim(middle[0] - side, middle[0] + side)
-    axes.set_ylim(middle[1] + side, middle[1] - side)
+def _around(image: Tensor, box: Tensor) -> tuple[Tensor, Tensor]:
+    """Return a square of the picture, about twice as large as the box in it, and the square's corner (x, y)."""
+    extent = torch.tensor(image.shape[:0:-1])
+    side = min(int(2.1 * (box[2:] - box[:2]).max()), int(extent.min()))
+    corner = ((box[:2] + box[2:] - side) / 2).long().clamp(min=0).minimum(extent - side)
+    x, y = corner.tolist()
+    return image[:, y : y + side, x : x + side], corner

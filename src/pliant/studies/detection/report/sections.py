@@ -81,7 +81,7 @@ def claims(results: Results, data: str) -> str:
          Entry(claim.source, kind="name")]
         for claim, gap in findings.tested(results, data)
     ]  # fmt: skip
-    head = ["claim", "by", "difference in points", "here", "there, in points of AP on COCO where a number is given"]
+    head = ["claim", "by", "difference in points", "here", "in the papers, AP on COCO"]
     return table(head, rows, OURS.get(data, data).capitalize()) if rows else ""
 
 
