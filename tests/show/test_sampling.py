@@ -12,7 +12,7 @@ from torch import nn
 from pliant.nn import DeformConv2d
 from pliant.ops import deform_conv2d
 from pliant.show import canvas
-from pliant.show.sampling import draw, steps, support, trace
+from pliant.show.sampling import draw, support, trace
 
 
 def deformable(generator, *args, size=1.0, shift=0.0, **kwargs):
@@ -240,7 +240,7 @@ def test_training_mode_and_statistics_are_left_alone():
 @pytest.mark.parametrize(
     ("layers", "picture", "position", "kwargs", "error", "says"),
     [
-        ([nn.Linear(3, 3)], (1, 8, 8), (0, 0), {}, TypeError, "Linear"),
+        ([nn.Linear(8, 8)], (1, 8, 8), (0, 0), {}, TypeError, "Linear"),
         ([nn.Conv2d(1, 1, 3, padding=1, padding_mode="reflect")], (1, 8, 8), (0, 0), {}, TypeError, "reflect"),
         ([nn.Conv2d(1, 1, 3)], (1, 8, 8), (6, 0), {}, ValueError, "6 × 6"),
         ([nn.Conv2d(1, 1, 3)], (2, 1, 8, 8), (0, 0), {}, ValueError, r"\(2, 1, 8, 8\)"),
@@ -252,12 +252,6 @@ def test_training_mode_and_statistics_are_left_alone():
 def test_errors(layers, picture, position, kwargs, error, says):
     with pytest.raises(error, match=says):
         trace(layers, torch.zeros(picture), position, **kwargs)
-
-
-def test_steps_name_what_they_sample():
-    (step,) = steps([nn.MaxPool2d(3, 2, 1)], torch.zeros(1, 7, 7))
-    assert (step.below, step.above, step.splits) == ((7, 7), (4, 4), False)
-    np.testing.assert_array_equal(step.regular.mean(0), (0, 0))
 
 
 def test_drawing_keeps_every_point_and_sets_those_outside_apart():

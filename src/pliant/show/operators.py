@@ -1,0 +1,298 @@
+"""Where each operator of PyTorch samples its input: the geometry of one call, from its arguments alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from pliant.show.paths import Step
+
+if TYPE_CHECKING:
+    from pliant.show.recording import Node
+
+Values = dict[str, Any]
+
+
+class Geometry(NamedTuple):
+    """What became of the rows and columns: in which dimensions they are, where they were sampled, or why not known.
+
+    No axes: the result is no map. No `used`: it was made of all maps among the arguments.
+    """
+
+    axes: tuple[int, int] | None
+    step: Step | None = None
+    unknown: str = ""
+    used: tuple[Node, ...] = ()
+
+
+def arguments(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Values:
+    """Return the arguments of a call by name, defaults included."""
+    schema = func._schema.arguments
+    given = dict(zip([a.name for a in schema if not a.kwarg_only], args, strict=False)) | kwargs
+    return {a.name: given.get(a.name, a.default_value) for a in schema}
+
+
+def geometry(name: str, pointwise: bool, values: Values, nodes: Mapping[Tensor, Node], out: Tensor) -> Geometry:
+    """Return where the places of `out` come from.
+
+    Args:
+        name: of the operator, such as "aten::convolution".
+        pointwise: whether it works on each place by itself.
+        values: its arguments by name.
+        nodes: the maps that are known.
+        out: one tensor of its result.
+    """
+    if name.startswith("aten::new_") or name.endswith("_like"):
+        return Geometry(None)  # takes the shape alone
+    if pointwise or name in _STILL:
+        return _pointwise(name, values, nodes, out)
+    known = KNOWN.get(name)
+    source = values.get("input", values.get("self"))
+    if isinstance(source, Tensor) and source in nodes and known is not None:
+        node = nodes[source]
+        if node.blocked:
+            return _lost(out, "")._replace(used=(node,))
+        return known(name, values, node, source, out)._replace(used=(node,))
+    if name in ("aten::cat", "aten::stack"):
+        return _joined(name, values, nodes, out)
+    return _lost(out, f"it calls {name}, and where that reads its input is not known")
+
+
+def _lost(out: Tensor, why: str) -> Geometry:
+    return Geometry((out.dim() - 2, out.dim() - 1), None, why)
+
+
+def _pointwise(name: str, values: Values, nodes: Mapping[Tensor, Node], out: Tensor) -> Geometry:
+    given: list[tuple[Node, tuple[int, int]]] = []
+    # copy_ overwrites what `self` held.
+    read = [values["src"]] if name == "aten::copy_" else values.values()
+    for tensor in (v for value in read for v in (value if isinstance(value, list | tuple) else [value])):
+        if isinstance(tensor, Tensor) and tensor in nodes:
+            node, more = nodes[tensor], out.dim() - tensor.dim()
+            given.append((node, (node.axes[0] + more, node.axes[1] + more)))
+    used = tuple(node for node, _ in given)
+    same = [axes for node, axes in given if tuple(out.shape[a] for a in axes) == node.size]
+    if not same:
+        return Geometry(None)
+    whole = [axes for axes, (node, _) in zip(same, given, strict=False) if not node.blocked] or same
+    return Geometry(whole[0], used=used)
+
+
+def _joined(name: str, values: Values, nodes: Mapping[Tensor, Node], out: Tensor) -> Geometry:
+    tensors = [t for t in values["tensors"] if t in nodes]
+    used = tuple(nodes[t] for t in tensors)
+    node, dim = used[0], values["dim"] % out.dim()
+    moved = tuple(a + (name == "aten::stack" and a >= dim) for a in node.axes)
+    if dim in moved:
+        return _lost(out, "it joins maps side by side")._replace(used=used)
+    return Geometry((moved[0], moved[1]), used=used)
+
+
+def _pair(value: Any) -> tuple[Any, Any]:
+    value = [value] if isinstance(value, int | float) else list(value)
+    return (value[0], value[-1])
+
+
+def _map(node: Node, source: Tensor, out: Tensor) -> str:
+    """Return why an operator on (1, C, H, W) cannot be followed, or ""."""
+    if node.axes != (source.dim() - 2, source.dim() - 1) or out.dim() != source.dim():
+        return "its rows and columns are not the last two dimensions"
+    return "" if out.dim() == 3 or out.shape[0] == 1 else f"it works on {out.shape[0]} maps at once"
+
+
+def _size(out: Tensor) -> tuple[int, int]:
+    return int(out.shape[-2]), int(out.shape[-1])
+
+
+def _two(values: Any) -> Tensor:
+    return torch.tensor(_pair(values), dtype=torch.float64)
+
+
+def _grid(kernel: Any, padding: Any, dilation: Any) -> Tensor:
+    (Kh, Kw), (ph, pw), (dh, dw) = _pair(kernel), _pair(padding), _pair(dilation)
+    return torch.cartesian_prod(torch.arange(Kh) * dh - ph, torch.arange(Kw) * dw - pw).double().reshape(-1, 2)
+
+
+def _convolution(name: str, values: Values, node: Node, source: Tensor, out: Tensor) -> Geometry:
+    kernel, why = values["weight"].shape[2:], _map(node, source, out)
+    if why or len(kernel) != 2:
+        return _lost(out, why or f"it convolves over {len(kernel)} dimensions")
+    regular, stride = _grid(kernel, values["padding"], values["dilation"]), _two(values["stride"])
+    if values.get("transposed"):
+        # Output q gets what input p sends to p·s − padding + k·d.
+        step = Step(-regular / stride, 1 / stride, node.size, _size(out), boundary="lattice")
+    else:
+        step = Step(regular, stride, node.size, _size(out))
+    return Geometry(node.axes, step)
+
+
+def _deformable(name: str, values: Values, node: Node, source: Tensor, out: Tensor) -> Geometry:
+    if why := _map(node, source, out):
+        return _lost(out, why)
+    Kh, Kw = values["weight"].shape[2:]
+    Ho, Wo = _size(out)
+    pairs = (("sh", "sw"), ("ph", "pw"), ("dh", "dw"))
+    if name.startswith("torchvision"):
+        pairs = (("stride_h", "stride_w"), ("pad_h", "pad_w"), ("dilation_h", "dilation_w"))
+    stride, padding, dilation = ([values[n] for n in pair] for pair in pairs)
+    taps = values["offset"].shape[1] // 2
+    G = taps // (Kh * Kw)
+    mask = values["mask"] if values.get("use_mask", True) else None
+    step = Step(
+        _grid((Kh, Kw), padding, dilation).repeat(G, 1),
+        _two(stride),
+        node.size,
+        (Ho, Wo),
+        weight=1 / G,
+        offset=values["offset"].detach().cpu().reshape(taps, 2, Ho, Wo).clone(),
+        mask=None if mask is None else mask.detach().cpu().reshape(taps, Ho, Wo).clone(),
+        boundary="clamp" if values.get("clamp") else "zeros",
+        groups=G,
+    )
+    return Geometry(node.axes, step)
+
+
+def _pool(name: str, values: Values, node: Node, source: Tensor, out: Tensor) -> Geometry:
+    if why := _map(node, source, out):
+        return _lost(out, why)
+    kernel = values["kernel_size"]
+    regular = _grid(kernel, values["padding"], values.get("dilation", 1))
+    stride = _two(values["stride"] or kernel)
+    return Geometry(node.axes, Step(regular, stride, node.size, _size(out), False, 1 / len(regular)))
+
+
+def _adaptive(name: str, values: Values, node: Node, source: Tensor, out: Tensor) -> Geometry:
+    (H, W), (Ho, Wo) = node.size, _size(out)
+    why = _map(node, source, out)
+    if why or H % Ho or W % Wo:
+        return _lost(out, why or f"it pools windows of uneven size, {H}×{W} to {Ho}×{Wo}")
+    regular = _grid((H // Ho, W // Wo), 0, 1)
+    return Geometry(node.axes, Step(regular, _two((H // Ho, W // Wo)), node.size, (Ho, Wo), False, 1 / len(regular)))
+
+
+def _resized(name: str, values: Values, node: Node, source: Tensor, out: Tensor) -> Geometry:
+    if why := _map(node, source, out):
+        return _lost(out, why)
+    above, factors = _size(out), values.get("scale_factors")
+    if factors is None:
+        factors = [values.get("scales_h"), values.get("scales_w")]
+    if values.get("align_corners"):
+        ratio = [(n - 1) / (m - 1) if m > 1 else 0.0 for n, m in zip(node.size, above, strict=True)]
+        regular = torch.zeros(1, 2, dtype=torch.float64)
+    else:
+        ratio = [1 / f if f else n / m for f, n, m in zip(factors, node.size, above, strict=True)]
+        regular = (0.5 * _two(ratio) - 0.5)[None]
+    boundary = {"aten::upsample_nearest2d": "floor", "aten::_upsample_nearest_exact2d": "round"}.get(name, "edge")
+    return Geometry(node.axes, Step(regular, _two(ratio), node.size, above, boundary=boundary))
+
+
+def _padded(name: str, values: Values, node: Node, source: Tensor, out: Tensor) -> Geometry:
+    pad = list(values["pad"]) + [0] * (2 * out.dim() - len(values["pad"]))
+    start = torch.tensor([[-pad[2 * (out.dim() - 1 - a)] for a in node.axes]], dtype=torch.float64)
+    return _shifted(node, start, (1, 1), out)
+
+
+def _sliced(name: str, values: Values, node: Node, source: Tensor, out: Tensor) -> Geometry:
+    dim, start, stride = values["dim"] % source.dim(), torch.zeros(1, 2, dtype=torch.float64), [1, 1]
+    if dim in node.axes:
+        n, first = source.shape[dim], values["start"] or 0
+        start[0, node.axes.index(dim)] = min(first if first >= 0 else max(0, first + n), n)
+        stride[node.axes.index(dim)] = values["step"]
+    return _shifted(node, start, stride, out)
+
+
+def _shifted(node: Node, start: Tensor, stride: Any, out: Tensor) -> Geometry:
+    size = (int(out.shape[node.axes[0]]), int(out.shape[node.axes[1]]))
+    if size == node.size and not start.any():
+        return Geometry(node.axes)
+    return Geometry(node.axes, Step(start, _two(stride), node.size, size))
+
+
+def _viewed(name: str, values: Values, node: Node, source: Tensor, out: Tensor) -> Geometry:
+    if node.axes == (source.dim() - 2, source.dim() - 1) and tuple(out.shape[-2:]) == node.size:
+        return Geometry((out.dim() - 2, out.dim() - 1))
+    if out.shape[: node.axes[1] + 1] == source.shape[: node.axes[1] + 1]:
+        return Geometry(node.axes)
+    return _lost(out, "it reshapes a map, so that rows and columns get lost")
+
+
+def _permuted(name: str, values: Values, node: Node, source: Tensor, out: Tensor) -> Geometry:
+    order = list(range(source.dim()))
+    if name == "aten::permute":
+        order = [d % source.dim() for d in values["dims"]]
+    else:
+        a, b = (values["dim0"], values["dim1"]) if name == "aten::transpose" else (0, 1)
+        order[a], order[b] = order[b], order[a]
+    return Geometry((order.index(node.axes[0]), order.index(node.axes[1])))
+
+
+def _inserted(name: str, values: Values, node: Node, source: Tensor, out: Tensor) -> Geometry:
+    dim = values["dim"] % out.dim()
+    row, column = (a + (a >= dim) for a in node.axes)
+    return Geometry((row, column))
+
+
+def _removed(name: str, values: Values, node: Node, source: Tensor, out: Tensor) -> Geometry:
+    """Take away dimensions: select, unbind, squeeze, and sums, means and maxima over them."""
+    dims = values.get("dim", 0 if name == "aten::unbind" else None)
+    if dims is None:
+        dims = [d for d in range(source.dim()) if name != "aten::squeeze" or source.shape[d] == 1]
+    gone = {d % source.dim() for d in ([dims] if isinstance(dims, int) else dims)}
+    if name == "aten::squeeze":
+        gone = {d for d in gone if source.shape[d] == 1}
+    if values.get("keepdim"):
+        if name == "aten::mean" and gone == set(node.axes):
+            return _adaptive(name, values, node, source, out)
+        if not gone & set(node.axes):
+            return Geometry(node.axes)
+    if gone & set(node.axes):
+        return _lost(out, "it leaves no rows and columns")
+    row, column = (a - sum(d < a for d in gone) for a in node.axes)
+    return Geometry((row, column))
+
+
+def _along(name: str, values: Values, node: Node, source: Tensor, out: Tensor) -> Geometry:
+    """Work along one dimension: softmax, split, index_select."""
+    if values["dim"] % source.dim() in node.axes:
+        return _lost(out, f"it calls {name} along rows or columns")
+    return Geometry(node.axes)
+
+
+def _normalised(name: str, values: Values, node: Node, source: Tensor, out: Tensor) -> Geometry:
+    return Geometry(node.axes) if out.shape == source.shape else Geometry(None)  # means and deviations are no maps
+
+
+def _expanded(name: str, values: Values, node: Node, source: Tensor, out: Tensor) -> Geometry:
+    more = out.dim() - source.dim()
+    axes = (node.axes[0] + more, node.axes[1] + more)
+    if tuple(out.shape[a] for a in axes) != node.size:
+        return _lost(out, "it spreads one value over many places")
+    return Geometry(axes)
+
+
+_STILL = ("aten::copy_", "aten::clone", "aten::_to_copy", "aten::detach", "aten::alias", "aten::lift_fresh")
+_Rule = Callable[[str, Values, "Node", Tensor, Tensor], Geometry]
+_RULES: dict[_Rule, str] = {
+    _convolution: "aten::convolution",
+    _deformable: "pliant::deform_conv2d torchvision::deform_conv2d",
+    _pool: "aten::max_pool2d_with_indices aten::max_pool2d aten::avg_pool2d",
+    _adaptive: "aten::_adaptive_avg_pool2d aten::adaptive_avg_pool2d aten::adaptive_max_pool2d",
+    _resized: "aten::upsample_nearest2d aten::_upsample_nearest_exact2d aten::upsample_bilinear2d",
+    _padded: "aten::constant_pad_nd",
+    _sliced: "aten::slice",
+    _viewed: "aten::view aten::_unsafe_view aten::reshape aten::_reshape_alias",
+    _permuted: "aten::permute aten::transpose aten::t",
+    _inserted: "aten::unsqueeze",
+    _removed: "aten::select aten::unbind aten::squeeze aten::mean aten::sum aten::amax aten::amin aten::max aten::min",
+    _along: "aten::_softmax aten::_log_softmax aten::split aten::split_with_sizes aten::index_select",
+    _normalised: (
+        "aten::native_batch_norm aten::_native_batch_norm_legit aten::_native_batch_norm_legit_no_training "
+        "aten::cudnn_batch_norm aten::native_group_norm aten::native_layer_norm aten::native_dropout "
+        "pliant::local_response_norm"
+    ),
+    _expanded: "aten::expand",
+}
+KNOWN: dict[str, _Rule] = {name: rule for rule, names in _RULES.items() for name in names.split()}

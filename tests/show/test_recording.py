@@ -1,0 +1,268 @@
+"""Recordings of networks that are no chains, against loops in plain Python over every path and every pixel."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from itertools import product
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from pliant.models import RFCN, FasterRCNN, ResNet
+from pliant.nn import DeformConv2d
+from pliant.show.recording import record
+
+
+def scattered(generator, *args, **kwargs):
+    """A deformable layer in float64 whose offsets depend on what it sees."""
+    layer = DeformConv2d(*args, **kwargs).double()
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64) * 0.4)
+    return layer
+
+
+class Pyramid(nn.Module):
+    """A stem pooled by a function, a residual block, a coarser level, and both joined as pyramids do."""
+
+    def __init__(self, generator):
+        super().__init__()
+        self.stem = nn.Conv2d(1, 4, 3, 2, padding=1).double()
+        self.first = scattered(generator, 4, 4, 3, padding=1, offset_groups=2)
+        self.second = scattered(generator, 4, 4, 3, padding=1, version=1)
+        self.coarse = nn.Conv2d(4, 4, 3, 2, padding=1).double()
+        self.lateral = nn.Conv2d(4, 4, 1).double()
+        self.gate = nn.Conv2d(4, 4, 1).double()
+        self.out = scattered(generator, 4, 4, (1, 3), padding=(0, 1))
+
+    def forward(self, x):
+        x = F.max_pool2d(F.relu_(self.stem(x)), 2)
+        x = F.relu(self.second(self.first(x)) + x)
+        x = x * self.gate(x.mean((2, 3), keepdim=True)).sigmoid()
+        top = F.interpolate(self.coarse(x), x.shape[-2:], mode="nearest")
+        return {"fine": self.out(self.lateral(x) + top), "coarse": top}
+
+
+def read(y, x, H, W):
+    """Yield the pixels that a bilinear sample reads, in plain Python."""
+    for row, column in product(range(math.floor(y), math.floor(y) + 2), range(math.floor(x), math.floor(x) + 2)):
+        share = max(0.0, 1 - abs(row - y)) * max(0.0, 1 - abs(column - x))
+        if 0 <= row < H and 0 <= column < W and share:
+            yield (row, column), share
+
+
+def taps_of(layer):
+    """Return (dy, dx) of every tap relative to the first, groups after each other."""
+    (Kh, Kw), (ph, pw), (dh, dw) = layer.kernel_size, layer.padding, layer.dilation
+    return [(i * dh - ph, j * dw - pw) for i in range(Kh) for j in range(Kw)] * getattr(layer, "offset_groups", 1)
+
+
+def brute(chain, position):
+    """Return weight and place of every path: ``chain`` holds (layer, offset, mask, size below), the topmost first."""
+    found = []
+    for choice in product(*(range(len(taps_of(layer))) for layer, *_ in chain)):
+        reach = {position: 1.0}
+        for (layer, offset, mask, (H, W)), tap in zip(chain, choice, strict=True):
+            below, weight, place = defaultdict(float), 0.0, [0.0, 0.0]
+            for (row, column), share in reach.items():
+                dy, dx = taps_of(layer)[tap]
+                y, x = row * layer.stride[0] + dy, column * layer.stride[1] + dx
+                if offset is not None:
+                    y, x = y + float(offset[0, 2 * tap, row, column]), x + float(offset[0, 2 * tap + 1, row, column])
+                    share = share / layer.offset_groups * (1 if mask is None else float(mask[0, tap, row, column]))
+                weight, place = weight + share, [place[0] + share * y, place[1] + share * x]
+                for pixel, part in read(y, x, H, W):
+                    below[pixel] += share * part
+            reach = below
+        found.append((sum(reach.values()), [c / weight for c in place]))
+    return [w for w, _ in found], [p for _, p in found]
+
+
+@pytest.fixture
+def generator():
+    return torch.Generator().manual_seed(3)
+
+
+def test_a_network_of_branches_equals_loops_over_every_path(generator):
+    """3 · 9 · 18 paths: a lateral 1×1, a gate, a shortcut and a pooled stem below, none of which begins a path."""
+    net = Pyramid(generator).eval()
+    picture = torch.rand(1, 44, 52, generator=generator, dtype=torch.float64)
+    inputs = {}
+    hooks = [
+        m.register_forward_pre_hook(lambda _, x, n=n: inputs.update({n: x[0].clone()})) for n, m in net.named_children()
+    ]
+    with torch.no_grad():
+        net(picture[None])
+        for hook in hooks:
+            hook.remove()
+        chain = []
+        for name in ("out", "second", "first"):
+            layer = getattr(net, name)
+            chain.append((layer, *layer.predict(inputs[name]), inputs[name].shape[-2:]))
+    recording = record(net, picture)
+    found = recording.trace((5, 6), "out", 3)
+    assert found.taps == (3, 9, 18)
+    assert found.layers == ("out", "second", "first")
+    weights, places = brute(chain, (5, 6))
+    np.testing.assert_allclose(found.weights, weights, rtol=1e-10, atol=1e-15)
+    # Stem (stride 2, centred) and pooling (stride 2, half a pixel on): centre to centre.
+    np.testing.assert_allclose(found.points, 4 * np.array(places) + 1, rtol=1e-10)
+    np.testing.assert_array_equal(found.centre, (4 * 5 + 1, 4 * 6 + 1))
+    assert recording.map_size("out") == (11, 13)
+
+
+def test_zero_offsets_give_the_regular_grid():
+    net = ResNet(18, deform=(None, None, "v1", "v2"), width=4, stem="small").eval()
+    recording = record(net, torch.rand(3, 224, 224))
+    for depth in (1, 2, 3):
+        found = recording.trace((7, 6), "layer4.1.conv2", depth)
+        # Two layers on conv5 (16 pixels apart), and the strided one, which samples conv4 (8 pixels apart).
+        steps = (16, 16, 16)[:depth]
+        expected = [np.add((112, 96), sum(np.array(t) * s for t, s in zip(path, steps, strict=True)))
+                    for path in product(product((-1, 0, 1), repeat=2), repeat=depth)]  # fmt: skip
+        np.testing.assert_array_equal(found.points, expected)
+        np.testing.assert_array_equal(found.weights, 1.0)
+    assert len(recording.trace((7, 6), depth=3).points) == 729
+
+
+def test_positions_of_a_map_and_points_of_the_picture():
+    net = ResNet(10, width=4).eval()
+    recording = record(net, torch.rand(3, 100, 130))
+    for layer, stride in (("layer1", 4), ("layer3", 16), (None, 32)):
+        H, W = recording.map_size(layer)
+        assert (-(-100 // stride), -(-130 // stride)) == (H, W)
+        for position in product((0, 1, H - 1), (0, 2, W - 1)):
+            centre = recording.trace(position, layer, 0).centre
+            np.testing.assert_array_equal(centre, np.multiply(position, stride))
+            assert recording.nearest(tuple(centre), layer) == position
+    assert recording.nearest((-50, 1e4), "layer3") == (0, 8)
+
+
+@pytest.mark.parametrize("detector", ["fpn", "c4", "rfcn"])
+def test_detectors_are_followed_through_padding_and_pyramid(detector):
+    torch.manual_seed(0)
+    body = ResNet(10, deform=(None, None, None, "v1"), width=4, stem="small", stride=32 if detector == "fpn" else 16)
+    if detector == "rfcn":
+        net, layer = RFCN(body, 2, width=8, bins=3, roi_pool="deform_ps", post_nms=(20, 20)), "classifier.conv"
+    else:
+        net = FasterRCNN(body, 2, neck=detector, channels=8, hidden=8, rpn_channels=8, post_nms=(20, 20))
+        layer = {"fpn": "neck.output.0", "c4": "neck"}[detector]
+    picture = torch.rand(3, 70, 90)
+    recording = record(net, picture)
+    assert net.training
+    found = recording.trace((3, 4), layer, 1)
+    stride = {"fpn": 2, "c4": 8, "rfcn": 8}[detector]
+    np.testing.assert_array_equal(found.centre, (3 * stride, 4 * stride))
+    if detector == "fpn":
+        assert found.layers == ("neck.output.0",)
+        top = recording.trace((3, 4), layer, 2, through="neck.lateral.3")
+        assert top.layers == ("neck.output.0", "backbone.layer4.0.conv2")
+    # The detector's own output is no map: the last deformable layer stands for it.
+    assert recording.trace((1, 1), None, 1).layers == ("backbone.layer4.0.conv2",)
+    # What stands in the way is RoI pooling, also for the layers after it.
+    head, way = ("classifier", "classifier.deform") if detector == "rfcn" else ("fc1", "pool")
+    with pytest.raises(TypeError, match=f"module '{way}' .* cannot be followed"):
+        recording.trace((0, 0), head)
+
+
+class Channels(nn.Module):
+    """Channels last, a fully connected layer on them, a slice, a concatenation and a padded batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(1, 4, 3, padding=1)
+        self.norm, self.fc = nn.LayerNorm(4), nn.Linear(4, 4)
+        self.up = nn.ConvTranspose2d(8, 2, 2, 2)
+
+    def forward(self, x):
+        batch = x.new_zeros(1, 1, 20, 24)
+        batch[0, :, 2 : 2 + x.shape[2], 3 : 3 + x.shape[3]].copy_(x[0])
+        x = self.conv(batch).permute(0, 2, 3, 1)
+        x = self.fc(self.norm(x)).permute(0, 3, 1, 2)[:, :, 1::2, 4:]
+        return self.up(torch.cat((x, x), 1))
+
+
+def test_layouts_slices_joins_and_batches_keep_their_places():
+    recording = record(Channels(), torch.rand(1, 16, 20))
+    # Output (2i, ·) of the transposed convolution is (i, ·) below, that row 2i + 1 of the batch, and it row 2i − 1.
+    support = recording.support((8, 6))
+    assert np.argwhere(support).tolist() == [[r, c] for r in (6, 7, 8) for c in (3, 4, 5)]
+    np.testing.assert_array_equal(support[support > 0], 1.0)
+
+
+@pytest.mark.parametrize("mode", ["nearest", "nearest-exact", "bilinear"])
+@pytest.mark.parametrize("size", [(20, 27), (5, 4)])
+def test_interpolation_is_its_gradient(mode, size):
+    class Resized(nn.Module):
+        def forward(self, x):
+            return F.interpolate(x, size, mode=mode)
+
+    picture = torch.rand(1, 9, 11, dtype=torch.float64)
+    recording = record(Resized(), picture)
+    for position in ((0, 0), (2, 3), (size[0] - 1, size[1] - 1)):
+        x = picture[None].clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(F.interpolate(x, size, mode=mode)[0, 0][position], x)
+        np.testing.assert_allclose(recording.support(position), gradient[0, 0].numpy(), atol=1e-12)
+
+
+def test_attention_is_an_error_that_names_its_module_unless_it_is_said_to_keep_places():
+    class Mixing(nn.Module):
+        def forward(self, x):
+            flat = x.flatten(2)
+            return (flat @ (flat.transpose(1, 2) @ flat).softmax(-1)).view_as(x)
+
+    net = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), Mixing(), nn.Conv2d(2, 1, 3, padding=1))
+    picture = torch.rand(1, 8, 8)
+    with pytest.raises(TypeError, match=r"module '1' \(Mixing\) cannot be followed"):
+        record(net, picture).trace((4, 4), "2")
+    for still in ("1", Mixing):
+        assert record(net, picture, still=[still]).trace((4, 4)).layers == ("2", "0")
+    assert record(net, picture).trace((4, 4), "0").points.shape == (9, 2)
+
+
+def test_calls_and_outputs_are_told_apart_and_what_is_not_there_is_an_error():
+    class Shared(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(1, 1, 3, padding=1)
+
+        def forward(self, x):
+            return self.conv(x), self.conv(F.avg_pool2d(x, 2))
+
+    recording = record(Shared(), torch.rand(1, 8, 12))
+    assert recording.map_size("conv", call=0) == recording.map_size(output=0) == (8, 12)
+    assert recording.map_size("conv") == recording.map_size() == (4, 6)
+    with pytest.raises(ValueError, match="called 2 times"):
+        recording.trace((0, 0), "conv", call=2)
+    with pytest.raises(ValueError, match="returned 2 maps"):
+        recording.trace((0, 0), output=5)
+    with pytest.raises(KeyError, match="'other' made no map"):
+        recording.trace((0, 0), "other")
+    with pytest.raises(ValueError, match=r"\(2, 1, 8, 8\)"):
+        record(Shared(), torch.rand(2, 1, 8, 8))
+
+
+def test_the_model_is_left_as_it_was():
+    net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Dropout())
+    net[1].eval()
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    record(net, torch.rand(1, 8, 8))
+    assert [m.training for m in net] == [True, False, True]
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in net.modules())
+    for name, value in net.state_dict().items():
+        torch.testing.assert_close(value, before[name], rtol=0, atol=0)
+
+
+def test_many_positions_of_a_large_picture_are_cheap():
+    """729 points at a position take no forward of their own."""
+    net = ResNet(18, deform=(None, None, None, "v1"), width=8).eval()
+    recording = record(net, torch.rand(3, 480, 640))
+    calls = []
+    net.conv1.register_forward_hook(lambda *_: calls.append(1))
+    for position in product(range(4, 11, 3), range(4, 16, 3)):
+        assert len(recording.trace(position, None, 3).points) == 729
+    assert not calls
