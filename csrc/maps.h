@@ -30,18 +30,21 @@ struct Map {
     copy = Buffer<A>(N * HW * C);
     data = copy.get();
     const Planes planes(t);
-    const int64_t blocks = (HW + kBlock - 1) / kBlock;
-    parallel(N * blocks, 8, [&](int64_t begin, int64_t end) {
+    // Long runs of each plane: short ones meet a new page of memory every time.
+    constexpr int64_t kRun = 4 * kBlock;
+    const int64_t runs = (HW + kRun - 1) / kRun;
+    parallel(N * runs, 2, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
-        const int64_t n = i / blocks, p = i % blocks * kBlock, count = std::min(kBlock, HW - p);
-        A block[kBlock * kBlock];
+        const int64_t n = i / runs, p = i % runs * kRun, count = std::min(kRun, HW - p);
+        A block[kBlock * kRun];
         for (int64_t c = 0; c < C; c += kBlock) {
           const int64_t channels = std::min(kBlock, C - c);
           for (int64_t r = 0; r < channels; ++r) {
             const int64_t from = groups == 1 ? c + r : (c + r) % each * groups + (c + r) / each;
-            planes.read(n, from, W, p, count, block + r * kBlock);
+            planes.read(n, from, W, p, count, block + r * kRun);
           }
-          transpose(copy.get() + (n * HW + p) * C + c, C, block, kBlock, count, channels);
+          for (int64_t q = 0; q < count; q += kBlock)
+            transpose(copy.get() + (n * HW + p + q) * C + c, C, block + q, kRun, std::min(kBlock, count - q), channels);
         }
       }
     });

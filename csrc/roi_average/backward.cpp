@@ -41,24 +41,43 @@ struct Moments {
   A value = 0, dy = 0, dx = 0;
 };
 
+// Products are added up in `Lanes` sums side by side: one alone would wait for itself.
+template <int Lanes, class A>
+PLIANT_INLINE void dots_of(Moments<A>& m, const A* grad, const A* map, int64_t C, int64_t W, int64_t n,
+                           const Axis<A>& rows, const Axis<A>& columns) {
+  for (int64_t i = 0; i < rows.count; ++i) {
+    const A* line = map + rows.index[i] * W * C;
+    A weighted[Lanes] = {}, sloped[Lanes] = {};
+    for (int64_t j = 0; j < columns.count; ++j) {
+      const A* x = line + columns.index[j] * C;
+      A sum[Lanes] = {};
+      int64_t c = 0;
+      for (; c + Lanes <= n; c += Lanes) {
+        asm volatile("");
+#pragma omp simd
+        for (int l = 0; l < Lanes; ++l) sum[l] += grad[c + l] * x[c + l];
+      }
+      for (int l = 0; c + l < n; ++l) sum[l] += grad[c + l] * x[c + l];
+      const A w = columns.weight[j], slope = columns.slope[j];
+#pragma omp simd
+      for (int l = 0; l < Lanes; ++l) weighted[l] += w * sum[l], sloped[l] += slope * sum[l];
+    }
+    A all = 0, along = 0;
+    for (int l = 0; l < Lanes; ++l) all += weighted[l], along += sloped[l];
+    m.value += rows.weight[i] * all;
+    m.dy += rows.slope[i] * all;
+    m.dx += rows.weight[i] * along;
+  }
+}
+
 template <class A>
 PLIANT_INLINE void dots_impl(Moments<A>& m, const A* grad, const A* map, int64_t C, int64_t W, int64_t n,
                              const Axis<A>& rows, const Axis<A>& columns) {
-  for (int64_t i = 0; i < rows.count; ++i) {
-    const A* line = map + rows.index[i] * W * C;
-    A weighted = 0, sloped = 0;
-    for (int64_t j = 0; j < columns.count; ++j) {
-      const A* x = line + columns.index[j] * C;
-      A d = 0;
-#pragma omp simd reduction(+ : d)
-      for (int64_t c = 0; c < n; ++c) d += grad[c] * x[c];
-      weighted += columns.weight[j] * d;
-      sloped += columns.slope[j] * d;
-    }
-    m.value += rows.weight[i] * weighted;
-    m.dy += rows.slope[i] * weighted;
-    m.dx += rows.weight[i] * sloped;
-  }
+  constexpr int kLanes = 128 / sizeof(A);
+  if (n >= kLanes)
+    dots_of<kLanes>(m, grad, map, C, W, n, rows, columns);
+  else
+    dots_of<1>(m, grad, map, C, W, n, rows, columns);
 }
 
 PLIANT_CLONES void scatter(float* x, const float* g, int64_t C, int64_t W, int64_t n, const Axis<float>& r,
@@ -106,20 +125,18 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Pool& s, const Tensor& grad, c
   dispatch(input.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     using A = typename Work<T>::type;
-    const Planes grads(grad);
+    const Map<A> grads(grad);
     const int64_t threads = torch::stable::get_num_threads();
 
     struct Lane {
       Arena arena;
       std::unique_ptr<Walk<A>> walk;
-      A *grad, *offset, *mask;
+      A *offset, *mask;
     };
-    // Room for `channels` of a RoI's gradient as [bins][channels], and for the gradients of its offsets and masks.
-    auto make = [&](int64_t lanes, int64_t channels, int64_t offsets, int64_t masks) {
+    auto make = [&](int64_t lanes, int64_t offsets, int64_t masks) {
       std::vector<Lane> own(lanes);
       for (auto& lane : own) {
         lane.walk = std::make_unique<Walk<A>>(s, rois, offset, mask, lane.arena);
-        lane.arena.reserve(lane.grad, P * channels);
         lane.arena.reserve(lane.offset, offsets);
         lane.arena.reserve(lane.mask, masks);
         lane.arena.allocate();
@@ -135,25 +152,19 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Pool& s, const Tensor& grad, c
       A* sums = direct ? reinterpret_cast<A*>(grad_input.mutable_data_ptr()) : summed.get();
       parallel(s.N * HWC, 1 << 15, [&](int64_t begin, int64_t end) { std::fill(sums + begin, sums + end, A(0)); });
 
-      const int64_t lanes = std::max<int64_t>(std::min(threads, (outputs + 15) / 16), 1);
-      const int64_t width = ((outputs + lanes - 1) / lanes + 15) / 16 * 16;
-      auto own = make(lanes, width, 0, 0);
+      const int64_t lanes = std::min(threads, (outputs + 15) / 16);
+      auto own = make(lanes, 0, 0);
       parallel(lanes, 1, [&](int64_t begin, int64_t end) {
-        for (int64_t i = begin; i < end; ++i) {
-          // Channels [c0, c1) of the output, and of every group of the map.
-          const int64_t c0 = i * width, c1 = std::min(c0 + width, outputs);
-          A* const tile = own[i].grad;
-          for (int64_t r = 0; r < s.R && c0 < c1; ++r) {
-            for (int64_t c = c0; c < c1; ++c) grads.read(r, c, s.Pw, 0, P, tile + c - c0, width);
-            own[i].walk->each_bin(r, [&](const auto& bin) {
-              const int64_t a = std::max(bin.k * each, c0), b = std::min((bin.k + 1) * each, c1);
-              if (a >= b) return;
-              A* to = sums + bin.image * HWC + bin.channel + a - bin.k * each;
-              const A* from = tile + (bin.ph * s.Pw + bin.pw) * width + a - c0;
-              scatter(to, from, s.C, s.W, b - a, bin.rows, bin.columns, bin.factor);
-            });
-          }
-        }
+        // Channels [c0, c1) of the output, and of every group of the map.
+        const int64_t c0 = outputs * begin / lanes, c1 = outputs * end / lanes;
+        for (int64_t r = 0; r < s.R; ++r)
+          own[begin].walk->each_bin(r, [&](const auto& bin) {
+            const int64_t first = std::max(bin.k * each, c0), last = std::min((bin.k + 1) * each, c1);
+            if (first >= last) return;
+            A* to = sums + bin.image * HWC + bin.channel + first - bin.k * each;
+            const A* from = grads.data + (r * P + bin.ph * s.Pw + bin.pw) * outputs + first;
+            scatter(to, from, s.C, s.W, last - first, bin.rows, bin.columns, bin.factor);
+          });
       });
       T* const to = static_cast<T*>(grad_input.mutable_data_ptr());
       if (summed) write_map(to, summed.get(), s.N, s.C, s.H * s.W, last, s.groups());
@@ -163,19 +174,18 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Pool& s, const Tensor& grad, c
     const Map<A> map(input, s.groups());
     const int64_t lanes = std::max<int64_t>(std::min(threads, s.R), 1);
     const int64_t offsets = want_offset ? 2 * s.classes * s.parts() : 0;
-    auto own = make(lanes, outputs, offsets, P);
+    auto own = make(lanes, offsets, P);
     parallel(lanes, 1, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
         Lane& lane = own[i];
         for (int64_t r = s.R * i / lanes; r < s.R * (i + 1) / lanes; ++r) {
-          for (int64_t c = 0; c < outputs; ++c) grads.read(r, c, s.Pw, 0, P, lane.grad + c, outputs);
           std::fill_n(lane.offset, offsets, A(0));
           std::fill_n(lane.mask, P, A(0));
           lane.walk->each_bin(r, [&](const auto& bin) {
             const int64_t place = bin.ph * s.Pw + bin.pw;
             Moments<A> m;
-            dots(m, lane.grad + place * outputs + bin.k * each, map.data + bin.image * HWC + bin.channel, s.C, s.W, each,
-                 bin.rows, bin.columns);
+            dots(m, grads.data + (r * P + place) * outputs + bin.k * each, map.data + bin.image * HWC + bin.channel, s.C,
+                 s.W, each, bin.rows, bin.columns);
             lane.mask[place] += m.value * bin.share;
             if (!want_offset) return;
             // Several bins may share a part.

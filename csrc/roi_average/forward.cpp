@@ -79,14 +79,18 @@ Tensor forward(const Pool& s, const Tensor& input, const Tensor& rois, const std
         const A* from = map.data + bin.image * s.H * s.W * s.C + bin.channel;
         A* to = tile + (bin.ph * s.Pw + bin.pw) * outputs + bin.k * each;
         blend(to, from, s.C, s.W, each, bin.rows, bin.columns, bin.factor);
+        // Ask for the memory of the result while the tile computes: this bin's share of it.
+        if (!direct)
+          for (int64_t i = bin.k * each; i < (bin.k + 1) * each; i += 64 / sizeof(T))
+            __builtin_prefetch(first + (bin.ph * s.Pw + bin.pw) * outputs + i, 1);
       });
       if (direct) return;
       if (last) {
         for (int64_t i = 0; i < P * outputs; ++i) first[i] = T(tile[i]);
         return;
       }
-      for (int64_t p = 0; p < P; p += kBlock)
-        for (int64_t c = 0; c < outputs; c += kBlock)
+      for (int64_t c = 0; c < outputs; c += kBlock)
+        for (int64_t p = 0; p < P; p += kBlock)
           transpose(first + c * P + p, P, tile + p * outputs + c, outputs, std::min(kBlock, outputs - c),
                     std::min(kBlock, P - p));
     };
