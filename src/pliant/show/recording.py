@@ -153,10 +153,10 @@ class Recording:
     ) -> Trace:
         """Trace the sampling points of one position of a map back to the picture.
 
-        What they are says :func:`pliant.show.sampling.trace`. Where maps are added, joined or multiplied, paths take one
-        of them: one of this size (not the gate of a channel), not enlarged on its way (of a pyramid the lateral input),
-        with most convolutions of more than one tap on its way down (of a residual block the convolutions, not the
-        shortcut), and of equals the first.
+        What they are says :func:`pliant.show.sampling.trace`. Where maps are added, joined or multiplied, paths take
+        one of them: one of this size (not the gate of a channel), not enlarged on its way (of a pyramid the lateral
+        input), with most convolutions of more than one tap on its way down (of a residual block the convolutions, not
+        the shortcut), and of equals the first.
 
         Args:
             position: (row, column) on the map.

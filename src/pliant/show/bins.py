@@ -1,0 +1,199 @@
+"""The bins of RoI pooling, and where their offsets move them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from pliant.models.two_stage import TwoStage
+from pliant.nn import DeformPSRoIPool, DeformRoIPool
+from pliant.show.canvas import BACKGROUND, INK, REGULAR, TAPS, YELLOW, scatter, show_picture
+
+if TYPE_CHECKING:
+    import numpy as np
+    from matplotlib.axes import Axes
+
+Layer = DeformRoIPool | DeformPSRoIPool
+Call = Callable[[nn.Module, Tensor, Tensor], Any]
+
+
+@dataclass(frozen=True)
+class Bins:
+    """The bins of R boxes, in pixels of the picture, whose centres have whole numbers.
+
+    Args:
+        boxes: (R, 4), float64, x1, y1, x2, y2, as they are pooled: the position-sensitive operator rounds them.
+        regular: (R, Ph, Pw, 2), float64, (y, x) of the middles of the bins without offsets.
+        moved: (R, Ph, Pw, 2), with them.
+        mask: (R, Ph, Pw), how much each bin counts, or None.
+        layer: name of the pooling layer.
+    """
+
+    boxes: np.ndarray
+    regular: np.ndarray
+    moved: np.ndarray
+    mask: np.ndarray | None
+    layer: str
+
+
+def layers(model: nn.Module) -> dict[str, Layer]:
+    """Return the deformable RoI layers of a model by name."""
+    return {name: layer for name, layer in model.named_modules() if isinstance(layer, Layer)}
+
+
+def bins(
+    model: nn.Module,
+    picture: Tensor,
+    boxes: Tensor,
+    layer: str | None = None,
+    *,
+    label: int | None = None,
+    call: Call | None = None,
+) -> Bins:
+    """Compute where deformable RoI pooling puts the bins of some boxes.
+
+    A bin of the box (x1, y1, x2, y2) has its middle at ``x1 + (j + ½)/Pw·w − ½`` and moves by ``gamma·offset·w``, and
+    alike in y. The position-sensitive operator, whose boxes are ``round(x1)`` to ``round(x2) + 1``, moves the bins of
+    each class apart.
+
+    Args:
+        model: a detector of `pliant.models`, or any module with a deformable RoI layer.
+        picture: (C, H, W), as the model takes it.
+        boxes: (R, 4), x1, y1, x2, y2 in pixels of the picture.
+        layer: name of the RoI layer; None: the first that is called.
+        label: whose bins a position-sensitive layer with classes shows; None: class 0.
+        call: ``call(model, picture, boxes)`` runs the model so that the layer pools these boxes in this order; None:
+            of the detectors of `pliant.models` the maps are made once and every box goes through the head.
+
+    Returns:
+        A :class:`Bins`.
+
+    Raises:
+        LookupError: the model has no deformable RoI layer, none of this name, or it was not called.
+        ValueError: boxes of another shape, a label that the layer has not, another number of boxes was pooled.
+    """
+    if boxes.dim() != 2 or boxes.shape[1] != 4:
+        raise ValueError(f"bins: boxes must have shape (R, 4), got {tuple(boxes.shape)}")
+    there = layers(model)
+    if layer is not None and layer not in there:
+        raise LookupError(f"bins: there is no deformable RoI layer {layer!r}; there are {', '.join(there) or 'none'}")
+    if not there:
+        raise LookupError("bins: the model has no deformable RoI layer; its bins stay where they are")
+    seen: dict[str, list[tuple[Tensor, Tensor | None]]] = {}
+
+    def look(name: str, pool: Layer, inputs: tuple[Any, ...]) -> None:
+        *_, x, rois = inputs  # of a position-sensitive layer the features stand between score maps and RoIs
+        if isinstance(pool, DeformRoIPool):
+            seen.setdefault(name, []).append(pool.predict(x, rois))
+        else:
+            seen.setdefault(name, []).append((pool.predict(x, rois), None))
+
+    hooks = [
+        pool.register_forward_pre_hook(lambda pool, inputs, name=name: look(name, pool, inputs))
+        for name, pool in there.items()
+        if layer in (None, name)
+    ]
+    training = model.training
+    try:
+        with torch.no_grad():
+            model.eval()
+            (call or _one_by_one)(model, picture, boxes)
+    finally:
+        model.train(training)
+        for hook in hooks:
+            hook.remove()
+    if not seen:
+        raise LookupError(f"bins: {layer or 'no deformable RoI layer'} was called")
+    name, found = next(iter(seen.items()))
+    return _placed(name, there[name], found, boxes, label)
+
+
+def _one_by_one(model: nn.Module, picture: Tensor, boxes: Tensor) -> None:
+    """Run the head of a detector on each box alone: pyramids sort the boxes by size."""
+    if not isinstance(model, TwoStage):
+        raise ValueError(f"bins: how {type(model).__name__} takes boxes is not known; give call=")
+    _, maps = model.maps(model.batch([picture])[0])
+    for box in boxes.to(maps[0].device, torch.float32):
+        model.head(maps, torch.cat((box.new_zeros(1), box))[None])
+
+
+def _placed(
+    name: str, pool: Layer, found: list[tuple[Tensor, Tensor | None]], boxes: Tensor, label: int | None
+) -> Bins:
+    """Turn offsets in shares of the boxes into places in the picture."""
+    offset = torch.cat([one for one, _ in found]).double().cpu()
+    if len(offset) != len(boxes):
+        raise ValueError(f"bins: {name} pooled {len(offset)} boxes instead of {len(boxes)}")
+    masks = [one for _, one in found if one is not None]
+    mask = torch.cat(masks)[:, 0].double().cpu().numpy() if masks else None
+    boxes = boxes.detach().double().cpu()
+    if isinstance(pool, DeformRoIPool):
+        if label is not None:
+            raise ValueError(f"bins: the bins of {name} are the same for all classes, got label {label}")
+        (Ph, Pw), shift = pool.output_size, pool.gamma * offset
+    else:
+        if not 0 <= (label or 0) < pool.classes:
+            raise ValueError(f"bins: {name} has classes 0 to {pool.classes - 1}, got label {label}")
+        Ph = Pw = pool.output_size
+        part = torch.arange(Ph) * pool.part_size // Ph  # whose offset a bin takes
+        chosen = offset.unflatten(1, (pool.classes, 2))[:, label or 0]
+        shift = pool.trans_std * chosen[:, :, part][:, :, :, part]
+        # C's round: halves away from zero.
+        boxes = boxes.sign() * (boxes.abs() + 0.5).floor() + torch.tensor([0.0, 0, 1, 1], dtype=torch.float64)
+    corner, size = boxes[:, :2].flip(1), (boxes[:, 2:] - boxes[:, :2]).flip(1)
+    middle = torch.stack(
+        torch.meshgrid((torch.arange(Ph) + 0.5) / Ph, (torch.arange(Pw) + 0.5) / Pw, indexing="ij"), -1
+    ).double()
+    corner, size = corner[:, None, None] - 0.5, size[:, None, None]
+    regular = corner + middle * size
+    moved = regular + shift.flip(1).permute(0, 2, 3, 1) * size  # x first there, y first here
+    return Bins(boxes.numpy(), regular.numpy(), moved.numpy(), mask, name)
+
+
+def draw(
+    axes: Axes,
+    picture: np.ndarray,
+    found: Bins,
+    index: int = 0,
+    *,
+    title: str = "",
+    offsets: bool = True,
+    around: float = 0.55,
+) -> None:
+    """Draw the bins of one box: rings where they lie, dots where their offsets move them, fainter the less they count.
+
+    Args:
+        axes: matplotlib axes to draw on.
+        picture: (H, W) or (H, W, 3).
+        found: from :func:`bins`.
+        index: of the box.
+        title: above the picture.
+        offsets: draw where the bins move; False draws the regular bins alone.
+        around: how much of the picture is shown on every side, in longer sides of the box; points beyond are cut off.
+    """
+    from matplotlib.patches import Rectangle
+
+    x1, y1, x2, y2 = found.boxes[index]
+    regular, moved = found.regular[index].reshape(-1, 2), found.moved[index].reshape(-1, 2)
+    show_picture(axes, picture, title)
+    for color, width in ((INK, 2.6), (YELLOW, 1.4)):
+        axes.add_patch(
+            Rectangle((x1 - 0.5, y1 - 0.5), x2 - x1, y2 - y1, fill=False, edgecolor=color, linewidth=width, zorder=2)
+        )
+    if offsets:
+        for (ya, xa), (yb, xb) in zip(regular, moved, strict=True):
+            axes.plot([xa, xb], [ya, yb], color=BACKGROUND, linewidth=1.8, zorder=2)
+            axes.plot([xa, xb], [ya, yb], color=REGULAR, linewidth=0.8, zorder=3)
+        mask = found.mask[index].ravel() if found.mask is not None else None
+        alpha = 1.0 if mask is None else 0.2 + 0.8 * mask / max(mask.max(), 1e-12)
+        scatter(axes, regular, REGULAR, size=10, hollow=True)
+        scatter(axes, moved, TAPS, size=20, alpha=alpha)
+    else:
+        scatter(axes, regular, REGULAR, size=20)
+    side = (0.5 + around) * max(x2 - x1, y2 - y1)
+    axes.set_xlim((x1 + x2) / 2 - side, (x1 + x2) / 2 + side)
+    axes.set_ylim((y1 + y2) / 2 + side, (y1 + y2) / 2 - side)
