@@ -1,0 +1,364 @@
+"""What a node of a network depends on: the three analyses of spatial support of Deformable ConvNets v2.
+
+A node is anything that answers: ``node(model, picture)`` runs the model over the picture (1, C, H, W) and returns a
+tensor, differentiably. :class:`At` is a place of a module's output map, :class:`OfBox` what a detector makes of a box.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from pliant.models.two_stage import TwoStage
+from pliant.nn import DeformConv2d, DeformPSRoIPool, DeformRoIPool
+
+if TYPE_CHECKING:
+    import numpy as np
+
+Node = Callable[[nn.Module, Tensor], Tensor]
+
+
+class _Found(Exception):
+    """Ends a forward as soon as the node is known."""
+
+
+@dataclass(frozen=True)
+class At:
+    """The channels at one position of a module's output map: (C,), or one of them.
+
+    Args:
+        layer: name of the module; "" is the model itself.
+        position: (row, column).
+        channel: None: all.
+        call: which call of a module that is called several times, counted from 0.
+        output: which of the tensors that the module returns.
+        run: how the model is called, ``run(model, picture)``; None: with the picture, or a list of it for the detectors
+            of `pliant.models`.
+    """
+
+    layer: str
+    position: tuple[int, int]
+    channel: int | None = None
+    call: int = 0
+    output: int = -1
+    run: Callable[[nn.Module, Tensor], Any] | None = None
+
+    def __call__(self, model: nn.Module, picture: Tensor) -> Tensor:
+        modules = dict(model.named_modules())
+        if self.layer not in modules:
+            raise LookupError(f"there is no module {self.layer!r}")
+        calls, found = 0, None
+
+        def look(module: nn.Module, inputs: Any, output: Any) -> None:
+            nonlocal calls, found
+            calls += 1
+            if calls == self.call + 1:
+                found = [t for t in tree_leaves(output) if isinstance(t, Tensor)][self.output]
+                raise _Found
+
+        handle = modules[self.layer].register_forward_hook(look)
+        try:
+            (self.run or _run)(model, picture)
+        except _Found:
+            pass
+        finally:
+            handle.remove()
+        if found is None:
+            raise LookupError(f"{self.layer!r} was called {calls} times, there is no call {self.call}")
+        (row, column), (Ho, Wo) = self.position, found.shape[-2:]
+        if found.dim() != 4 or not (0 <= row < Ho and 0 <= column < Wo):
+            raise ValueError(f"position {self.position} is not on the output {tuple(found.shape)} of {self.layer!r}")
+        here: Tensor = found[0, :, row, column]
+        return here if self.channel is None else here[self.channel]
+
+
+@dataclass(frozen=True)
+class OfBox:
+    """What a detector of `pliant.models` makes of one box: its features after the fully connected layers, or scores.
+
+    Args:
+        box: x1, y1, x2, y2 in pixels of the picture.
+        label: None: the features (R-FCN has none: all scores); a class: the logit of this class.
+    """
+
+    box: tuple[float, float, float, float]
+    label: int | None = None
+
+    def __call__(self, model: nn.Module, picture: Tensor) -> Tensor:
+        if not isinstance(model, TwoStage):
+            raise TypeError(f"OfBox: the model must be a detector of pliant.models, got {type(model).__name__}")
+        _, maps = model.maps(model.batch([picture[0]])[0])
+        logits, _, features = model.head(maps, torch.tensor([[0.0, *self.box]]).to(picture))
+        return features[0] if self.label is None else logits[0, self.label]
+
+
+def receptive_field(model: nn.Module, picture: Tensor, node: Node) -> np.ndarray:
+    """Compute the effective receptive field: how strongly a node answers to a small change of each pixel.
+
+    ``√Σ_c (∂r/∂x_c)²`` with r the length of the node's answer.
+
+    Args:
+        model: any module; weights, statistics and training mode stay as they are.
+        picture: (C, H, W) or (1, C, H, W), as the model takes it.
+        node: such as ``At("layer4", (3, 5))``.
+
+    Returns:
+        (H, W), float64, at least 0.
+
+    Raises:
+        ValueError: the node does not depend on the picture.
+
+    Source: Luo et al., NIPS 2016; Zhu et al., CVPR 2019, section 2.2.
+
+    >>> field = receptive_field(nn.Conv2d(1, 1, 3, padding=1), torch.rand(1, 5, 5), At("", (0, 4)))
+    >>> (field > 0).nonzero()[0].tolist()
+    [0, 0, 1, 1]
+    """
+    x = _batch(picture).detach().clone().requires_grad_()
+    with _still(model), torch.enable_grad():
+        (gradient,) = _gradients(node(model, x), [x])
+    if gradient is None:
+        raise ValueError("receptive_field: the node does not depend on the picture")
+    field: np.ndarray = gradient[0].double().norm(dim=0).cpu().numpy()
+    return field
+
+
+@dataclass(frozen=True)
+class Strength:
+    """How strongly a node answers to a move of the samples of one layer.
+
+    Args:
+        gradient: of the length of the node's answer, in (y, x): of a convolution (T, Ho, Wo, 2) for its offset groups
+            times taps, per pixel of the map it samples; of RoI pooling (R, Ph, Pw, 2), of a position-sensitive one
+            (R, classes, parts, parts, 2), per pixel of the picture.
+        strength: its length, without the last dimension.
+    """
+
+    gradient: np.ndarray
+    strength: np.ndarray
+
+
+def locations(model: nn.Module, picture: Tensor, node: Node) -> dict[str, Strength]:
+    """Compute the effective sampling and bin locations: the gradient of a node with respect to where each sample lies.
+
+    Of every deformable convolution and RoI layer that the node's forward calls (of two calls the last). At whole
+    pixels, where offsets of zero lie, the derivative is the right-sided one. All that a moved sample changes counts,
+    the offsets of later layers too.
+
+    Args and errors as in :func:`receptive_field`, but the picture may not matter: layers without influence are 0.
+
+    Source: Zhu et al., CVPR 2019, section 2.2.
+    """
+    x = _batch(picture).detach()
+    probes: dict[str, tuple[Tensor, nn.Module, Any]] = {}
+    with _still(model), _probed(model, probes), torch.enable_grad():
+        answer = node(model, x)
+        gradients = _gradients(answer, [probe for probe, *_ in probes.values()])
+    found = {}
+    for (name, (probe, layer, rois)), gradient in zip(probes.items(), gradients, strict=True):
+        g = (torch.zeros_like(probe) if gradient is None else gradient).double().cpu()
+        if isinstance(layer, DeformConv2d):
+            g = g[0].unflatten(0, (-1, 2)).permute(0, 2, 3, 1)
+        else:
+            g = _per_pixel(layer, g, rois.double().cpu())
+        found[name] = Strength(g.numpy(), g.norm(dim=-1).numpy())
+    return found
+
+
+def _per_pixel(layer: Any, gradient: Tensor, rois: Tensor) -> Tensor:
+    """Return the gradient (R, …, 2), y first, per pixel of the units of `rois` instead of per unit of the offset."""
+    if isinstance(layer, DeformRoIPool):
+        size = (rois[:, 3:] - rois[:, 1:3]) * layer.gamma
+        moved = gradient.permute(0, 2, 3, 1) / size[:, None, None]
+    else:
+        corners = rois[:, 1:].sign() * (rois[:, 1:].abs() + 0.5).floor()
+        size = (corners[:, 2:] + 1 - corners[:, :2]).clamp_min(0.1 / layer.spatial_scale) * layer.trans_std
+        moved = gradient.unflatten(1, (layer.classes, 2)).permute(0, 1, 3, 4, 2) / size[:, None, None, None]
+    return moved.flip(-1)
+
+
+@contextmanager
+def _probed(model: nn.Module, probes: dict[str, tuple[Tensor, nn.Module, Any]]) -> Iterator[None]:
+    """Add zeros to all predicted offsets, and keep them: their gradient is that of the places."""
+    handles, wrapped = [], []
+
+    def convolution(name: str, layer: DeformConv2d) -> Callable[..., Tensor]:
+        def look(branch: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+            channels = 2 * layer.offset_groups * layer.kernel_size[0] * layer.kernel_size[1]
+            probe = torch.zeros_like(output[:, :channels]).requires_grad_()
+            probes[name] = (probe, layer, None)
+            return torch.cat((output[:, :channels] + probe, output[:, channels:]), 1)
+
+        return look
+
+    def pooling(name: str, layer: Any) -> Callable[..., Any]:
+        predict = layer.predict
+
+        def look(input: Tensor, rois: Any) -> Any:
+            result = predict(input, rois)
+            offset, *mask = result if isinstance(result, tuple) else (result,)
+            probe = torch.zeros_like(offset).requires_grad_()
+            listed = rois if isinstance(rois, Tensor) else torch.cat([nn.functional.pad(r, (1, 0)) for r in rois])
+            probes[name] = (probe, layer, listed.detach())
+            return (offset + probe, *mask) if isinstance(result, tuple) else offset + probe
+
+        return look
+
+    try:
+        for name, layer in model.named_modules():
+            if isinstance(layer, DeformConv2d):
+                handles.append(layer.conv_offset.register_forward_hook(convolution(name, layer)))
+            elif isinstance(layer, DeformRoIPool | DeformPSRoIPool):
+                layer.predict = pooling(name, layer)  # type: ignore[method-assign]
+                wrapped.append(layer)
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        for layer in wrapped:
+            del layer.predict
+
+
+@dataclass(frozen=True)
+class Region:
+    """The part of a picture that a node needs.
+
+    Args:
+        mask: (H, W), bool, True where the picture is kept.
+        error: of the answer to what is kept, ``‖v − v₀‖ / ‖v₀‖``.
+        share: of the picture's area.
+        evaluations: forwards that it took.
+    """
+
+    mask: np.ndarray
+    error: float
+    share: float
+    evaluations: int
+
+
+def saliency_region(
+    model: nn.Module,
+    picture: Tensor,
+    node: Node,
+    *,
+    error: float = 0.1,
+    cell: int = 8,
+    fill: Tensor | float | None = None,
+    evaluations: int = 80,
+) -> Region:
+    """Search for the error-bounded saliency region: the smallest part of a picture to which a node answers as to all.
+
+    The answer v to the picture whose other cells are painted over has ``‖v − v₀‖ ≤ error·‖v₀‖``. The region is found
+    from the outside: the cells that contribute least, ``|Σ ∂r/∂x·(x − fill)|`` with r the length of the answer, are
+    painted over as many at once as the bound allows (half of them, a quarter, …), contributions are computed anew, and
+    so on until not even the least one can go. The bound holds for what is returned; that no smaller region exists is
+    certain only where contributions add up and have one sign.
+
+    Args:
+        model: any module.
+        picture: (C, H, W) or (1, C, H, W).
+        node: such as ``At("layer4", (3, 5))``.
+        error: the bound, relative. The paper says "small" and no number; this one is ours.
+        cell: side of the square cells in pixels.
+        fill: what is painted, a number or (C,); None: each channel's mean.
+        evaluations: forwards after which the search ends, at least 2.
+
+    Returns:
+        A :class:`Region`.
+
+    Raises:
+        ValueError: an error outside 0 … 1, no cells or evaluations, the answer to the whole picture is 0.
+
+    Source: Zhu et al., CVPR 2019, section 2.2; the order of painting is this function's own.
+    """
+    if not 0 < error < 1 or cell < 1 or evaluations < 2:
+        raise ValueError(
+            "saliency_region: needs error between 0 and 1, cell ≥ 1, evaluations ≥ 2, "
+            f"got error={error}, cell={cell}, evaluations={evaluations}"
+        )
+    x = _batch(picture).detach()
+    _, C, H, W = x.shape
+    colour = x.mean((2, 3)) if fill is None else torch.as_tensor(fill).to(x).expand(C)[None]
+    ground = colour[..., None, None].expand_as(x)
+    rows, columns = -(-H // cell), -(-W // cell)
+    number = (torch.arange(H) // cell)[:, None] * columns + torch.arange(W) // cell
+    kept = torch.ones(rows * columns, dtype=torch.bool)
+    used = 0
+
+    def painted(cells: Tensor) -> Tensor:
+        return torch.where(cells[number].to(x.device), x, ground)
+
+    with _still(model):
+        with torch.no_grad():
+            full = node(model, x).flatten()
+        size = float(full.norm())
+        if size == 0:
+            raise ValueError("saliency_region: the node answers the whole picture with 0, no part of it can be found")
+        reached, used = 0.0, 1
+        while used < evaluations and bool(kept.any()):
+            given = painted(kept).requires_grad_()
+            with torch.enable_grad():
+                (gradient,) = _gradients(node(model, given), [given])
+            used += 1
+            if gradient is None:
+                gradient = torch.zeros_like(x)
+            worth = ((x - ground) * gradient)[0].sum(0).double().flatten().cpu()
+            total = torch.zeros(len(kept), dtype=torch.float64).index_add_(0, number.flatten(), worth).abs()
+            order = torch.where(kept, total, torch.inf).argsort(stable=True)
+            count, before = int(kept.sum()), used
+            while count and used < evaluations:
+                tried = kept.clone()
+                tried[order[:count]] = False
+                with torch.no_grad():
+                    now = float((node(model, painted(tried)).flatten() - full).norm()) / size
+                used += 1
+                if now <= error:
+                    kept, reached = tried, now
+                    break
+                count //= 2
+            if not count or used == before:
+                break
+    mask = kept[number].numpy()
+    return Region(mask, reached, float(mask.mean()), used)
+
+
+def _run(model: nn.Module, picture: Tensor) -> Any:
+    return model([picture[0]]) if isinstance(model, TwoStage) else model(picture)
+
+
+def _batch(picture: Tensor) -> Tensor:
+    shape = tuple(picture.shape)
+    if len(shape) not in (3, 4) or (len(shape) == 4 and shape[0] != 1):
+        raise ValueError(f"picture must have shape (C, H, W) or (1, C, H, W), got {shape}")
+    return picture.reshape(1, *shape[-3:])
+
+
+def _gradients(answer: Tensor, of: list[Tensor]) -> tuple[Tensor | None, ...]:
+    """Return the gradients of the length of an answer; None for what it does not depend on."""
+    if not of or not answer.requires_grad:
+        return (None,) * len(of)
+    length = answer.double().flatten().norm()
+    return torch.autograd.grad(length, of, allow_unused=True)
+
+
+@contextmanager
+def _still(model: nn.Module) -> Iterator[None]:
+    """Set evaluation mode and spare the parameters a gradient."""
+    training = [(module, module.training) for module in model.modules()]
+    wanted = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    model.eval()
+    for parameter, _ in wanted:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for module, was in training:
+            module.training = was
+        for parameter, was in wanted:
+            parameter.requires_grad_(was)
