@@ -121,7 +121,7 @@ def sums(input: Tensor, image: Tensor, y: Tensor, x: Tensor, size: tuple[int, in
     """
     N, C, H, W = input.shape
     (Ph, Pw), (Gh, Gw) = size, groups
-    R, K = len(y), max(y.shape[1], x.shape[1])
+    R, K = y.shape[0], max(y.shape[1], x.shape[1])
     c = C // (K * Gh * Gw)
     table = input.reshape(N, K, c, Gh, Gw, H * W).permute(2, 0, 1, 3, 4, 5).reshape(c, -1)
 
@@ -132,22 +132,22 @@ def sums(input: Tensor, image: Tensor, y: Tensor, x: Tensor, size: tuple[int, in
     plane = (plane * Gh + turns(Ph, Gh).view(Ph, 1)) * Gw + turns(Pw, Gw)
     base = (plane * (H * W)).unsqueeze(-1)
 
-    def ends(position: Tensor, extent: int) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+    def ends(position: Tensor, extent: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Return of every sample both neighbours, first all lower ones: which are read, where, and their weights."""
         reads = ~position.isnan()
         position = torch.where(reads, position, 0)
         low = position.detach().floor()
         part = position - low
-        return reads, [(low.long(), 1 - part), ((low + 1).clamp(max=extent - 1).long(), part)]
+        place = torch.cat([low, (low + 1).clamp(max=extent - 1)], -1).long()
+        return torch.cat([reads, reads], -1), place, torch.cat([1 - part, part], -1)
 
-    reads_y, rows = ends(y, H)
-    reads_x, columns = ends(x, W)
+    reads_y, row, weight_y = ends(y, H)
+    reads_x, column, weight_x = ends(x, W)
     total = input.new_zeros(c, R, K, Ph, Pw)
-    # Row of samples by row of samples: all corners at once would be a large part of the memory.
-    for i in range(y.shape[-1]):
-        reads = reads_y[..., i, None] & reads_x
-        for row, weight_y in rows:
-            for column, weight_x in columns:
-                index = base + row[..., i, None] * W + column
-                corner = table.index_select(1, index.reshape(-1)).reshape(c, *index.shape)
-                total = total + (torch.where(reads, corner, 0) * (weight_y[..., i, None] * weight_x)).sum(-1)
+    # Row by row: all corners at once would be a large part of the memory.
+    for i in range(row.shape[-1]):
+        index = base + row[..., i, None] * W + column
+        corner = table.index_select(1, index.reshape(-1)).reshape(c, *index.shape)
+        reads, weight = reads_y[..., i, None] & reads_x, weight_y[..., i, None] * weight_x
+        total = total + (torch.where(reads, corner, 0) * weight).sum(-1)
     return total.permute(1, 2, 0, 3, 4)
