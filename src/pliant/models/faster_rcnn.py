@@ -64,6 +64,13 @@ class RoIPooling(nn.Module):
 
     def forward(self, maps: Sequence[Tensor], rois: Tensor) -> Tensor:
         level = self.levels(rois)
+        if torch.compiler.is_exporting():
+            # A graph that stands alone cannot ask how many RoIs a map has: pool all from all, and choose.
+            every = [self.pool(x, rois, stride) for x, stride in zip(maps, self.strides, strict=True)]
+            chosen = every[0]
+            for i, candidate in enumerate(every[1:], 1):
+                chosen = torch.where((level == i).view(-1, 1, 1, 1), candidate, chosen)
+            return chosen
         counts = torch.bincount(level, minlength=len(maps)).tolist()
         order = level.argsort(stable=True)
         pooled = [
@@ -79,7 +86,7 @@ class RoIPooling(nn.Module):
     def levels(self, rois: Tensor) -> Tensor:
         """Return the index of the map of every RoI (R,)."""
         if len(self.strides) == 1:
-            return torch.zeros(len(rois), dtype=torch.long, device=rois.device)
+            return torch.zeros_like(rois[:, 0], dtype=torch.long)
         side = (rois[:, 3:] - rois[:, 1:3]).clamp(min=0).prod(1).sqrt()
         fits = 16 / self.canonical * side[:, None] >= side.new_tensor(self.strides)
         return (fits.sum(1) - 1).clamp(min=0)
@@ -277,7 +284,7 @@ class FasterRCNN(TwoStage):
     def head(self, maps: Sequence[Tensor], rois: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         features = self.describe(maps, rois)
         deltas = self.regressor(features)
-        return self.classifier(features), deltas.reshape(len(rois), self.regressor.out_features // 4, 4), features
+        return self.classifier(features), deltas.unflatten(1, (-1, 4)), features
 
     def more_losses(self, pictures: Tensor, rois: Tensor, labels: Tensor, features: Tensor) -> dict[str, Tensor]:
         return {} if self.mimic is None else self.mimic(self, pictures, rois, labels, features)

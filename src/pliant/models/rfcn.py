@@ -168,4 +168,4 @@ class RFCN(TwoStage):
     def head(self, maps: Sequence[Tensor], rois: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         (features,) = maps
         logits = self.classifier(features, rois)
-        return logits, self.regressor(features, rois).reshape(len(rois), 1, 4), logits
+        return logits, self.regressor(features, rois).unsqueeze(1), logits
