@@ -83,7 +83,7 @@ endef
 	@echo 'installing build tools'
 	@$(PIP) --quiet -c constraints.txt pip scikit-build-core cmake ninja
 	@echo 'compiling and installing pliant, with what training, studies and tests need'
-	@$(PIP) --quiet -c constraints.txt --no-build-isolation --group test -e '.[study,convert,train]'
+	@$(PIP) --quiet -c constraints.txt --no-build-isolation --group test -e '.[study,convert,export,train]'
 	@touch $@
 
 .venv/.lint: .venv/.installed

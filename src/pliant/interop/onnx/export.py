@@ -1,0 +1,111 @@
+"""Export a model with our operators to an ONNX file."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pliant.interop.onnx import rewriting
+
+FIRST = 19  # DeformConv begins here
+NEWER = 22  # has new versions of RoiAlign and MaxRoiPool
+FREE = {4: (0, 2, 3), 2: (0,)}  # of maps (N, C, H, W) and of RoIs (R, 5): which sizes `dynamic` leaves open
+
+
+def export(
+    model: nn.Module,
+    args: Sequence[Any],
+    path: str | Path,
+    opset: int = FIRST,
+    *,
+    kwargs: Mapping[str, Any] | None = None,
+    dynamic: bool = False,
+    dynamic_shapes: Any = None,
+    input_names: Sequence[str] | None = None,
+    output_names: Sequence[str] | None = None,
+    external_data: bool = False,
+) -> None:
+    """Write a model as an ONNX file: deformable convolution as DeformConv, and no operator of ours beside it.
+
+    ``boundary="clamp"`` becomes DeformConv with other offsets and masks. Local response normalization is LRN where
+    that says the same (odd windows, over dimension 1 or the last), else pooling of squares. RoIAlign and RoI pooling
+    are RoiAlign and MaxRoiPool, deformable RoI pooling is RoiAlign of every bin, position-sensitive forms are RoiAlign
+    of all bins, products or gathers, `nms` is NonMaxSuppression. Offsets and boxes that are not finite, and images
+    that are not there, are whatever the runtime makes of them.
+
+    Args:
+        model: in evaluation mode.
+        args: inputs to trace it with.
+        path: the file.
+        opset: at least 19.
+        kwargs: more inputs, by name.
+        dynamic: batch, height and width of every input (N, C, H, W) and the number of every input's rows (R, 5) may
+            change; each must be at least 2 in `args`.
+        dynamic_shapes: as torch.export takes them, instead of `dynamic`.
+        input_names: of the file; the arguments' names otherwise.
+        output_names: of the file.
+        external_data: put the weights into a file beside, ``PATH.data``; models beyond 2 GiB need it.
+
+    Raises:
+        ValueError: an opset before DeformConv (which torch would write without a word into a file that no runtime
+            reads), a model in training mode, or both kinds of dynamic shapes.
+        ModuleNotFoundError: onnx or onnxscript is not installed: ``pip install "pliant[export]"``.
+
+    Warns:
+        UserWarning: RoI operators with an opset of 22 or more, for which ONNX Runtime 1.32 has no kernels.
+    """
+    if opset < FIRST:
+        raise ValueError(f"onnx.export: opset must be at least {FIRST}, where DeformConv begins, got {opset}")
+    if model.training:
+        raise ValueError("onnx.export: the model is in training mode; call model.eval() first")
+    if dynamic and dynamic_shapes is not None:
+        raise ValueError("onnx.export: pass dynamic or dynamic_shapes, not both")
+    for needed in ("onnx", "onnxscript"):
+        try:
+            __import__(needed)
+        except ModuleNotFoundError as error:
+            sentence = f'onnx.export: needs the package {needed}: pip install "pliant[export]"'
+            raise ModuleNotFoundError(sentence, name=needed) from error
+    from pliant.interop.onnx import translating
+
+    args, kwargs = tuple(args), dict(kwargs or {})
+    if dynamic:
+        names = list(inspect.signature(model.forward).parameters)
+        dynamic_shapes = {name: _free(value) for name, value in zip(names, args, strict=False)}
+        dynamic_shapes |= {name: _free(value) for name, value in kwargs.items()}
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"`isinstance\(treespec", FutureWarning)  # torch's own, about itself
+        program = torch.export.export(model, args, kwargs, dynamic_shapes=dynamic_shapes)
+        if rules := rewriting.rules(program.graph):
+            program = program.run_decompositions(rules)
+        if opset >= NEWER and any(node.target in translating.ROIS for node in program.graph.nodes):
+            warnings.warn(
+                f"onnx.export: the file has RoI operators of opset {opset}, for which ONNX Runtime (1.32) has no CPU "
+                f"kernels; it has those of opset {FIRST} to {NEWER - 1}",
+                UserWarning,
+                stacklevel=2,
+            )
+        written = torch.onnx.export(
+            program,
+            dynamo=True,
+            opset_version=opset,
+            custom_translation_table=translating.table(opset),
+            input_names=input_names,
+            output_names=output_names,
+            verbose=False,
+        )
+    assert written is not None
+    written.save(str(path), external_data=external_data)
+
+
+def _free(value: Any) -> Any:
+    """Return which sizes of an argument may change: batch, height and width of a map."""
+    if isinstance(value, Tensor):
+        return dict.fromkeys(FREE.get(value.dim(), ()), torch.export.Dim.DYNAMIC)
+    return type(value)(map(_free, value)) if isinstance(value, list | tuple) else None

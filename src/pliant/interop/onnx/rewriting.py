@@ -1,0 +1,197 @@
+"""Our operators in terms of those that ONNX has, written in PyTorch: what an exported program is rewritten with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx
+
+from pliant.ops._averaging import working
+from pliant.ops._bins import spans
+from pliant.ops.deform_psroi_pool import reference as deform_psroi_pool
+
+
+def rules(graph: fx.Graph) -> dict[Any, Callable[..., Any]]:
+    """Return, for those operators in a graph that ONNX has in part or not at all, what stands for them.
+
+    A rule returns NotImplemented where ONNX has the operator: it stays, and is translated.
+    """
+    ours = torch.ops.pliant
+    every: dict[Any, Callable[..., Any]] = {
+        ours.deform_conv2d.default: clamped,
+        ours.local_response_norm.default: local_response_norm,
+        ours.deform_roi_pool.default: deform_roi_pool,
+        ours.deform_psroi_pool.default: deform_psroi_pool.deform_psroi_pool,
+        ours.ps_roi_align.default: ps_roi_align,
+        ours.ps_roi_pool.default: ps_roi_pool,
+    }
+    # Rewriting traces the whole program again; a network without clamped samples is spared that.
+    targets = {node.target for node in graph.nodes if node.target != ours.deform_conv2d.default or node.args[-1]}
+    return {operator: rule for operator, rule in every.items() if operator in targets}
+
+
+def clamped(
+    input: Tensor,
+    offset: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    mask: Tensor | None,
+    sh: int,
+    sw: int,
+    ph: int,
+    pw: int,
+    dh: int,
+    dw: int,
+    clamp: bool,
+) -> Any:
+    """Express ``boundary="clamp"`` by ``"zeros"``: samples outside get mask 0, those past the last pixel move onto it.
+
+    A sample between the last row and the end reads the last row there and here: its neighbour is the same row. Moves
+    are exact, since the place it moves to is an integer.
+    """
+    if not clamp:
+        return NotImplemented
+    _, _, H, W = input.shape
+    _, _, Kh, Kw = weight.shape
+    N, channels, Ho, Wo = offset.shape
+    G = channels // (2 * Kh * Kw)
+
+    def line(count: int, step: int, start: int = 0) -> Tensor:
+        return torch.arange(count, device=offset.device, dtype=offset.dtype) * step + start
+
+    rows = line(Kh, dh).view(Kh, 1, 1, 1) + line(Ho, sh, -ph).view(Ho, 1)
+    columns = line(Kw, dw).view(Kw, 1, 1) + line(Wo, sw, -pw)
+    dy, dx = offset.reshape(N, G, Kh, Kw, 2, Ho, Wo).unbind(4)
+    y, x = rows + dy, columns + dx
+    inside = (y >= 0) & (y < H) & (x >= 0) & (x < W)
+    # Written with where, so that NaN goes nowhere.
+    dy = torch.where(inside, torch.minimum(dy, H - 1 - rows), 0.0)
+    dx = torch.where(inside, torch.minimum(dx, W - 1 - columns), 0.0)
+    counts = inside.to(offset.dtype)
+    if mask is not None:
+        counts = counts * mask.reshape(N, G, Kh, Kw, Ho, Wo)
+    moved = torch.stack((dy, dx), 4).reshape(N, channels, Ho, Wo)
+    return torch.ops.pliant.deform_conv2d(
+        input, moved, weight, bias, counts.reshape(N, channels // 2, Ho, Wo), sh, sw, ph, pw, dh, dw, False
+    )
+
+
+def local_response_norm(
+    input: Tensor, dim: int, before: int, after: int, spatial: bool, a: float, beta: float, k: float
+) -> Any:
+    """Express what is not ONNX's LRN, channels in dimension 1 of four and an odd window, by pooling of squares."""
+    rank, shape = input.dim(), input.shape
+    if not spatial and before == after:
+        if dim == 1 and rank == 4:
+            return NotImplemented
+        # The same with its channels in dimension 1 of four.
+        if dim == 1:
+            return _four(input.reshape(*shape[:2], -1, 1), before, a, beta, k).reshape(shape)
+        if rank < 3:
+            return _four(input.reshape(-1, shape[-1], 1, 1), before, a, beta, k).reshape(shape)
+        first = input.movedim(-1, 1)
+        return _four(first.reshape(*first.shape[:2], -1, 1), before, a, beta, k).reshape(first.shape).movedim(1, -1)
+    square = input * input
+    if spatial:
+        size = 2 * before + 1
+        maps = square.reshape(-1, 1, *shape[-2:])
+        total = F.avg_pool2d(maps, size, 1, before) * size**2
+    else:
+        size = before + after + 1
+        maps = square.transpose(0, dim).reshape(1, 1, shape[dim], -1)
+        total = F.avg_pool2d(F.pad(maps, (0, 0, before, after)), (size, 1), 1) * size
+        turned = square.transpose(0, dim).shape
+        return input * (k + a * total.reshape(turned).transpose(0, dim)) ** -beta
+    return input * (k + a * total.reshape(shape)) ** -beta
+
+
+def _four(input: Tensor, radius: int, a: float, beta: float, k: float) -> Tensor:
+    result: Tensor = torch.ops.pliant.local_response_norm(input, 1, radius, radius, False, a, beta, k)
+    return result
+
+
+def deform_roi_pool(
+    input: Tensor,
+    rois: Tensor,
+    offset: Tensor | None,
+    mask: Tensor | None,
+    Ph: int,
+    Pw: int,
+    scale: float,
+    ratio: int,
+    gamma: float,
+) -> Tensor:
+    """Express deformable RoI pooling by RoIAlign: every bin is a RoI of its own, of one bin, where its offset moves it.
+
+    Where RoIAlign chooses the number of samples, ``ceil(bin)``, it does so from coordinates that the move has rounded.
+    A bin that close to a whole number of pixels is made a few roundings smaller or larger, around its centre, so that
+    the number is that of the bin before.
+    """
+    align = torch.ops.pliant.roi_align
+    if offset is None:
+        pooled: Tensor = align(input, rois, Ph, Pw, scale, ratio, True)
+        return pooled if mask is None else pooled * mask.to(pooled.dtype)
+    R, C = rois.shape[0], input.shape[1]
+    boxes = rois.to(torch.float64 if rois.dtype == torch.float64 else torch.float32)
+    corners = (boxes[:, 1:] * scale - 0.5).view(R, 4, 1, 1)
+    dx, dy = offset.to(boxes.dtype).unbind(1)
+    x1, y1, x2, y2 = corners.unbind(1)
+    rows = torch.arange(Ph, device=rois.device, dtype=boxes.dtype).view(Ph, 1)
+    columns = torch.arange(Pw, device=rois.device, dtype=boxes.dtype)
+    top, bottom = _moved(y1, y2, rows, Ph, gamma * dy, ratio)
+    left, right = _moved(x1, x2, columns, Pw, gamma * dx, ratio)
+    image = boxes[:, 0].view(R, 1, 1).expand(R, Ph, Pw)
+    bins = torch.stack((image, left + 0.5, top + 0.5, right + 0.5, bottom + 0.5), 3).reshape(-1, 5)
+    apart = align(input, bins, 1, 1, 1.0, ratio, True)
+    pooled = apart.reshape(R, Ph, Pw, C).permute(0, 3, 1, 2)
+    return pooled if mask is None else pooled * mask.to(pooled.dtype)
+
+
+def _moved(start: Tensor, end: Tensor, place: Tensor, bins: int, shift: Tensor, ratio: int) -> tuple[Tensor, Tensor]:
+    """Return both ends (R, Ph, Pw) of bins along one axis: (R, 1, 1) corners, places, and shifts in extents."""
+    size = end - start
+    bin = size / bins
+    low = start + place * bin + size * shift
+    if ratio > 0:
+        return low, low + bin
+    samples = bin.ceil()
+    # Eight units in the last place of what RoIAlign subtracts from each other.
+    margin = (low.abs() + bin.abs() + 1) * (8 * torch.finfo(bin.dtype).eps)
+    held = torch.minimum(torch.maximum(bin, samples - 1 + margin), samples - margin)
+    # A bin below the margin has one sample either way, and one of no extent has none.
+    held = torch.where(bin > margin, held, bin)
+    middle = low + bin / 2
+    return middle - held / 2, middle + held / 2
+
+
+def ps_roi_align(input: Tensor, rois: Tensor, Ph: int, Pw: int, scale: float, ratio: int) -> Tensor:
+    """Express position-sensitive RoIAlign by RoIAlign: bin (ph, pw) of the channels whose turn it is there."""
+    _, C, _, _ = input.shape
+    every = torch.ops.pliant.roi_align(input, rois, Ph, Pw, scale, ratio, True)
+    apart = every.reshape(rois.shape[0], C // (Ph * Pw), Ph * Pw, Ph * Pw)
+    own = torch.eye(Ph * Pw, device=input.device, dtype=torch.bool)
+    return torch.where(own, apart, 0.0).sum(3).reshape(rois.shape[0], C // (Ph * Pw), Ph, Pw)
+
+
+def ps_roi_pool(input: Tensor, rois: Tensor, Ph: int, Pw: int, scale: float) -> Tensor:
+    """Express position-sensitive RoI pooling by products with ones where a row or column is in the bin.
+
+    A value that is not finite reaches every bin of its channel.
+    """
+    N, C, H, W = input.shape
+    R, c = rois.shape[0], C // (Ph * Pw)
+    maps, corners, image, alive = working(input, rois)
+    top, bottom, left, right = spans(corners, alive, (Ph, Pw), scale, (H, W), 0)
+    y, x = torch.arange(H, device=input.device), torch.arange(W, device=input.device)
+    rows = ((y >= top) & (y < bottom)).to(maps.dtype)  # (R, Ph, H)
+    columns = ((x >= left.transpose(1, 2)) & (x < right.transpose(1, 2))).to(maps.dtype)  # (R, Pw, W)
+    # Rows of every image: those of the others count 0.
+    own = (image[:, None] == torch.arange(N, device=input.device)).to(maps.dtype)
+    rows = (own.view(R, 1, N, 1) * rows.unsqueeze(2)).reshape(R, Ph, N * H).transpose(0, 1)
+    table = maps.reshape(N, c, Ph, Pw, H, W).permute(2, 0, 4, 1, 3, 5).reshape(Ph, N * H, c * Pw * W)
+    total = torch.matmul(rows, table).reshape(Ph, R, c, Pw, W) * columns.view(R, 1, Pw, W)
+    area = ((bottom - top) * (right - left)).clamp(min=1)
+    return (total.sum(4).permute(1, 2, 0, 3) / area.unsqueeze(1)).to(input.dtype)

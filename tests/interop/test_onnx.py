@@ -1,0 +1,263 @@
+"""Exported files hold operators of ONNX alone, and ONNX Runtime computes what we compute."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pliant import ops
+from pliant.interop.onnx import export, rewriting
+from pliant.models import RFCN, FasterRCNN, ResNet
+from pliant.nn import DeformConv2d, LocalResponseNorm
+from pliant.testing import error
+
+onnx = pytest.importorskip("onnx", reason="onnx is not installed (the extra export)")
+pytest.importorskip("onnxscript", reason="onnxscript is not installed (the extra export)")
+onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed (the extra export)")
+
+FREE = torch.export.Dim.DYNAMIC
+
+
+def _compare(
+    model: nn.Module, args: tuple[Tensor, ...], path: Path, *others: tuple[Tensor, ...], opset: int = 19, **options: Any
+) -> list[str]:
+    """Export, check, run on `args` and `others`, compare; return the operators in the file."""
+    model.eval()
+    export(model, args, path / "model.onnx", opset, **options)
+    file = onnx.load(path / "model.onnx")
+    onnx.checker.check_model(file, full_check=True)
+    assert [(o.domain, o.version) for o in file.opset_import] == [("", opset)]
+    session = onnxruntime.InferenceSession(path / "model.onnx", providers=["CPUExecutionProvider"])
+    for given in (args, *others):
+        with torch.no_grad():
+            expected = model(*given)
+        named = {i.name: t.numpy() for i, t in zip(session.get_inputs(), given, strict=True)}
+        found = session.run(None, named)
+        for actual, wanted in zip(found, expected if isinstance(expected, tuple) else (expected,), strict=True):
+            assert error(torch.from_numpy(actual), wanted) <= 1e-5
+    return [node.op_type for node in file.graph.node]
+
+
+def _drawn(layer: nn.Module, std: float = 0.1) -> nn.Module:
+    torch.manual_seed(0)
+    for name, parameter in layer.named_parameters():
+        if "conv_offset" in name or "offset_fc" in name:
+            nn.init.normal_(parameter, std=std)
+    return layer
+
+
+LAYERS: dict[str, dict[str, Any]] = {
+    "version 2": {"kernel_size": 3, "padding": 1},
+    "version 1, everything": {
+        "kernel_size": (3, 2),
+        "stride": (2, 1),
+        "padding": (1, 0),
+        "dilation": (2, 1),
+        "groups": 2,
+        "bias": False,
+        "version": 1,
+        "offset_groups": 4,
+    },
+    "clamped": {"kernel_size": 3, "padding": 1, "boundary": "clamp"},
+    "clamped, version 1": {"kernel_size": (2, 3), "version": 1, "boundary": "clamp", "offset_groups": 2},
+}
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_deformable_layers(layer: str, tmp_path: Path) -> None:
+    # Offsets of a pixel and more, so that samples leave the map.
+    net = _drawn(DeformConv2d(8, 6, **LAYERS[layer]), 0.3)
+    x, other = torch.randn(2, 8, 12, 11), torch.randn(3, 8, 9, 14)
+    if "version 1" in layer:  # tracing is what takes long
+        kinds = _compare(net, (x,), tmp_path, opset=22)
+    else:
+        kinds = _compare(net, (x,), tmp_path, (other,), dynamic=True)
+    assert {"Conv", "DeformConv"} <= set(kinds)
+
+
+def test_clamping_is_exact_before_it_is_exported() -> None:
+    # In float64, at and around the last row and column, with NaN.
+    torch.manual_seed(0)
+    x, weight = torch.randn(2, 4, 6, 5, dtype=torch.float64), torch.randn(6, 2, 3, 3, dtype=torch.float64)
+    offset = (4 * torch.randn(2, 36, 6, 5, dtype=torch.float64)).mul(4).round().div(4)
+    offset[0, :4, 2] = torch.nan
+    mask = torch.rand(2, 18, 6, 5, dtype=torch.float64)
+    for given in (mask, None):
+        actual = rewriting.clamped(x, offset, weight, None, given, 1, 1, 1, 1, 1, 1, True)
+        assert error(actual, ops.deform_conv2d(x, offset, weight, padding=1, mask=given, boundary="clamp")) < 1e-12
+
+
+class Norms(nn.Module):
+    """Every way to normalize: five that are LRN, three that are not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.five, self.three = LocalResponseNorm(5, alpha=0.5), LocalResponseNorm(3, alpha=0.5)
+        self.left, self.right = LocalResponseNorm(4, alpha=0.5), LocalResponseNorm(4, alpha=0.5, even="right")
+        self.spatial = LocalResponseNorm(3, alpha=0.5, region="spatial")
+
+    def forward(self, maps: Tensor, vectors: Tensor) -> tuple[Tensor, ...]:
+        tensorflow = ops.lrn(maps, 2, 1.0, 0.5, 0.75), ops.lrn(vectors, 2, 1.0, 0.5, 0.75)
+        pytorch = self.five(maps), self.three(maps), self.three(maps[..., 0])
+        return *pytorch, *tensorflow, self.left(maps), self.right(maps), self.spatial(maps)
+
+
+def test_normalization(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    given, other = (3 * torch.randn(2, 8, 5, 6), 3 * torch.randn(3, 8)), (torch.randn(3, 8, 7, 6), torch.randn(2, 8))
+    free = ({0: FREE, 2: FREE}, {0: FREE})
+    assert _compare(Norms(), given, tmp_path, other, dynamic_shapes=free).count("LRN") == 5
+
+
+class Averages(nn.Module):
+    """Everything that is RoiAlign in the file."""
+
+    def __init__(self, ratio: int) -> None:
+        super().__init__()
+        self.ratio = ratio
+
+    def forward(self, x: Tensor, rois: Tensor, offset: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
+        settings = (0.5, self.ratio)
+        return (
+            ops.roi_align(x, rois, (2, 3), *settings, True),
+            ops.roi_align(x, rois, (2, 3), *settings, False),
+            ops.ps_roi_align(x, rois, 2, *settings),
+            ops.deform_roi_pool(x, rois, None, 2, *settings),
+            ops.deform_roi_pool(x, rois, offset, 2, *settings, mask=mask),
+        )
+
+
+class Parts(nn.Module):
+    def forward(self, x: Tensor, rois: Tensor, offset: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
+        moved = ops.deform_psroi_pool(x, rois, offset, 2, 0.5, group_size=2, sample_per_part=2, mask=mask)
+        return ops.roi_pool(x, rois, (2, 3), 0.5), ops.ps_roi_pool(x, rois, 2, 0.5), moved
+
+
+ANY = ({0: FREE, 2: FREE, 3: FREE}, *[{0: FREE}] * 3)
+
+
+def _rois(N: int, H: int, W: int, count: int) -> Tensor:
+    """Return RoIs in pixels twice as fine as the map's, some of them beyond it, a third with bins of whole pixels."""
+    extent = 2 * torch.tensor([W, H])
+    corner, side = 0.8 * torch.rand(count, 2) * extent, 0.6 * torch.rand(count, 2) * extent
+    side[::3] = (side[::3] / 4).ceil() * 4
+    return torch.cat([torch.randint(N, (count, 1)).float(), corner, corner + side], 1)
+
+
+def _pooled(N: int, H: int, W: int, count: int) -> tuple[Tensor, ...]:
+    rois, offset, mask = _rois(N, H, W, count), torch.randn(count, 4, 2, 2), torch.rand(count, 1, 2, 2)
+    return torch.randn(N, 8, H, W), rois, offset, mask
+
+
+@pytest.mark.parametrize("ratio", [2, 0])
+def test_averages_over_rois(ratio: int, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    (x, rois, offset, mask), (y, others, shift, factor) = _pooled(2, 13, 17, 40), _pooled(3, 31, 20, 200)
+    given, other = (x, rois, offset[:, :2], mask), (y, others, shift[:, :2], factor)
+    kinds = _compare(Averages(ratio), given, tmp_path, other, dynamic_shapes=ANY)
+    assert "RoiAlign" in kinds
+
+
+@pytest.mark.parametrize("size", ["fixed", pytest.param("free", marks=pytest.mark.slow)])
+def test_parts_of_rois(size: str, tmp_path: Path) -> None:
+    # Offsets of two classes.
+    torch.manual_seed(0)
+    given, other = _pooled(2, 13, 17, 40), _pooled(3, 31, 20, 200)
+    if size == "fixed":
+        kinds = _compare(Parts(), given, tmp_path, opset=21)
+    else:
+        kinds = _compare(Parts(), given, tmp_path, other, dynamic_shapes=ANY)
+    assert "MaxRoiPool" in kinds
+
+
+def test_rois_of_an_opset_without_kernels(tmp_path: Path) -> None:
+    class Align(nn.Module):
+        def forward(self, x: Tensor, rois: Tensor) -> Tensor:
+            return ops.roi_align(x, rois, 2)
+
+    x, rois, _, _ = _pooled(2, 13, 17, 3)
+    with pytest.warns(UserWarning, match=r"^onnx.export: the file has RoI operators of opset 22, .* opset 19 to 21$"):
+        export(Align().eval(), (x, rois), tmp_path / "model.onnx", 22)
+    onnx.checker.check_model(onnx.load(tmp_path / "model.onnx"), full_check=True)
+
+
+def test_a_deformable_resnet_of_any_batch_and_size(tmp_path: Path) -> None:
+    net = _drawn(ResNet(18, deform=(None, None, "v1", "v2"), width=16), 0.02)
+    x, other = torch.randn(2, 3, 64, 64), torch.randn(3, 3, 96, 80)
+    kinds = _compare(net, (x,), tmp_path, (other,), dynamic=True)
+    assert "DeformConv" in kinds
+
+
+class Proposing(nn.Module):
+    """A detector up to its proposals: backbone, neck, logits and deltas of every anchor."""
+
+    def __init__(self, net: FasterRCNN | RFCN) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, pictures: Tensor) -> tuple[Tensor, ...]:
+        proposing, describing = self.net.maps(pictures)
+        return *(self.net.rpn.predict(self.net.rpn.conv(x).relu()) for x in proposing), *describing
+
+
+class Describing(nn.Module):
+    """What a detector does with proposals."""
+
+    def __init__(self, net: FasterRCNN | RFCN) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, rois: Tensor, *maps: Tensor) -> tuple[Tensor, Tensor]:
+        logits, deltas, _ = self.net.head(maps, rois)
+        return logits, deltas
+
+
+def _agree(net: FasterRCNN | RFCN, std: float, path: Path) -> None:
+    """Compare backbone, neck and proposing head on pictures, then the head on any number of RoIs."""
+    _drawn(net.eval(), std)
+    pictures = torch.randn(2, 3, 64, 96)
+    assert "DeformConv" in _compare(Proposing(net), (pictures,), path)
+    with torch.no_grad():
+        maps = [x.contiguous() for x in net.maps(pictures)[1]]
+    rois, others = (_rois(2, 32, 48, count) for count in (20, 31))
+    if isinstance(net, FasterRCNN):
+        assert set(net.pool.levels(rois).tolist()) == {0, 1}
+    free = ({0: FREE}, tuple({} for _ in maps))
+    _compare(Describing(net), (rois, *maps), path, (others, *maps), dynamic_shapes=free)
+
+
+def test_faster_rcnn(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    backbone = ResNet(18, deform=(None, None, None, "v2"), width=8, stem="small")
+    settings: dict[str, Any] = {"channels": 8, "hidden": 16, "levels": (2, 3), "roi_canonical": 24.0, "pooled": 3}
+    _agree(FasterRCNN(backbone, 2, roi_pool="modulated", roi_hidden=(8,), **settings), 0.02, tmp_path)
+
+
+@pytest.mark.slow
+def test_rfcn(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    backbone = ResNet(18, deform=(None, None, None, "v1"), width=8, stem="small", stride=16)
+    _agree(RFCN(backbone, 2, width=8, bins=2, roi_pool="deform_ps"), 0.02, tmp_path)
+
+
+def test_settings_that_are_refused(tmp_path: Path) -> None:
+    layer, x = DeformConv2d(4, 4, 3), torch.randn(2, 4, 8, 8)
+    path = tmp_path / "model.onnx"
+    with pytest.raises(ValueError, match=r"^onnx.export: opset must be at least 19, where DeformConv begins, got 18$"):
+        export(layer.eval(), (x,), path, 18)
+    with pytest.raises(ValueError, match=r"^onnx.export: the model is in training mode; call model.eval\(\) first$"):
+        export(layer.train(), (x,), path)
+    with pytest.raises(ValueError, match=r"^onnx.export: pass dynamic or dynamic_shapes, not both$"):
+        export(layer.eval(), (x,), path, dynamic=True, dynamic_shapes=({},))
+    assert not path.exists()
+
+
+def test_without_the_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "onnxscript", None)
+    sentence = r'^onnx.export: needs the package onnxscript: pip install "pliant\[export\]"$'
+    with pytest.raises(ModuleNotFoundError, match=sentence):
+        export(DeformConv2d(4, 4, 3).eval(), (torch.randn(1, 4, 8, 8),), tmp_path / "model.onnx")
