@@ -151,6 +151,7 @@ def _deformable(name: str, values: Values, node: Node, source: Tensor, out: Tens
         mask=None if mask is None else mask.detach().cpu().reshape(taps, Ho, Wo).clone(),
         boundary="clamp" if values.get("clamp") else "zeros",
         groups=G,
+        kernel=(Kh, Kw),
     )
     return Geometry(node.axes, step)
 

@@ -42,7 +42,8 @@ class Step:
         boundary: what a sample reads: "zeros" and "clamp" as :func:`pliant.ops.deform_conv2d` has them; "edge": the
             nearest place on the map; "floor" and "round": the pixel that `F.interpolate` takes for "nearest" and
             "nearest-exact"; "lattice": nothing between pixels (transposed convolution).
-        groups: G, of the T = G·K taps.
+        groups: G, of the T = G·Kh·Kw taps.
+        kernel: Kh and Kw.
     """
 
     regular: Tensor
@@ -55,6 +56,7 @@ class Step:
     mask: Tensor | None = None
     boundary: str = "zeros"
     groups: int = 1
+    kernel: tuple[int, int] = (1, 1)
 
     @property
     def taps(self) -> int:

@@ -133,13 +133,25 @@ class Recording:
 
     def nearest(self, point: tuple[float, float], layer: str | None = None, **which: int) -> tuple[int, int]:
         """Return the position of a module's output map whose centre is nearest to a point (y, x) of the picture."""
-        chain, _ = self._chain(layer, None, **which)
-        at, origin = torch.ones(2, dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
-        for step in reversed(chain):
-            at, origin = at * step.stride, origin * step.stride + step.regular.mean(0)
+        origin, stride = self._placing(layer, **which)
         Ho, Wo = self.map_size(layer, **which)
-        row, column = ((torch.tensor(point, dtype=torch.float64) - origin) / at).round().tolist()
+        row, column = ((torch.tensor(point, dtype=torch.float64) - origin) / stride).round().tolist()
         return int(min(max(row, 0), Ho - 1)), int(min(max(column, 0), Wo - 1))
+
+    def centres(self, layer: str | None = None, **which: int) -> np.ndarray:
+        """Return the centres of the positions of a module's output map, (Ho, Wo, 2), (y, x) in the picture."""
+        origin, stride = self._placing(layer, **which)
+        Ho, Wo = self.map_size(layer, **which)
+        grid = torch.stack(torch.meshgrid(torch.arange(Ho), torch.arange(Wo), indexing="ij"), -1)
+        return (origin + grid * stride).numpy()
+
+    def _placing(self, layer: str | None, **which: int) -> tuple[Tensor, Tensor]:
+        """Return the centre of position (0, 0) in the picture, and how far it is to the next."""
+        chain, _ = self._chain(layer, None, **which)
+        origin, stride = torch.zeros(2, dtype=torch.float64), torch.ones(2, dtype=torch.float64)
+        for step in reversed(chain):
+            origin, stride = origin * step.stride + step.regular.mean(0), stride * step.stride
+        return origin, stride
 
     def trace(
         self,

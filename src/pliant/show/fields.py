@@ -1,0 +1,258 @@
+"""Offsets as colours, masks, and effective dilation: what a deformable convolution predicts for a whole map."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from pliant.show.canvas import BLUE, GREEN, INK, ORANGE, PURPLE, SKY, VERMILION, show_picture
+from pliant.show.paths import Step
+from pliant.show.recording import Recording
+
+if TYPE_CHECKING:
+    import numpy as np
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+def offsets(step: Step) -> np.ndarray:
+    """Return the offsets of a deformable convolution, (G, Kh, Kw, Ho, Wo, 2), (dy, dx) in pixels of the map it samples.
+
+    Args:
+        step: from :meth:`pliant.show.recording.Recording.deformable`.
+    """
+    return _taps(step, _offset(step)).movedim(3, -1).numpy()
+
+
+def masks(step: Step) -> np.ndarray | None:
+    """Return the modulation of a deformable convolution, (G, Kh, Kw, Ho, Wo); None for version 1."""
+    return None if step.mask is None else _taps(step, step.mask.double()).numpy()
+
+
+def effective_dilation(step: Step) -> np.ndarray:
+    """Compute the mean distance of horizontally or vertically adjacent taps, (Ho, Wo), in pixels of the map below.
+
+    The dilation itself where offsets are zero. NaN where an offset is NaN or infinite.
+
+    Raises:
+        ValueError: a kernel of one tap.
+
+    Source: Dai et al., ICCV 2017, section 4.2.
+    """
+    if math.prod(step.kernel) == 1:
+        raise ValueError("effective_dilation: a kernel of one tap has no dilation")
+    at = _taps(step, _offset(step) + step.regular[:, :, None, None])
+    down, across = at.diff(dim=1).norm(dim=3), at.diff(dim=2).norm(dim=3)
+    mean = torch.cat((down.flatten(0, 2), across.flatten(0, 2))).mean(0)
+    return torch.where(mean.isfinite(), mean, torch.nan).numpy()
+
+
+class Spread(NamedTuple):
+    """Of one layer the mean effective dilation inside one box of a picture: √(width·height), mean, positions."""
+
+    layer: str
+    size: float
+    dilation: float
+    positions: int
+
+
+def dilation_in_boxes(recording: Recording, boxes: Iterable[tuple[float, float, float, float]]) -> list[Spread]:
+    """Compute the effective dilation of every deformable layer inside boxes: large objects should spread the taps.
+
+    Positions of a layer's map belong to the boxes in which their centres lie. Boxes without any are left out.
+
+    Args:
+        recording: of the picture.
+        boxes: x1, y1, x2, y2 in pixels of the picture.
+    """
+    import numpy as np
+
+    boxes, rows = list(boxes), []
+    for name, step in recording.deformable().items():
+        if math.prod(step.kernel) == 1:
+            continue
+        distance, centres = effective_dilation(step), recording.centres(name) + 0.5
+        for x1, y1, x2, y2 in boxes:
+            y, x = centres[..., 0], centres[..., 1]
+            inside = (y >= y1) & (y < y2) & (x >= x1) & (x < x2) & np.isfinite(distance)
+            if inside.any():
+                size = math.sqrt((x2 - x1) * (y2 - y1))
+                rows.append(Spread(name, size, float(distance[inside].mean()), int(inside.sum())))
+    return rows
+
+
+def flow_colours(field: np.ndarray, largest: float | None = None) -> np.ndarray:
+    """Return a field of vectors as colours: the hue is the direction, the paler the shorter, white is none.
+
+    Right is red, down yellow-green, left cyan, up violet.
+
+    Args:
+        field: (…, 2), (dy, dx).
+        largest: length of full colour; None: the longest vector's. Longer ones have full colour too.
+
+    Returns:
+        (…, 3), float64, 0 … 1; NaN vectors are grey.
+
+    >>> import numpy as np
+    >>> flow_colours(np.array([[0.0, 0.0], [0.0, 2.0], [0.0, -1.0]])).round(2).tolist()
+    [[1.0, 1.0, 1.0], [1.0, 0.0, 0.0], [0.5, 1.0, 1.0]]
+    """
+    import numpy as np
+    from matplotlib.colors import hsv_to_rgb
+
+    dy, dx = np.moveaxis(np.asarray(field, dtype=np.float64), -1, 0)
+    known = np.isfinite(dy) & np.isfinite(dx)
+    dy, dx = np.where(known, dy, 0), np.where(known, dx, 0)
+    length = np.hypot(dy, dx)
+    most = length.max(initial=0.0) if largest is None else largest
+    hue = np.arctan2(dy, dx) / (2 * np.pi) % 1
+    strong = np.clip(length / most, 0, 1) if most > 0 else np.zeros_like(length)
+    colours: np.ndarray = hsv_to_rgb(np.stack((hue, strong, np.ones_like(hue)), -1))
+    colours[~known] = 0.6
+    return colours
+
+
+def draw_offsets(figure: Figure, step: Step, group: int = 0) -> None:
+    """Draw the offset field of every tap as flow colours, laid out as the kernel, and the wheel that explains them.
+
+    Args:
+        figure: an empty figure.
+        step: of a deformable convolution.
+        group: offset group.
+    """
+    import numpy as np
+
+    field = offsets(step)[group]
+    most = float(np.nan_to_num(np.hypot(field[..., 0], field[..., 1]), posinf=0.0).max())
+    Kh, Kw = step.kernel
+    grid = figure.add_gridspec(Kh, Kw + 1, width_ratios=[1.0] * Kw + [0.6])
+    for i in range(Kh):
+        for j in range(Kw):
+            axes = figure.add_subplot(grid[i, j])
+            axes.imshow(flow_colours(field[i, j], most), interpolation="nearest")
+            _bare(axes, f"tap {i}, {j}" if Kh * Kw > 1 else "")
+    axes = figure.add_subplot(grid[0, Kw])
+    y, x = np.mgrid[-1:1:81j, -1:1:81j]
+    wheel = flow_colours(np.stack((y, x), -1), 1.0)
+    wheel[np.hypot(y, x) > 1] = 1.0
+    axes.imshow(wheel, interpolation="bilinear")
+    _bare(axes, "direction", frame=False)
+    axes.text(40, 88, f"rim: {most:.2g} px\nof its map", ha="center", va="top", fontsize=8, color=INK)
+
+
+def draw_masks(figure: Figure, step: Step, group: int = 0) -> None:
+    """Draw the modulation of every tap, laid out as the kernel, all on one scale from 0.
+
+    Raises:
+        ValueError: the convolution has no mask.
+    """
+    found = masks(step)
+    if found is None:
+        raise ValueError("draw_masks: this convolution has no mask; version 2 has one")
+    Kh, Kw = step.kernel
+    most = float(found[group].max()) or 1.0
+    cells = figure.subplots(Kh, Kw, squeeze=False)
+    for i in range(Kh):
+        for j in range(Kw):
+            image = cells[i, j].imshow(found[group, i, j], cmap="cividis", vmin=0, vmax=most, interpolation="nearest")
+            _bare(cells[i, j], f"tap {i}, {j}")
+    bar = figure.colorbar(image, ax=cells.ravel().tolist(), fraction=0.04, pad=0.02)
+    bar.ax.tick_params(labelsize=8)
+    bar.outline.set_visible(False)
+
+
+def draw_map(
+    axes: Axes,
+    picture: np.ndarray,
+    values: np.ndarray,
+    centres: np.ndarray | None = None,
+    *,
+    title: str = "",
+    cmap: str = "cividis",
+    alpha: float = 0.75,
+    bar: bool = True,
+    limits: tuple[float, float] | None = None,
+) -> None:
+    """Draw a map of numbers over a picture, each number over the pixels it stands for.
+
+    Args:
+        axes: matplotlib axes to draw on.
+        picture: (H, W) or (H, W, 3).
+        values: (h, w).
+        centres: (h, w, 2), (y, x) of their centres in the picture, an even grid; None: the map has the picture's size.
+        title: above the picture.
+        cmap: colours.
+        alpha: of the colours over the picture.
+        bar: draw a scale beside it.
+        limits: least and most of the scale; None: of the values.
+    """
+    show_picture(axes, picture, title)
+    view = (axes.get_xlim(), axes.get_ylim())
+    h, w = values.shape
+    extent: Any = (-0.5, picture.shape[1] - 0.5, picture.shape[0] - 0.5, -0.5)
+    if centres is not None:
+        (top, left), (bottom, right) = centres[0, 0], centres[-1, -1]
+        dy = (bottom - top) / (h - 1) if h > 1 else picture.shape[0]
+        dx = (right - left) / (w - 1) if w > 1 else picture.shape[1]
+        extent = (left - dx / 2, right + dx / 2, bottom + dy / 2, top - dy / 2)
+    low, high = limits or (None, None)
+    image = axes.imshow(
+        values, cmap=cmap, alpha=alpha, extent=extent, interpolation="nearest", zorder=1, vmin=low, vmax=high
+    )
+    axes.set_xlim(view[0])
+    axes.set_ylim(view[1])
+    if bar and axes.figure is not None:
+        scale = axes.figure.colorbar(image, ax=axes, fraction=0.046, pad=0.03)
+        scale.ax.tick_params(labelsize=8)
+        if scale.solids is not None:
+            scale.solids.set_alpha(1)
+        scale.outline.set_visible(False)
+
+
+def draw_dilation(axes: Axes, rows: Iterable[Spread]) -> None:
+    """Draw effective dilation against the size of the object, one colour a layer.
+
+    Raises:
+        ValueError: there are no rows.
+    """
+    by_layer: dict[str, list[Spread]] = {}
+    for row in rows:
+        by_layer.setdefault(row.layer, []).append(row)
+    if not by_layer:
+        raise ValueError("draw_dilation: there is no box with a position of a map inside")
+    colours, markers = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY), "os^Dvp"
+    for i, (layer, found) in enumerate(by_layer.items()):
+        axes.scatter(
+            [row.size for row in found], [row.dilation for row in found], s=34, color=colours[i % 6],
+            marker=markers[i // 6 % 6], label=layer or "the model", edgecolors="white", linewidths=0.5,
+        )  # fmt: skip
+    axes.set_xlabel("√(width·height) of the object, pixels", fontsize=10)
+    axes.set_ylabel("effective dilation, pixels of the layer's map", fontsize=10)
+    axes.tick_params(labelsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+
+
+def _bare(axes: Axes, title: str, frame: bool = True) -> None:
+    axes.set_xticks([])
+    axes.set_yticks([])
+    for spine in axes.spines.values():
+        spine.set_visible(frame)
+        spine.set_edgecolor("#B5B5B5")
+    axes.set_title(title, fontsize=8, color=INK, pad=3)
+
+
+def _offset(step: Step) -> Tensor:
+    if step.offset is None:
+        raise ValueError("this layer has no offsets: it is not deformable")
+    return step.offset.double()
+
+
+def _taps(step: Step, values: Tensor) -> Tensor:
+    """Return (T, …) as (G, Kh, Kw, …)."""
+    taps: Tensor = values.unflatten(0, (step.groups, *step.kernel))
+    return taps
