@@ -12,7 +12,7 @@ from torch import nn
 from pliant.nn import DeformConv2d
 from pliant.ops import deform_conv2d
 from pliant.show import canvas
-from pliant.show.sampling import draw, support, trace
+from pliant.show.sampling import draw, steps, support, trace
 
 
 def deformable(generator, *args, size=1.0, shift=0.0, **kwargs):
@@ -252,6 +252,18 @@ def test_training_mode_and_statistics_are_left_alone():
 def test_errors(layers, picture, position, kwargs, error, says):
     with pytest.raises(error, match=says):
         trace(layers, torch.zeros(picture), position, **kwargs)
+
+
+def test_steps_say_what_they_sample(generator):
+    net = nn.Sequential(nn.MaxPool2d(3, 2, 1), nn.ReLU(), deformable(generator, 1, 2, 3, padding=1))
+    picture = torch.rand(1, 7, 9, generator=generator, dtype=torch.float64)
+    pool, top = steps(net, picture)
+    assert (pool.below, pool.above, pool.splits) == ((7, 9), (4, 5), False)
+    np.testing.assert_array_equal(pool.regular.mean(0), (0, 0))
+    offset, mask = record(net, picture)[2]
+    at = top.positions.reshape(9, 4, 5, 2)[5, 2, 3]  # tap (1, 2) of output (2, 3)
+    np.testing.assert_allclose(at, torch.tensor([2.0, 4.0]) + offset[0, 10:12, 2, 3])
+    np.testing.assert_allclose(top.weights.reshape(9, 4, 5), mask[0])
 
 
 def test_drawing_keeps_every_point_and_sets_those_outside_apart():

@@ -63,6 +63,16 @@ class Step:
         """Return how many paths one path becomes."""
         return len(self.regular) if self.splits else 1
 
+    @property
+    def positions(self) -> Tensor:
+        """Return (y, x) of the samples of all outputs, (T, Ho·Wo, 2), on the map below."""
+        return self.samples(torch.arange(self.above[0] * self.above[1]))[0]
+
+    @property
+    def weights(self) -> Tensor:
+        """Return the weights of the samples of all outputs, (T, Ho·Wo)."""
+        return self.samples(torch.arange(self.above[0] * self.above[1]))[1]
+
     def samples(self, index: Tensor) -> tuple[Tensor, Tensor]:
         """Return (y, x) of the samples of outputs `index` = row·Wo + column, (T, n, 2), and their weights, (T, n).
 

@@ -187,6 +187,16 @@ class Recording:
         chain, names = self._chain(layer, through, call=call, output=output)
         return follow(chain, position, depth, names)
 
+    def steps(
+        self, layer: str | None = None, *, through: str | None = None, call: int = -1, output: int = -1
+    ) -> list[tuple[str, Step]]:
+        """Return the names and steps of the layers that paths take, from the picture upwards; Args as in :meth:`trace`.
+
+        Of what moves nothing there is no step.
+        """
+        chain, names = self._chain(layer, through, call=call, output=output)
+        return list(zip(names, chain, strict=True))
+
     def support(self, position: tuple[int, int], layer: str | None = None, **which: Any) -> np.ndarray:
         """Compute how much one position of a map samples every pixel, (H, W), as :func:`pliant.show.sampling.support`.
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from pliant.show.canvas import CENTRE, TAPS, scatter, show_picture
-from pliant.show.paths import Trace
+from pliant.show.paths import Step, Trace
 from pliant.show.recording import record
 
 if TYPE_CHECKING:
@@ -79,6 +79,14 @@ def support(layers: nn.Module | Iterable[nn.Module], picture: Tensor, position: 
     [[1.0, 1.0, 0.0], [1.0, 1.0, 0.0], [0.0, 0.0, 0.0]]
     """
     return record(_model(layers), picture).support(position, "")
+
+
+def steps(layers: nn.Module | Iterable[nn.Module], picture: Tensor) -> list[Step]:
+    """Return the steps that paths take, from the picture upwards, one for each layer that moves anything.
+
+    Args and errors as in :func:`trace`.
+    """
+    return [step for _, step in record(_model(layers), picture).steps("")]
 
 
 def draw(
