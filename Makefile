@@ -12,12 +12,13 @@ PY := .venv/bin/python
 PIP := $(PY) -m pip install --disable-pip-version-check
 TORCH := $(shell grep '^torch==' constraints.txt)
 
-.PHONY: help install demo test slow lint bench docs wheel clean
+.PHONY: help install demo test slow lint bench bench-peers docs wheel clean
 
 help:
 	@echo 'make demo    the main experiment, the quick version: what deformable layers do on real pictures'
 	@echo 'make test    the tests'
 	@echo 'make bench   the speed of every operator beside its limit'
+	@echo 'make bench-peers   the same beside other libraries, which it installs into .venv-peers'
 	@echo 'make lint    ruff and mypy'
 	@echo 'make docs    the documentation, into site/'
 	@echo 'make slow    the tests that take longer'
@@ -36,6 +37,9 @@ slow: install
 bench: install
 	$(PY) benchmarks/run.py $(ARGS)
 
+bench-peers: .venv-peers/.installed
+	.venv-peers/bin/python benchmarks/run.py --peers all $(ARGS)
+
 lint: .venv/.lint
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
@@ -48,7 +52,7 @@ wheel: install
 	$(PY) -m pip wheel --no-build-isolation --no-deps --wheel-dir dist .
 
 clean:
-	rm -rf .venv build dist site .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-peers build dist site .pytest_cache .mypy_cache .ruff_cache
 
 # A file in .venv stands for "installed": made again when what decides about the installation is newer.
 install: .venv/.installed
@@ -94,4 +98,14 @@ endef
 .venv/.docs: .venv/.installed
 	@echo 'installing mkdocs'
 	@$(PIP) --quiet -c constraints.txt --group docs
+	@touch $@
+
+# Other libraries stay out of .venv; what is in there, torch and pliant, serves both.
+.venv-peers/.installed: .venv/.installed
+	@echo 'installing ONNX Runtime, OpenVINO and ncnn'
+	@$(PYTHON) -m venv --clear .venv-peers
+	@$(PY) -c "import site; print('import site; site.addsitedir(%r)' % site.getsitepackages()[0])" \
+	  > "$$(.venv-peers/bin/python -c 'import site; print(site.getsitepackages()[0])')/pliant-beside.pth"
+	@.venv-peers/bin/python -m pip install --disable-pip-version-check --quiet --upgrade -c constraints.txt pip
+	@.venv-peers/bin/python -m pip install --disable-pip-version-check --quiet -c constraints.txt --no-deps --group peers
 	@touch $@

@@ -8,17 +8,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+import peers as others
+from measuring import Call, Problem
 from pliant.ops import deform_conv2d
 from pliant.testing import DEFORM_CONV_SPEED as CASES
 from pliant.testing import DeformConvCase
-from run import Contestant, Problem
 
 __all__ = ["CASES", "problem"]
 
 NAMES = ("input", "offset", "mask", "weight", "bias")
 
 
-def problem(case: DeformConvCase, backward: bool, peers: bool) -> Problem:
+def problem(case: DeformConvCase, backward: bool, peers: str) -> Problem:
     """Return the contestants for one case: `pliant` in both layouts, the limit, conv2d, grid_sample."""
     nchw, nhwc = case.tensors(), case.tensors(channels_last=True)
     # At an integer the offset's gradient jumps: a rounding away from one, it says nothing about precision.
@@ -51,18 +52,34 @@ def problem(case: DeformConvCase, backward: bool, peers: bool) -> Problem:
 
     native = own("native")
     contestants = [
-        Contestant("pliant nchw", call(native, nchw, grad, backward)),
-        Contestant("pliant channels_last", call(native, nhwc, grad, backward)),
-        Contestant("conv2d channels_last", call(plain, nhwc, grad, backward), checked=False),
+        Call("pliant nchw", call(native, nchw, grad, backward)),
+        Call("pliant channels_last", call(native, nhwc, grad, backward)),
+        Call("conv2d channels_last", call(plain, nhwc, grad, backward), checked=False),
     ]
     if case.groups == 1:
-        contestants.insert(0, Contestant("mm", lambda: torch.mm(columns, weights), checked=False))
+        contestants.insert(0, Call("mm", lambda: torch.mm(columns, weights), checked=False))
         limit = {"mm": 3.0 if backward else 1.0}
     else:
         limit = {"conv2d channels_last": 1.0}
-    if peers:
-        contestants.append(Contestant("conv2d nchw", call(plain, nchw, grad, backward), checked=False))
-        contestants.append(Contestant("grid_sample", call(sampled, nchw, grad, backward)))
+    if peers != "none":
+        contestants.append(Call("conv2d nchw", call(plain, nchw, grad, backward), checked=False))
+        contestants.append(Call("grid_sample", call(sampled, nchw, grad, backward)))
+    if peers == "all":
+        compiled = torch.compile(sampled)
+        contestants.append(Call("grid_sample compiled", call(compiled, nchw, grad, backward)))
+        trained = {
+            "torchvision": lambda: others.torchvision_deform_conv2d(case),
+            "mmcv": lambda: others.mmcv_deform_conv2d(case),
+        }
+        for name, function in others.available(trained):
+            contestants.append(Call(name, call(function, nchw, grad, backward)))
+        runtimes = {
+            "ONNX Runtime": lambda: others.onnxruntime_deform_conv2d(case, nchw),
+            "OpenVINO": lambda: others.openvino_deform_conv2d(case, nchw),
+            "ncnn": lambda: others.ncnn_deform_conv2d(case, nchw),
+        }
+        if not backward:
+            contestants += [Call(name, run) for name, run in others.available(runtimes)]
     kernel = f"{case.kernel[0]}×{case.kernel[1]}"
     shape = f"{case.input} → {case.out_channels}, {kernel}, groups {case.groups}, offset groups {case.offset_groups}"
     return Problem(case.name, shape, contestants, limit, exact)

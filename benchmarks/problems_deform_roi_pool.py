@@ -8,17 +8,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from measuring import Call, Problem
 from pliant.ops import deform_roi_pool
 from pliant.testing import ROI_SPEED as CASES
 from pliant.testing import RoICase
-from run import Contestant, Problem
 
 __all__ = ["CASES", "problem"]
 
 GAMMA = 0.1
 
 
-def problem(case: RoICase, backward: bool, peers: bool) -> Problem:
+def problem(case: RoICase, backward: bool, peers: str) -> Problem:
     """Return the contestants for one case: `pliant` in both layouts, a copy of the output, grid_sample."""
     nchw = case.tensors("deform_roi_pool")
     nhwc = case.tensors("deform_roi_pool", channels_last=True)
@@ -44,12 +44,12 @@ def problem(case: RoICase, backward: bool, peers: bool) -> Problem:
         return tuple(t[:1] for t in call(own("reference"), wide, grad.double(), backward)())
 
     contestants = [
-        Contestant("copy of the output", lambda: copied.clone(), checked=False),
-        Contestant("pliant nchw", call(own("native"), nchw, grad, backward)),
-        Contestant("pliant channels_last", call(own("native"), nhwc, grad, backward)),
+        Call("copy of the output", lambda: copied.clone(), checked=False),
+        Call("pliant nchw", call(own("native"), nchw, grad, backward)),
+        Call("pliant channels_last", call(own("native"), nhwc, grad, backward)),
     ]
-    if peers:
-        contestants.append(Contestant("grid_sample", call(sampled, nchw, grad, backward)))
+    if peers != "none":
+        contestants.append(Call("grid_sample", call(sampled, nchw, grad, backward)))
     bins = "×".join(map(str, case.output_size))
     shape = f"{case.input}, {R} RoIs, {bins} bins, {case.sampling_ratio}×{case.sampling_ratio} samples"
     return Problem(case.name, shape, contestants, {"copy of the output": 1.0}, exact)

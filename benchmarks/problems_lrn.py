@@ -8,15 +8,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+import peers as others
+from measuring import Call, Problem
 from pliant.ops import local_response_norm
 from pliant.testing import LRN_SPEED as CASES
 from pliant.testing import LRNCase
-from run import Contestant, Problem
 
 __all__ = ["CASES", "problem"]
 
 
-def problem(case: LRNCase, backward: bool, peers: bool) -> Problem:
+def problem(case: LRNCase, backward: bool, peers: str) -> Problem:
     """Return the contestants for one case: `pliant` in both layouts, two yardsticks, PyTorch."""
     nchw, nhwc = case.tensors(), case.tensors(channels_last=True)
     target = torch.empty_like(nchw["input"])
@@ -33,14 +34,20 @@ def problem(case: LRNCase, backward: bool, peers: bool) -> Problem:
         return result if isinstance(result, tuple) else (result,)
 
     contestants = [
-        Contestant("clone", nchw["input"].clone, checked=False),
-        Contestant("copy_", lambda: target.copy_(nchw["input"]), checked=False),
-        Contestant("pliant nchw", call(own, nchw, backward)),
-        Contestant("pliant channels_last", call(own, nhwc, backward)),
+        Call("clone", nchw["input"].clone, checked=False),
+        Call("copy_", lambda: target.copy_(nchw["input"]), checked=False),
+        Call("pliant nchw", call(own, nchw, backward)),
+        Call("pliant channels_last", call(own, nhwc, backward)),
     ]
-    if peers:
-        contestants.append(Contestant("torch nchw", call(torchs, nchw, backward)))
-        contestants.append(Contestant("torch channels_last", call(torchs, nhwc, backward)))
+    if peers != "none":
+        contestants.append(Call("torch nchw", call(torchs, nchw, backward)))
+        contestants.append(Call("torch channels_last", call(torchs, nhwc, backward)))
+    if peers == "all" and not backward:
+        runtimes = {
+            "ONNX Runtime": lambda: others.onnxruntime_lrn(case, nchw),
+            "OpenVINO": lambda: others.openvino_lrn(case, nchw),
+        }
+        contestants += [Call(name, run) for name, run in others.available(runtimes)]
     # Read and write once; the backward reads two tensors and writes one.
     limit = {"clone": 2.0, "copy_": 0.5} if backward else {"clone": 1.0}
     return Problem(case.name, str(case.input), contestants, limit, exact)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 # `add_arguments(parser)` and `run(args) -> int`, or `main(words) -> int` if it reads its arguments with a parser of its
 # own; only the module of the command at hand is imported.
 COMMANDS = {
+    "bench": ("time every operator beside its limit and its peers (from a checkout)", ""),
     "convert": ("turn another library's checkpoint into ours, and say what became of every name", "convert"),
     "doctor": ("say what is installed, what is missing, and whether every operator agrees with its reference", ""),
     "study": ("run an experiment and write its report", "study"),

@@ -1,0 +1,26 @@
+"""``pliant bench``: time every operator beside its limit and its peers, from a checkout."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pliant
+
+
+def main(words: Sequence[str]) -> int:
+    """Run ``benchmarks/run.py`` of the checkout that pliant is installed from, with the same arguments.
+
+    Raises:
+        ValueError: pliant is not installed from a checkout.
+    """
+    assert pliant.__file__ is not None
+    script = Path(pliant.__file__).resolve().parents[2] / "benchmarks" / "run.py"
+    if not script.is_file():
+        raise ValueError(
+            "the benchmarks are not part of the installed package; they run from a checkout of the repository, "
+            "where `make install` has been called: make bench"
+        )
+    return subprocess.run([sys.executable, str(script), *words]).returncode
