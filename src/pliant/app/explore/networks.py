@@ -1,0 +1,201 @@
+"""The networks that the explorer shows: small ones of the studies, which come with the package, and checkpoints."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import zipfile
+import zlib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pliant.data import Crowns
+from pliant.data.drawing import CANVAS
+from pliant.data.fashion_mnist import CLASSES
+from pliant.models.two_stage import TwoStage
+from pliant.studies.detection import contestants as detection
+from pliant.studies.detection import protocol
+from pliant.studies.geometry import contestants as geometry
+from pliant.train import DetectorRecipe, checkpoint
+from pliant.train.build import build_detector, load_detector
+
+BUNDLED = Path(__file__).with_name("bundled")
+# What comes with the package: name of the file, its label on the page and a line about it.
+SMALL = {
+    "deform-v2-3": ("Piece of clothing, modulated", "Names it. Three modulated deformable layers: deform-v2-3."),
+    "mdconv-c3-c5-mdpool": ("Clothes in a scene", "Finds them. Everything deformable, modulated: mdconv-c3-c5-mdpool."),
+    "deform-v1-3": ("Piece of clothing", "Names it. Three deformable layers: deform-v1-3."),
+}
+LONGEST = 640  # side of a picture in pixels, whatever a recipe asks for: the page has to follow the pointer
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network to look through.
+
+    Args:
+        id: in addresses of the server.
+        label: its name on the page.
+        about: one line about it.
+        model: a `geometry.Net` or a detector, in evaluation mode.
+        classes: what it tells apart.
+        side: longer side of pictures as it sees them, in pixels; what is shown to a classifier is square.
+    """
+
+    id: str
+    label: str
+    about: str
+    model: nn.Module
+    classes: tuple[str, ...]
+    side: int
+
+    @property
+    def detects(self) -> bool:
+        """Return whether it finds objects in a scene, instead of naming one object."""
+        return isinstance(self.model, TwoStage)
+
+    def own(self) -> Network:
+        """Return a network with modules of its own on the same weights.
+
+        Recording a pass hooks modules and sets their mode: two passes at a time would see each other's maps.
+        """
+        shared = {id(tensor): tensor for tensor in (*self.model.parameters(), *self.model.buffers())}
+        return Network(self.id, self.label, self.about, copy.deepcopy(self.model, shared), self.classes, self.side)
+
+    def body(self) -> nn.Module:
+        """Return what turns a prepared picture into the last map that is looked from."""
+        if isinstance(self.model, TwoStage):
+            return self.model.backbone
+        return self.model.features  # type: ignore[return-value]
+
+    def titles(self, modules: Sequence[str], taps: Sequence[int]) -> list[str]:
+        """Return what the page calls steps of the body, from the picture upwards, by their modules' names and taps.
+
+        Layers of a classifier keep their names; convolutions of a ResNet are named by stage and number among its
+        3×3, as in the papers: "c4.2".
+        """
+        if not isinstance(self.model, TwoStage):
+            return list(modules)
+        named, numbers = [], Counter[int]()
+        for module, count in zip(modules, taps, strict=True):
+            if not module.startswith("layer"):
+                named.append({"conv1": "c1", "": "pool1"}.get(module, module))
+                continue
+            stage = int(module[len("layer")]) + 1
+            numbers[stage] += count > 1
+            named.append(f"c{stage}.{numbers[stage]}")
+        return named
+
+    def stem(self, pictures: Tensor) -> Tensor:
+        """Return the responses of the first layer to what :meth:`prepare` returned."""
+        if isinstance(self.model, TwoStage):
+            backbone = self.model.backbone
+            return backbone.bn1(backbone.conv1(pictures)).relu()  # type: ignore[no-any-return]
+        features: Any = self.model.features
+        return features.relu1(features.bn1(features.conv1(pictures)))  # type: ignore[no-any-return]
+
+    def prepare(self, canvas: Tensor) -> Tensor:
+        """Return a canvas (3, H, W) in 0 … 1 as the first layer takes it: (1, C, H', W'), padded below and right."""
+        if isinstance(self.model, TwoStage):
+            return self.model.batch([canvas])[0]
+        return canvas[None, :1]
+
+
+def bundled() -> list[Network]:
+    """Return the networks that come with the package.
+
+    Raises:
+        OSError: a file is missing.
+        ValueError: a file is damaged.
+    """
+    return [
+        _of_study(name, unpack(BUNDLED / f"{name}.npz"), name, label, about) for name, (label, about) in SMALL.items()
+    ]
+
+
+def read(path: Path) -> Network:
+    """Return the network of a checkpoint: what ``pliant train detector`` wrote, or a file of a study's `models`.
+
+    Raises:
+        OSError: there is no such file, or it cannot be read.
+        ValueError: it is damaged or something else; the sentence says what is expected.
+    """
+    try:
+        state: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except (RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} is damaged or no file of weights that torch.save wrote") from error
+    if isinstance(state, dict) and "recipe" in state:
+        state = checkpoint.read(path)
+        recipe = DetectorRecipe.of(state["recipe"])
+        side = recipe.data.long_side or 2 * recipe.data.short_side or recipe.data.crop or recipe.data.size or 320
+        label = f"{path.parent.name}/{path.name}" if path.parent.name else path.name
+        about = f"Finds {_listed(state['classes'])}."
+        return Network(str(path), label, about, load_detector(state), tuple(state["classes"]), min(side, LONGEST))
+    name = path.stem.rsplit("-", 2)[0]
+    if name not in {*geometry.CONTESTANTS, *detection.CONTESTANTS} or not isinstance(state, dict):
+        raise ValueError(
+            f"{path} is neither a checkpoint of `pliant train detector` nor one of the files in a study's models/, "
+            "named CONTESTANT-DATA-SEED.pt"
+        )
+    return _of_study(name, state, str(path), path.stem, "Weights of a study.")
+
+
+def unpack(path: Path) -> dict[str, Tensor]:
+    """Return the state dict that `pack` made a file of.
+
+    Raises:
+        OSError: the file is missing.
+        ValueError: it is damaged.
+    """
+    import numpy as np
+
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            state = {name: torch.from_numpy(arrays[name]) for name in arrays.files}
+    except (ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"{path} is damaged; install pliant again") from error
+    scales = {name: state.pop(name) for name in list(state) if name.endswith(":scale")}
+    for name, tensor in state.items():
+        if tensor.dtype == torch.int8:
+            rows = scales[f"{name}:scale"].float().view(-1, *[1] * (tensor.dim() - 1))
+            state[name] = tensor.float() * rows
+        elif tensor.dtype == torch.float16:
+            state[name] = tensor.float()
+    return state
+
+
+def _of_study(name: str, state: dict[str, Tensor], id: str, label: str, about: str) -> Network:
+    """Return the network of a study's contestant with these weights."""
+    classes: tuple[str, ...]
+    try:
+        if name in geometry.CONTESTANTS:
+            model: nn.Module = geometry.build(name)
+            classes, side = CLASSES, CANVAS
+        else:
+            count, side = len(state["classifier.bias"]) - 1, protocol.SIDE
+            scenes = count == len(protocol.CLASSES)
+            classes, data = (protocol.CLASSES, "composed") if scenes else (Crowns.classes, "crowns")
+            recipe = protocol.Protocol.of("quick").recipe_of(protocol.Task(name, data, 0), 1).model
+            # What mimicking needs is not among the weights.
+            model = build_detector(replace(recipe, mimic=None, mimic_options={}), count, pretrained=False)
+        model.load_state_dict(state)
+    except (KeyError, RuntimeError, TypeError) as error:
+        raise ValueError(f"{id}: the weights do not fit the contestant {name} of a study") from error
+    return Network(id, label, about, model.eval(), classes, side)
+
+
+def _listed(names: tuple[str, ...]) -> str:
+    """Return the first names of some.
+
+    >>> _listed(("cat", "dog")), _listed(("a", "b", "c", "d", "e"))
+    ('cat, dog', 'a, b, c and 2 more')
+    """
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

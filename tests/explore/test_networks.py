@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from pliant.app.explore import networks
+from pliant.app.explore.look import way
+from pliant.app.explore.networks import BUNDLED, SMALL, Network
+from pliant.app.explore.pack import pack
+from pliant.models import ResNet
+from pliant.models.two_stage import TwoStage
+from pliant.nn import DeformConv2d
+from pliant.show.recording import record
+from pliant.studies.geometry import build
+
+
+def test_bundled_networks_are_deformable_and_small(bundled: dict[str, Network]) -> None:
+    assert list(bundled) == list(SMALL)
+    for network in bundled.values():
+        assert any(isinstance(layer, DeformConv2d) for layer in network.model.modules())
+        assert not network.model.training
+    assert sum(path.stat().st_size for path in BUNDLED.iterdir()) < 900_000
+
+
+def test_packed_weights_are_off_by_half_a_step_of_their_row(tmp_path: Path) -> None:
+    state = build("deform-v1-1").state_dict()
+    state["classifier.weight"][3] = 0
+    pack(state, tmp_path / "net.npz", 31)
+    found = networks.unpack(tmp_path / "net.npz")
+    assert found.keys() == state.keys()
+    for name, tensor in state.items():
+        there = found[name]
+        assert there.dtype == tensor.dtype and there.shape == tensor.shape
+        if tensor.dim() > 1:
+            # Half a step, and what the scale loses in half precision over up to 31 steps.
+            step = tensor.flatten(1).abs().amax(1) / 31
+            bound = (0.5 * step + 31 * step * 2**-11 + 31 * 2**-24).view(-1, *[1] * (tensor.dim() - 1))
+            assert bool(((there - tensor).abs() <= bound + 1e-6).all()), name
+
+
+@pytest.mark.parametrize("stem", ["imagenet", "small"])
+@pytest.mark.parametrize("depth", [10, 26])
+def test_layers_have_the_papers_names(depth: int, stem: str) -> None:
+    class Detector(TwoStage):
+        def __init__(self) -> None:
+            nn.Module.__init__(self)
+            self.backbone = ResNet(depth, deform=(None, None, None, "v1"), width=2, stem=stem)
+
+    network = Network("a", "a", "", Detector().eval(), (), 64)
+    modules, steps = way(record(network.body(), torch.rand(3, 64, 64)))
+    named = network.titles(modules, [step.taps for step in steps])
+    big = [name for name, step in zip(named, steps, strict=True) if len(step.regular) > 1]
+    # Two basic blocks of two or two bottlenecks with one 3×3 convolution each, in every stage.
+    stages = [f"c{stage}.{n}" for stage in (2, 3, 4, 5) for n in (1, 2)]
+    assert big == ["c1", *(["pool1"] if stem == "imagenet" else []), *stages]
+    assert [name for name, step in zip(named, steps, strict=True) if step.offset is not None] == ["c5.1", "c5.2"]
+
+
+def test_own_modules_share_their_weights(bundled: dict[str, Network]) -> None:
+    network = bundled["mdconv-c3-c5-mdpool"]
+    own = network.own()
+    modules = set(map(id, network.model.modules()))
+    assert not modules & set(map(id, own.model.modules()))
+    for mine, theirs in zip(own.model.state_dict().values(), network.model.state_dict().values(), strict=True):
+        assert mine.data_ptr() == theirs.data_ptr()
+
+
+def test_checkpoint_of_a_detector_is_read(grouped: Path) -> None:
+    network = networks.read(grouped)
+    assert network.detects and network.classes == ("cat", "dog") and network.side == 96
+    assert network.label.endswith("/best.pt") and network.about == "Finds cat, dog."
+
+
+def test_weights_of_a_study_are_read(tmp_path: Path) -> None:
+    net = build("plain-lrn")
+    torch.save(net.state_dict(), tmp_path / "plain-lrn-upright-3.pt")
+    network = networks.read(tmp_path / "plain-lrn-upright-3.pt")
+    assert not network.detects and len(network.classes) == 10
+    torch.testing.assert_close(network.model.state_dict(), net.state_dict())
+    modules, _ = way(record(network.body(), torch.rand(1, 64, 64)))
+    assert modules == ["conv1", "pool1", "conv2", "conv3", "conv4", "conv5"]
+
+
+def test_what_is_no_network_gets_a_sentence(tmp_path: Path) -> None:
+    text, other, unfit = tmp_path / "a.pt", tmp_path / "b.pt", tmp_path / "plain-upright-0.pt"
+    text.write_text("not weights")
+    torch.save({"x": torch.ones(1)}, other)
+    torch.save({"x": torch.ones(1)}, unfit)
+    for path, match in (
+        (text, "damaged or no file of weights"),
+        (other, "neither a checkpoint of `pliant train detector` nor"),
+        (unfit, "do not fit the contestant plain"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            networks.read(path)
+    with pytest.raises(FileNotFoundError):
+        networks.read(tmp_path / "none.pt")
+
+
+def test_damaged_file_of_the_package_gets_a_sentence(tmp_path: Path) -> None:
+    data = (BUNDLED / "deform-v1-3.npz").read_bytes()
+    (tmp_path / "half.npz").write_bytes(data[: len(data) // 2])
+    with pytest.raises(ValueError, match="install pliant again"):
+        networks.unpack(tmp_path / "half.npz")
