@@ -8,6 +8,7 @@ from pliant.interop.mmcv.conv import (
     deform_conv2d,
     modulated_deform_conv2d,
 )
+from pliant.interop.mmcv.registering import register
 from pliant.interop.mmcv.roi import DeformRoIPool, DeformRoIPoolPack, ModulatedDeformRoIPoolPack, deform_roi_pool
 
 __all__ = [
@@ -21,4 +22,5 @@ __all__ = [
     "deform_conv2d",
     "deform_roi_pool",
     "modulated_deform_conv2d",
+    "register",
 ]
