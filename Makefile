@@ -12,11 +12,11 @@ PY := .venv/bin/python
 PIP := $(PY) -m pip install --disable-pip-version-check
 TORCH := $(shell grep '^torch==' constraints.txt)
 
-.PHONY: help install demo test slow lint bench bench-peers docs wheel clean
+.PHONY: help install demo test test-triton slow lint bench bench-peers docs wheel clean
 
 help:
 	@echo 'make demo    the main experiment, the quick version: what deformable layers do on real pictures'
-	@echo 'make test    the tests'
+	@echo 'make test    the tests; make test-triton: those of the GPU kernels, without a GPU'
 	@echo 'make bench   the speed of every operator beside its limit'
 	@echo 'make bench-peers   the same beside other libraries, which it installs into .venv-peers'
 	@echo 'make lint    ruff and mypy'
@@ -30,6 +30,11 @@ demo: install
 
 test: install
 	$(PY) -m pytest $(ARGS)
+
+# Interpreted on CPU tensors, then compiled ahead of time: one process cannot do both.
+test-triton: install
+	TRITON_INTERPRET=1 $(PY) -m pytest tests/triton $(ARGS)
+	TRITON_INTERPRET=0 $(PY) -m pytest tests/triton $(ARGS)
 
 slow: install
 	$(PY) -m pytest -m slow $(ARGS)

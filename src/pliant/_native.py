@@ -14,8 +14,10 @@ from torch.autograd import forward_ad
 from torch.nn import Parameter
 
 IMPLEMENTATIONS = ("auto", "native", "reference")
+# Devices that Triton's kernels run on; ROCm's are called cuda too.
+GPUS = ("cuda", "xpu")
 
-# Operators are declared in Python (schema, fake, autograd) and implemented in C++.
+# Operators are declared in Python (schema, fake, autograd) and implemented in C++, for GPUs in Triton.
 library = torch.library.Library("pliant", "DEF")
 library.define("instruction_level() -> int")
 
@@ -42,6 +44,19 @@ def instruction_level() -> str:
     return {0: "baseline", 3: "x86-64-v3", 4: "x86-64-v4"}[torch.ops.pliant.instruction_level()]
 
 
+def on_gpu(name: str, kernel: Callable[..., Any], *others: str) -> None:
+    """Register the kernel of an operator for GPUs: a call that imports Triton when it is made.
+
+    `others` are more names under which :func:`chosen` is asked about it.
+    """
+    for kind in GPUS:
+        library.impl(name, kernel, kind.upper())
+    _on_gpu.update((name, *others))
+
+
+_on_gpu: set[str] = set()
+
+
 def chosen(op: str, implementation: str, tensor: Tensor) -> bool:
     """Return True where `op` runs on its kernel, False where it runs on the reference.
 
@@ -53,16 +68,22 @@ def chosen(op: str, implementation: str, tensor: Tensor) -> bool:
     if implementation == "reference":
         return False
     kind = tensor.device.type
-    if path is None:
-        why = reason
+    if kind in GPUS and op in _on_gpu:
+        # Graphics cards compute in float64 at a crawl, or not at all.
+        low = tensor.dtype != torch.float64
+        why = _lacking(kind, tensor.device.index) if low else f"there is no {kind} kernel for float64"
+    elif kind in ("cpu", "meta"):
+        why = reason if path is None else ""
+    else:
+        why = f"there is no {kind} kernel"
+    if why:
+        pass
     elif forward_ad._current_level >= 0:
         why = "the kernels have no forward-mode derivative"
     elif torch._C._are_functorch_transforms_active():
         why = "torch.func does not see through the kernels"
-    elif kind in ("cpu", "meta"):
-        return True
     else:
-        why = f"there is no {kind} kernel"
+        return True
     if implementation == "native":
         raise RuntimeError(f'{op}: implementation="native" is not possible here, {why}')
     _warn_once(op, why)
@@ -119,7 +140,45 @@ def eager(
     return call
 
 
-# torch.compile calls it while it traces, instead of breaking the graph.
+# torch.compile calls these two while it traces, instead of breaking the graph.
+@torch.compiler.assume_constant_result
+def _lacking(kind: str, index: int | None) -> str:
+    """Return why Triton does not run on a GPU, in words, or nothing where it does."""
+    if (kind, index) not in _lacks:
+        _lacks[kind, index] = _look(kind, index)
+    return _lacks[kind, index]
+
+
+_lacks: dict[tuple[str, int | None], str] = {}
+
+
+def _look(kind: str, index: int | None) -> str:
+    devices = torch.get_device_module(kind)
+    if not devices.is_available():
+        return f"torch finds no {kind} device"
+    if kind == "cuda" and torch.version.hip is None:
+        capability = devices.get_device_capability(index)
+        if capability < (8, 0):
+            return "Triton needs compute capability 8.0, this GPU has {}.{}".format(*capability)
+    try:
+        triton = importlib.import_module("triton")
+    except ModuleNotFoundError as error:
+        return "Triton is not installed" if error.name == "triton" else f"Triton does not load: {error}"
+    except Exception as error:
+        return f"Triton does not load: {_first_line(error)}"
+    try:
+        # It builds a small extension module: without a C compiler or Python's headers this is where that shows.
+        with devices.device(index):
+            triton.runtime.driver.active.get_current_target()
+    except Exception as error:
+        return f"Triton does not run: {_first_line(error)}"
+    return ""
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
 @torch.compiler.assume_constant_result
 def _warn_once(op: str, why: str) -> None:
     if (op, why) not in _warned:

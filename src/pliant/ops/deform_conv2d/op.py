@@ -236,3 +236,22 @@ torch.library.register_autograd(
 )
 
 _eager = _native.eager(torch.ops.pliant.deform_conv2d.default, _setup_context, _backward)
+
+
+# GPUs. Triton is imported by the first call.
+
+
+def _on_gpu(*arguments: Any) -> Tensor:
+    from pliant.ops.deform_conv2d import triton
+
+    return triton.deform_conv2d(*arguments)
+
+
+def _on_gpu_backward(*arguments: Any) -> tuple[Tensor, ...]:
+    from pliant.ops.deform_conv2d import triton
+
+    return triton.deform_conv2d_backward(*arguments)
+
+
+_native.on_gpu(_OP, _on_gpu)
+_native.on_gpu(f"{_OP}_backward", _on_gpu_backward)

@@ -244,3 +244,22 @@ torch.library.register_autograd(
 )
 
 _eager = _native.eager(torch.ops.pliant.local_response_norm.default, _setup_context, _backward)
+
+
+# GPUs. Triton is imported by the first call.
+
+
+def _on_gpu(*arguments: Any) -> Tensor:
+    from pliant.ops.local_response_norm import triton
+
+    return triton.local_response_norm(*arguments)
+
+
+def _on_gpu_backward(*arguments: Any) -> Tensor:
+    from pliant.ops.local_response_norm import triton
+
+    return triton.local_response_norm_backward(*arguments)
+
+
+_native.on_gpu(_OP, _on_gpu, "lrn")
+_native.on_gpu(f"{_OP}_backward", _on_gpu_backward)

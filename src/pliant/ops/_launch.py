@@ -1,0 +1,76 @@
+"""Launches of Triton kernels: what the operators run, what the tests compile ahead of time, and sizes for both."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Launch(NamedTuple):
+    """A kernel, its grid, its arguments by name (constants in capitals) and its size on the device."""
+
+    kernel: Any
+    grid: tuple[int, int, int]
+    arguments: dict[str, Any]
+    warps: int = 4
+    stages: int = 1
+    fused: bool = True
+
+    @classmethod
+    def of(
+        cls,
+        kernel: Any,
+        grid: tuple[int, int, int],
+        warps: int = 4,
+        stages: int = 1,
+        fused: bool = True,
+        **known: Any,
+    ) -> Launch:
+        """Return the launch of a kernel that takes from `known` what it names; `fused` allows fused multiply-adds."""
+        return cls(kernel, grid, {name: known[name] for name in kernel.arg_names}, warps, stages, fused)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What the compiler is told beside the arguments."""
+        return {"num_warps": self.warps, "num_stages": self.stages, "enable_fp_fusion": self.fused}
+
+    def run(self, device: torch.device) -> None:
+        """Launch the kernel on `device`; nothing happens for an empty grid."""
+        if all(self.grid):
+            with _current(device):
+                self.kernel[self.grid](**self.arguments, **self.options)
+
+
+def _current(device: torch.device) -> AbstractContextManager[object]:
+    # Triton launches on the current device, wherever the tensors are. The interpreter has none.
+    return nullcontext() if device.type in ("cpu", "meta") else torch.get_device_module(device).device(device)
+
+
+def processors(device: torch.device) -> int:
+    """Return how many programs of a kernel a device runs side by side, at one a processor."""
+    if device.type in ("cpu", "meta"):
+        return 2
+    found = torch.get_device_module(device).get_device_properties(device)
+    return int(getattr(found, "multi_processor_count", 0) or getattr(found, "gpu_subslice_count", 0) or 64)
+
+
+def empty(input: Tensor, size: Sequence[int]) -> Tensor:
+    """Return a tensor of a size in input's memory format, with the strides that the fake kernels give it."""
+    format = torch._prims_common.suggest_memory_format(input)
+    if format == torch.contiguous_format:
+        return input.new_empty(size)
+    return input.new_empty_strided(size, torch.empty(size, device="meta").to(memory_format=format).stride())
+
+
+def ceil(n: int, by: int) -> int:
+    """Return how many blocks of `by` hold `n`."""
+    return -(-n // by)
+
+
+def power(n: int, least: int, most: int) -> int:
+    """Return the smallest power of two that is at least `n`, within `least` and `most`."""
+    return min(max(1 << (n - 1).bit_length(), least), most)

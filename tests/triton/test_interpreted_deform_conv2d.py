@@ -1,0 +1,306 @@
+"""The Triton kernels of deformable convolution compute the right numbers: run by the interpreter, on CPU tensors."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import pytest
+import torch
+import triton.language as tl
+from torch import Tensor
+
+from pliant.ops.deform_conv2d import reference, triton
+from pliant.testing import DEFORM_CONV_CASES, TOLERANCE, DeformConvCase, error
+
+# NumPy's word for what a GPU does without a word.
+pytestmark = pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
+
+BY_NAME = {case.name: case for case in DEFORM_CONV_CASES}
+NAMES = ("input", "offset", "weight", "mask")
+
+
+def _geometry(case: DeformConvCase) -> tuple[int, ...]:
+    return (*case.stride, *case.padding, *case.dilation)
+
+
+def _forward(case: DeformConvCase, t: dict[str, Tensor], clamp: bool = False) -> Tensor:
+    tensors = (t["input"], t["offset"], t["weight"], t.get("bias"), t.get("mask"))
+    return triton.deform_conv2d(*tensors, *_geometry(case), clamp)
+
+
+def _backward(
+    case: DeformConvCase, t: dict[str, Tensor], grad: Tensor, clamp: bool = False, wanted: int = 0b1111
+) -> dict[str, Tensor]:
+    tensors = (grad, t["input"], t["offset"], t["weight"], t.get("mask"))
+    found = triton.deform_conv2d_backward(*tensors, *_geometry(case), clamp, wanted)
+    return dict(zip(NAMES, found, strict=True))
+
+
+def _expected(case: DeformConvCase, t: dict[str, Tensor], clamp: bool = False) -> tuple[Tensor, Tensor, dict]:
+    """Return the float64 output, a gradient to send back (rounded like the input), and what comes back."""
+    exact = {name: x.double().requires_grad_() for name, x in t.items()}
+    tensors = (exact["input"], exact["offset"], exact["weight"], exact.get("bias"), exact.get("mask"))
+    boundary = "clamp" if clamp else "zeros"
+    y = reference.deform_conv2d(*tensors, case.stride, case.padding, case.dilation, boundary)
+    grad = torch.randn(y.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(t["input"].dtype)
+    leaves = [name for name in NAMES if name in exact]
+    found = torch.autograd.grad(y, [exact[name] for name in leaves], grad.double())
+    return y, grad, dict(zip(leaves, found, strict=True))
+
+
+@pytest.fixture
+def atomic() -> Iterator[None]:
+    """The input's gradient by atomics, as without torch.use_deterministic_algorithms."""
+    torch.use_deterministic_algorithms(False)
+    yield
+    torch.use_deterministic_algorithms(True)
+
+
+# The interpreter takes a while for every program: what needs many of them runs in the workflows only. Here there is one
+# case more, of channels for two blocks and few positions.
+CHANNELS = DeformConvCase("channels", (1, 40, 3, 5), 20)
+BY_NAME["channels"] = CHANNELS
+SMALL = [name for name in BY_NAME if name not in ("wide", "tiles")]
+LOW = [("plain", dtype) for dtype in (torch.bfloat16, torch.float16)]
+
+
+def _matrix(quick: Sequence[str]) -> list[Any]:
+    rows = [(name, torch.float32) for name in BY_NAME] + [("depthwise", torch.bfloat16)]
+    slow = {row for row in rows if row[0] not in quick or row[1] != torch.float32}
+    return [pytest.param(*row, marks=pytest.mark.slow if row in slow else ()) for row in rows]
+
+
+@pytest.mark.parametrize(("name", "dtype"), [*LOW, *_matrix(SMALL)], ids=str)
+def test_forward(name: str, dtype: torch.dtype) -> None:
+    _check_forward(name, dtype, False)
+
+
+@pytest.mark.parametrize(("name", "dtype"), _matrix(["plain", "crooked", "one_pixel"]), ids=str)
+def test_forward_with_clamp(name: str, dtype: torch.dtype) -> None:
+    _check_forward(name, dtype, True)
+
+
+def _check_forward(name: str, dtype: torch.dtype, clamp: bool) -> None:
+    case = BY_NAME[name]
+    t = case.tensors(dtype)
+    y, _, _ = _expected(case, t, clamp)
+    found = _forward(case, t, clamp)
+    assert found.dtype == dtype
+    assert found.stride() == t["input"].new_empty(y.shape).stride()
+    assert error(found, y) < TOLERANCE[dtype]
+
+
+def _check_backward(name: str, dtype: torch.dtype, clamp: bool) -> None:
+    case = BY_NAME[name]
+    t = case.tensors(dtype)
+    _, grad, expected = _expected(case, t, clamp)
+    for what, found in _backward(case, t, grad, clamp).items():
+        assert found.dtype == dtype
+        assert error(found, expected[what]) < TOLERANCE[dtype], what
+
+
+@pytest.mark.usefixtures("atomic")
+@pytest.mark.parametrize(("name", "dtype"), [*LOW, *_matrix(SMALL)], ids=str)
+def test_backward(name: str, dtype: torch.dtype) -> None:
+    _check_backward(name, dtype, False)
+
+
+@pytest.mark.usefixtures("atomic")
+@pytest.mark.parametrize(("name", "dtype"), _matrix(["plain", "crooked"]), ids=str)
+def test_backward_with_clamp(name: str, dtype: torch.dtype) -> None:
+    _check_backward(name, dtype, True)
+
+
+@pytest.mark.parametrize(("name", "dtype"), _matrix(["plain", "crooked"]), ids=str)
+def test_backward_in_integers(name: str, dtype: torch.dtype) -> None:
+    _check_backward(name, dtype, False)
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e30])
+def test_integers_fit_gradients_of_any_size(size: float) -> None:
+    case = BY_NAME["plain"]
+    t = case.tensors()
+    _, grad, expected = _expected(case, t)
+    found = _backward(case, t, size * grad, wanted=0b0001)["input"]
+    assert error(found, size * expected["input"]) < TOLERANCE[torch.float32]
+    assert not _backward(case, t, 0 * grad, wanted=0b0001)["input"].any()
+    grad[0, 0, 3, 3] = math.inf
+    assert _backward(case, t, grad, wanted=0b0001)["input"].isnan().all()
+
+
+@pytest.mark.parametrize("name", ["plain", "one_pixel", pytest.param("depthwise", marks=pytest.mark.slow)])
+def test_channels_last(name: str) -> None:
+    case = BY_NAME[name]
+    t = {k: x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x for k, x in case.tensors().items()}
+    y, grad, expected = _expected(case, t)
+    found = _forward(case, t)
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    assert error(found, y) < TOLERANCE[torch.float32]
+    grads = _backward(case, t, grad.contiguous(memory_format=torch.channels_last))
+    assert grads["input"].is_contiguous(memory_format=torch.channels_last)
+    for what, found in grads.items():
+        assert error(found, expected[what]) < TOLERANCE[torch.float32], what
+
+
+def test_strided_and_expanded_tensors() -> None:
+    case = BY_NAME["crooked"]
+    t = {name: torch.stack([x, x], -1)[..., 0] for name, x in case.tensors().items()}
+    t["offset"] = t["offset"][:1].expand_as(t["offset"])
+    y, grad, expected = _expected(case, {k: x.contiguous() for k, x in t.items()})
+    assert error(_forward(case, t), y) < TOLERANCE[torch.float32]
+    for what, found in _backward(case, t, grad[:, :1].expand_as(grad)).items():
+        assert found.is_contiguous() or what == "input"
+    for what, found in _backward(case, t, torch.stack([grad, grad], -1)[..., 0]).items():
+        assert error(found, expected[what]) < TOLERANCE[torch.float32], what
+
+
+def test_without_mask_and_bias_and_with_float32_offsets() -> None:
+    case = BY_NAME["plain"]
+    t = case.tensors(torch.bfloat16)
+    t["offset"] = case.tensors()["offset"]
+    del t["mask"], t["bias"]
+    y, grad, expected = _expected(case, t)
+    assert error(_forward(case, t), y) < TOLERANCE[torch.bfloat16]
+    found = _backward(case, t, grad)
+    assert found.pop("mask").numel() == 0
+    assert found["offset"].dtype == torch.float32
+    for what, gradient in found.items():
+        assert error(gradient, expected[what]) < TOLERANCE[torch.bfloat16], what
+
+
+@pytest.mark.parametrize("wanted", range(1, 16))
+def test_only_those_asked_for(wanted: int) -> None:
+    case = DeformConvCase("small", (1, 2, 3, 4), 3)
+    t = case.tensors()
+    _, grad, expected = _expected(case, t)
+    torch.use_deterministic_algorithms(wanted % 2 == 0)
+    found = _backward(case, t, grad, wanted=wanted)
+    torch.use_deterministic_algorithms(True)
+    for i, name in enumerate(NAMES):
+        if wanted >> i & 1:
+            assert error(found[name], expected[name]) < TOLERANCE[torch.float32], name
+        else:
+            assert found[name].shape == (0,)
+
+
+def test_an_empty_batch() -> None:
+    case = DeformConvCase("empty", (0, 4, 5, 6), 3)
+    t = case.tensors()
+    y = _forward(case, t)
+    assert y.shape == (0, 3, 5, 6)
+    found = _backward(case, t, y)
+    assert {name: x.shape for name, x in found.items()} == {name: t[name].shape for name in NAMES}
+    assert not found["weight"].any()
+
+
+@pytest.mark.parametrize("clamp", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["zeros", "clamp"])
+def test_coordinates_that_are_nowhere_sample_nothing(clamp: bool) -> None:
+    case = BY_NAME["plain"]
+    t = case.tensors()
+    far = [math.nan, math.inf, -math.inf, 1e30, -1e30, 1e9, 2.0**31, -(2.0**31), 1e5]
+    wild = torch.tensor(far).repeat(t["offset"].numel())[: t["offset"].numel()].view_as(t["offset"])
+    chosen = torch.arange(t["offset"].numel()).view_as(t["offset"]) % 7 == 0
+    lost = chosen[:, 0::2] | chosen[:, 1::2]
+    tame = {**t, "mask": t["mask"].masked_fill(lost, 0)}
+    y, grad, expected = _expected(case, tame, clamp)
+    t["offset"] = torch.where(chosen, wild, t["offset"])
+    assert error(_forward(case, t, clamp), y) < TOLERANCE[torch.float32]
+    found = _backward(case, t, grad, clamp)
+    expected["mask"] = expected["mask"].masked_fill(lost, 0)
+    expected["offset"] = expected["offset"].masked_fill(lost.repeat_interleave(2, 1), 0)
+    for what, gradient in found.items():
+        assert error(gradient, expected[what]) < TOLERANCE[torch.float32], what
+
+
+@pytest.mark.usefixtures("atomic")
+def test_pixels_and_masks_that_are_nan_stay_where_they_are() -> None:
+    case = BY_NAME["plain"]
+    t = case.tensors()
+    t["offset"].zero_()
+    t["input"][0, :, 3, 3] = math.nan
+    t["mask"][1, 4, 2, 3] = math.nan
+    t["offset"][0] += 0.25
+    y, grad, expected = _expected(case, t)
+    # A quarter pixel down and right: four of the nine taps' windows meet pixel (3, 3).
+    assert 0 < y.isnan().sum() < y.numel() / 2
+    assert error(_forward(case, t), y) < TOLERANCE[torch.float32]
+    found = _backward(case, t, grad)
+    assert error(found["input"], expected["input"]) < TOLERANCE[torch.float32]
+    assert torch.equal(found["mask"].isnan(), expected["mask"].isnan())
+
+
+def test_sums_shared_out_to_several_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    # As on a device with more processors than there are tiles.
+    monkeypatch.setattr(triton, "processors", lambda device: 64)
+    for name, count in (("channels", 5), ("crooked", 3)):
+        case = BY_NAME[name]
+        t = case.tensors()
+        shape = triton.Shape(*(t[n] for n in NAMES), _geometry(case), False)
+        y, grad, expected = _expected(case, t)
+        first, _ = triton.forward_launches(shape, t["bias"], torch.empty_like(y, dtype=torch.float32))
+        assert first.grid[2] == count
+        assert error(_forward(case, t), y) < TOLERANCE[torch.float32]
+        found = _backward(case, t, grad, wanted=0b0100)
+        assert error(found["weight"], expected["weight"]) < TOLERANCE[torch.float32]
+
+
+def test_64_bit_indices(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = BY_NAME["crooked"]
+    t = case.tensors()
+    y, grad, expected = _expected(case, t)
+    narrow = triton.Shape.__init__
+
+    @functools.wraps(narrow)
+    def wide(self: triton.Shape, *arguments: object) -> None:
+        narrow(self, *arguments)
+        assert self.arguments["INDEX"] == tl.int32
+        self.arguments["INDEX"] = tl.int64
+
+    monkeypatch.setattr(triton.Shape, "__init__", wide)
+    assert error(_forward(case, t), y) < TOLERANCE[torch.float32]
+    for what, found in _backward(case, t, grad).items():
+        assert error(found, expected[what]) < TOLERANCE[torch.float32], what
+
+
+@pytest.mark.parametrize("name", ["input", "offset", "mask"])
+def test_64_bit_indices_where_they_are_needed(name: str) -> None:
+    large = torch.empty(1, 2**16, 2**8, 2**7 + 1, device="meta")
+    t = {
+        "input": torch.empty(1, 2, 2**8, 2**7 + 1, device="meta"),
+        "offset": torch.empty(1, 2, 2**8, 2**7 + 1, device="meta"),
+        "weight": torch.empty(2, 2, 1, 1, device="meta"),
+        "mask": torch.empty(1, 1, 2**8, 2**7 + 1, device="meta"),
+    }
+    small = triton.Shape(*(t[n] for n in NAMES), (1, 1, 0, 0, 1, 1), False)
+    assert small.arguments["INDEX"] == tl.int32
+    if name == "input":
+        t["input"], t["weight"] = large, torch.empty(2, 2**16, 1, 1, device="meta")
+    else:
+        # A view of a large tensor: few elements, far apart.
+        t[name] = large[:, :: 2**15 if name == "offset" else 2**16]
+    assert triton.Shape(*(t[n] for n in NAMES), (1, 1, 0, 0, 1, 1), False).arguments["INDEX"] == tl.int64
+
+
+@pytest.mark.parametrize("name", ["plain", pytest.param("multiplier", marks=pytest.mark.slow)])
+def test_deterministic_whatever_program_runs_first(name: str, reversed_grid: Callable[[], None]) -> None:
+    case = BY_NAME[name]
+    t = case.tensors()
+    _, grad, _ = _expected(case, t)
+    torch.use_deterministic_algorithms(False)
+    atomic = _backward(case, t, grad)
+    torch.use_deterministic_algorithms(True)
+    ordered = _backward(case, t, grad)
+    reversed_grid()
+    again = _backward(case, t, grad)
+    for what in NAMES:
+        assert torch.equal(ordered[what], again[what]), what
+    torch.use_deterministic_algorithms(False)
+    other = _backward(case, t, grad)
+    torch.use_deterministic_algorithms(True)
+    # The test sees what it is about: added atomically, the order shows.
+    assert not torch.equal(atomic["input"], other["input"])
+    for what in NAMES[1:]:
+        assert torch.equal(atomic[what], other[what]), what
