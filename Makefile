@@ -12,13 +12,14 @@ PY := .venv/bin/python
 PIP := $(PY) -m pip install --disable-pip-version-check
 TORCH := $(shell grep '^torch==' constraints.txt)
 
-.PHONY: help install demo test test-triton slow lint bench bench-peers docs wheel clean
+.PHONY: help install demo test test-triton slow lint bench bench-peers count docs wheel clean
 
 help:
 	@echo 'make demo    the main experiment, the quick version: what deformable layers do on real pictures'
 	@echo 'make test    the tests; make test-triton: those of the GPU kernels, without a GPU'
 	@echo 'make bench   the speed of every operator beside its limit'
 	@echo 'make bench-peers   the same beside other libraries, which it installs into .venv-peers'
+	@echo 'make count   instructions of every kernel against the counts that are held (needs valgrind)'
 	@echo 'make lint    ruff and mypy'
 	@echo 'make docs    the documentation, into site/'
 	@echo 'make slow    the tests that take longer'
@@ -44,6 +45,9 @@ bench: install
 
 bench-peers: .venv-peers/.installed
 	.venv-peers/bin/python benchmarks/run.py --peers all $(ARGS)
+
+count: install
+	$(PY) benchmarks/instructions/count.py $(ARGS)
 
 lint: .venv/.lint
 	.venv/bin/ruff check .
