@@ -1,4 +1,4 @@
-"""Count the instructions of every kernel under callgrind and compare them with counts.json: noise cannot fail that gate.
+"""Count the instructions of every kernel under callgrind, and compare them with counts.json: noise cannot fail it.
 
 python benchmarks/instructions/count.py            compare; status 1 where a count left ±5 %
 python benchmarks/instructions/count.py --write    write counts.json anew
