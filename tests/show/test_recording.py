@@ -129,6 +129,19 @@ def test_zero_offsets_give_the_regular_grid():
     assert len(recording.trace((7, 6), depth=3).points) == 729
 
 
+def test_without_offsets_and_masks_the_grid_is_regular(generator):
+    net, picture = Pyramid(generator).eval(), torch.rand(1, 44, 52, generator=generator, dtype=torch.float64)
+    recording = record(net, picture)
+    found = recording.trace((5, 6), "first", 1, regular=True)
+    grid = [(4 * (5 + i) + 1, 4 * (6 + j) + 1) for i in (-1, 0, 1) for j in (-1, 0, 1)]
+    np.testing.assert_array_equal(found.points, grid * 2)  # two offset groups
+    np.testing.assert_array_equal(found.weights, 0.5)
+    moved = recording.trace((5, 6), "first", 1)
+    assert np.abs(moved.points - found.points).max() > 1
+    np.testing.assert_allclose(recording.samples("first")[:, 5, 6], moved.points)
+    assert recording.samples("first").shape == (18, 11, 13, 2)
+
+
 def test_positions_of_a_map_and_points_of_the_picture():
     net = ResNet(10, width=4).eval()
     recording = record(net, torch.rand(3, 100, 130))

@@ -21,6 +21,8 @@ from pliant.nn import DeformConv2d, DeformPSRoIPool, DeformRoIPool
 if TYPE_CHECKING:
     import numpy as np
 
+_WAY = 8  # gradients between the painted and the whole picture
+
 Node = Callable[[nn.Module, Tensor], Tensor]
 
 
@@ -254,11 +256,12 @@ def saliency_region(
 ) -> Region:
     """Search for the error-bounded saliency region: the smallest part of a picture to which a node answers as to all.
 
-    The answer v to the picture whose other cells are painted over has ``‖v − v₀‖ ≤ error·‖v₀‖``. The region is found
-    from the outside: the cells that contribute least, ``|Σ ∂r/∂x·(x − fill)|`` with r the length of the answer, are
-    painted over as many at once as the bound allows (half of them, a quarter, …), contributions are computed anew, and
-    so on until not even the least one can go. The bound holds for what is returned; that no smaller region exists is
-    certain only where contributions add up and have one sign.
+    The answer v to the picture whose other cells are painted over has ``‖v − v₀‖ ≤ error·‖v₀‖``. Cells are ranked by
+    what they contribute, ``Σ ∂r/∂x·(x − fill)`` with r the length of the answer and the gradient averaged on the way
+    from the painted picture to the whole one. The fewest of the first that keep the bound are looked for by halving;
+    then those that contribute least to what is left are painted over too, half of them, a quarter, … as the bound
+    allows, again and again until not even the least one can go. The bound holds for what is returned; that no smaller
+    region exists is certain only where contributions add up and have one sign.
 
     Args:
         model: any module.
@@ -294,35 +297,52 @@ def saliency_region(
     def painted(cells: Tensor) -> Tensor:
         return torch.where(cells[number].to(x.device), x, ground)
 
+    def off(cells: Tensor) -> float:
+        nonlocal used
+        used += 1
+        with torch.no_grad():
+            return float((node(model, painted(cells)).flatten() - full).norm()) / size
+
+    def worth(given: Tensor) -> Tensor:
+        nonlocal used
+        used += 1
+        given = given.detach().requires_grad_()
+        with torch.enable_grad():
+            (gradient,) = _gradients(node(model, given), [given])
+        if gradient is None:
+            return torch.zeros(len(kept), dtype=torch.float64)
+        values = ((x - ground) * gradient)[0].sum(0).double().flatten().cpu()
+        return torch.zeros(len(kept), dtype=torch.float64).index_add_(0, number.flatten(), values)
+
     with _still(model):
         with torch.no_grad():
             full = node(model, x).flatten()
-        size = float(full.norm())
+        size, reached, used = float(full.norm()), 0.0, 1
         if size == 0:
             raise ValueError("saliency_region: the node answers the whole picture with 0, no part of it can be found")
-        reached, used = 0.0, 1
+        steps = min(_WAY, evaluations // 4)
+        if steps:
+            total = torch.stack([worth(ground + (i + 0.5) / steps * (x - ground)) for i in range(steps)]).sum(0)
+            order = total.abs().argsort(descending=True, stable=True)
+            few, many = 0, len(kept)
+            while few < many and used < evaluations:
+                tried = torch.zeros_like(kept)
+                tried[order[: (few + many) // 2]] = True
+                if (now := off(tried)) <= error:
+                    kept, reached, many = tried, now, (few + many) // 2
+                else:
+                    few = (few + many) // 2 + 1
         while used < evaluations and bool(kept.any()):
-            given = painted(kept).requires_grad_()
-            with torch.enable_grad():
-                (gradient,) = _gradients(node(model, given), [given])
-            used += 1
-            if gradient is None:
-                gradient = torch.zeros_like(x)
-            worth = ((x - ground) * gradient)[0].sum(0).double().flatten().cpu()
-            total = torch.zeros(len(kept), dtype=torch.float64).index_add_(0, number.flatten(), worth).abs()
-            order = torch.where(kept, total, torch.inf).argsort(stable=True)
-            count, before = int(kept.sum()), used
+            order = torch.where(kept, worth(painted(kept)).abs(), torch.inf).argsort(stable=True)
+            count = -(-int(kept.sum()) // 2)
             while count and used < evaluations:
                 tried = kept.clone()
                 tried[order[:count]] = False
-                with torch.no_grad():
-                    now = float((node(model, painted(tried)).flatten() - full).norm()) / size
-                used += 1
-                if now <= error:
+                if (now := off(tried)) <= error:
                     kept, reached = tried, now
                     break
                 count //= 2
-            if not count or used == before:
+            else:
                 break
     mask = kept[number].numpy()
     return Region(mask, reached, float(mask.mean()), used)

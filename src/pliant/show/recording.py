@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -133,25 +133,27 @@ class Recording:
 
     def nearest(self, point: tuple[float, float], layer: str | None = None, **which: int) -> tuple[int, int]:
         """Return the position of a module's output map whose centre is nearest to a point (y, x) of the picture."""
-        origin, stride = self._placing(layer, **which)
+        origin, stride = _placing(self._chain(layer, None, **which)[0])
         Ho, Wo = self.map_size(layer, **which)
         row, column = ((torch.tensor(point, dtype=torch.float64) - origin) / stride).round().tolist()
         return int(min(max(row, 0), Ho - 1)), int(min(max(column, 0), Wo - 1))
 
     def centres(self, layer: str | None = None, **which: int) -> np.ndarray:
         """Return the centres of the positions of a module's output map, (Ho, Wo, 2), (y, x) in the picture."""
-        origin, stride = self._placing(layer, **which)
+        origin, stride = _placing(self._chain(layer, None, **which)[0])
         Ho, Wo = self.map_size(layer, **which)
         grid = torch.stack(torch.meshgrid(torch.arange(Ho), torch.arange(Wo), indexing="ij"), -1)
         return (origin + grid * stride).numpy()
 
-    def _placing(self, layer: str | None, **which: int) -> tuple[Tensor, Tensor]:
-        """Return the centre of position (0, 0) in the picture, and how far it is to the next."""
+    def samples(self, layer: str, **which: int) -> np.ndarray:
+        """Return where a module with a kernel samples, (T, Ho, Wo, 2), (y, x) in the picture, by the centres below it.
+
+        Args as in :meth:`trace`; of a module that holds several layers with kernels the last counts.
+        """
         chain, _ = self._chain(layer, None, **which)
-        origin, stride = torch.zeros(2, dtype=torch.float64), torch.ones(2, dtype=torch.float64)
-        for step in reversed(chain):
-            origin, stride = origin * step.stride + step.regular.mean(0), stride * step.stride
-        return origin, stride
+        places = chain[-1].positions.unflatten(1, chain[-1].above)
+        origin, stride = _placing(chain[:-1])
+        return (origin + places * stride).numpy()
 
     def trace(
         self,
@@ -160,6 +162,7 @@ class Recording:
         depth: int | None = None,
         *,
         through: str | None = None,
+        regular: bool = False,
         call: int = -1,
         output: int = -1,
     ) -> Trace:
@@ -176,6 +179,7 @@ class Recording:
                 be traced, the last deformable convolution's, or the last map of all.
             depth: how many of the topmost convolutions of more than one tap begin paths; None: all.
             through: name of a module that paths should take where they have the choice, such as "neck.lateral.3".
+            regular: leave offsets and masks aside: the grids that the layers would have without them.
             call: which call of a module that is called several times.
             output: which of the maps that the module returned.
 
@@ -185,6 +189,8 @@ class Recording:
             ValueError: position, depth, call or output do not exist; more than a million points.
         """
         chain, names = self._chain(layer, through, call=call, output=output)
+        if regular:
+            chain = [replace(step, offset=None, mask=None) for step in chain]
         return follow(chain, position, depth, names)
 
     def steps(
@@ -208,7 +214,7 @@ class Recording:
     def node(self, layer: str | None = None, *, call: int = -1, output: int = -1) -> Node:
         """Return the map that a module made; Args and errors as in :meth:`trace`."""
         if layer is None:
-            layer = self._default()
+            layer = self.default_layer()
         if layer not in self._maps:
             raise KeyError(f"trace: {layer!r} made no map; there are {', '.join(map(repr, self._maps)) or 'none'}")
         calls = self._maps[layer]
@@ -218,7 +224,8 @@ class Recording:
             raise ValueError(f"trace: {layer!r} returned {len(calls[call])} maps, there is no output {output}")
         return calls[call][output]
 
-    def _default(self) -> str:
+    def default_layer(self) -> str:
+        """Return the module whose map is meant where none is named; see :meth:`trace`."""
         own = self._maps.get("")
         if own is not None and not own[-1][-1].blocked and own[-1][-1].size != (1, 1):
             return ""
@@ -248,6 +255,14 @@ class Recording:
         if not chain:
             raise ValueError("trace: there is no convolution and no pooling between the picture and this map")
         return chain[::-1], names[::-1]
+
+
+def _placing(chain: list[Step]) -> tuple[Tensor, Tensor]:
+    """Return the centre of position (0, 0) of the topmost map in the picture, and how far it is to the next."""
+    origin, stride = torch.zeros(2, dtype=torch.float64), torch.ones(2, dtype=torch.float64)
+    for step in reversed(chain):
+        origin, stride = origin * step.stride + step.regular.mean(0), stride * step.stride
+    return origin, stride
 
 
 def record(

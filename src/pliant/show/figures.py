@@ -1,0 +1,479 @@
+"""One look at a model and a picture, drawn: every figure of this room, chosen and laid out."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from pliant.models.two_stage import TwoStage
+from pliant.nn import LocalResponseNorm
+from pliant.show import bins, canvas, fields, lrn, sampling
+from pliant.show.canvas import CENTRE, GREEN, INK, REGULAR, TAPS, VERMILION, YELLOW
+from pliant.show.influence import At, Node, OfBox, locations, receptive_field, saliency_region
+from pliant.show.recording import Recording, record
+
+if TYPE_CHECKING:
+    import numpy as np
+
+LAYERS = 3  # of offset fields, masks and dilations: those the paths come through first
+STRONGEST = 400  # effective sampling locations that are drawn
+DETECTIONS = 8
+SURE = 0.3  # least score of a detection that is drawn, unless there is none
+ERROR = 0.1
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A PNG, the name of its file without the ending, its heading, and the sentences below it."""
+
+    name: str
+    data: bytes
+    title: str
+    caption: str
+
+
+@dataclass(frozen=True)
+class View:
+    """A model, a picture, and where to look; made by :func:`view`.
+
+    Args:
+        model: any module.
+        picture: (C, H, W), as the model takes it.
+        image: (H, W) ink on paper, or (H, W, 3) in 0 … 1: what is drawn.
+        recording: of the model on the picture.
+        layer: whose map is looked at.
+        position: (row, column) on it.
+        box: x1, y1, x2, y2, or None.
+        detections: of a detector: boxes, scores, labels.
+        classes: names of the labels.
+    """
+
+    model: nn.Module
+    picture: Tensor
+    image: np.ndarray
+    recording: Recording
+    layer: str
+    position: tuple[int, int]
+    box: tuple[float, float, float, float] | None
+    detections: dict[str, Tensor] = field(default_factory=dict)
+    classes: Sequence[str] = ()
+
+    @property
+    def paper(self) -> np.ndarray:
+        """Return the picture, pale enough for points on top."""
+        return self.image if self.image.ndim == 2 else 0.45 + 0.55 * self.image
+
+    @property
+    def centre(self) -> tuple[float, float]:
+        """Return the centre of the position in the picture, (y, x)."""
+        y, x = self.recording.centres(self.layer)[self.position]
+        return float(y), float(x)
+
+
+def view(
+    model: nn.Module,
+    picture: Tensor,
+    *,
+    image: np.ndarray | None = None,
+    layer: str | None = None,
+    point: tuple[float, float] | None = None,
+    box: tuple[float, float, float, float] | None = None,
+    classes: Sequence[str] = (),
+    call: Callable[[nn.Module, Tensor], Any] | None = None,
+) -> View:
+    """Run a model over a picture and choose what to look at.
+
+    Args:
+        model: any module; see :func:`pliant.show.recording.record` for what can be followed.
+        picture: (C, H, W), as the model takes it.
+        image: what is drawn, (H, W) or (H, W, 3) in 0 … 1; None: the picture, brought to 0 … 1.
+        layer: name of the module whose map is looked at; None: of a detector of `pliant.models` the last stage of the
+            backbone, else as :meth:`pliant.show.recording.Recording.trace` chooses.
+        point: (x, y) in pixels of the picture; None: the middle of the box, of the best detection, or of the picture.
+        box: x1, y1, x2, y2; None: the best detection, if there are any.
+        classes: names of a detector's labels.
+        call: how the model is called.
+
+    Raises:
+        ValueError: the point or the box is not on the picture, or nothing can be traced.
+    """
+    _, H, W = picture.shape
+    if point is not None and not (0 <= point[0] < W and 0 <= point[1] < H):
+        raise ValueError(f"the point {point[0]:g},{point[1]:g} is not on the picture of {W} × {H} pixels (x,y)")
+    if box is not None and not (0 <= box[0] < box[2] <= W and 0 <= box[1] < box[3] <= H):
+        said = ",".join(f"{v:g}" for v in box)
+        raise ValueError(f"the box {said} is not on the picture of {W} × {H} pixels (x1,y1,x2,y2 with x1 < x2, y1 < y2)")
+    recording = record(model, picture, call)
+    detections: dict[str, Tensor] = {}
+    if isinstance(model, TwoStage):
+        detections = {key: value.cpu() for key, value in recording.output[0].items()}
+        layer = layer or "backbone.layer4"
+        if box is None and len(detections["boxes"]):
+            x1, y1, x2, y2 = detections["boxes"][0].tolist()
+            box = (x1, y1, x2, y2) if point is None or (x1 <= point[0] < x2 and y1 <= point[1] < y2) else None
+    layer = recording.default_layer() if layer is None else layer
+    if point is None:
+        point = (W / 2, H / 2) if box is None else ((box[0] + box[2]) / 2, (box[1] + box[3]) / 2)
+    position = recording.nearest((point[1] - 0.5, point[0] - 0.5), layer)
+    return View(model, picture, _drawable(picture, image), recording, layer, position, box, detections, classes)
+
+
+def figures(
+    view: View, *, error: float = ERROR, evaluations: int = 60, tell: Callable[[str], None] | None = None
+) -> tuple[list[Figure], list[str]]:
+    """Draw all that the view has, and say in a sentence each what it has not.
+
+    Args:
+        view: from :func:`view`.
+        error: bound of the saliency region.
+        evaluations: forwards that each search for one may take.
+        tell: called with the name of each figure when it is done.
+    """
+    makers: list[Callable[[View], Figure | Iterator[Figure]]] = [
+        _overview,
+        _sampling,
+        functools.partial(_position, error=error, evaluations=evaluations),
+        functools.partial(_box, error=error, evaluations=evaluations),
+        _bins,
+        _offsets,
+        _masks,
+        _dilation,
+        _sizes,
+        _inhibition,
+    ]
+    found: list[Figure] = []
+    notes: list[str] = []
+    for maker in makers:
+        try:
+            made = maker(view)
+            for one in [made] if isinstance(made, Figure) else made:
+                found.append(one)
+                if tell is not None:
+                    tell(one.name)
+        except LookupError as reason:
+            if str(reason.args[0]) not in notes:
+                notes.append(str(reason.args[0]))
+    return found, notes
+
+
+def _overview(view: View) -> Figure:
+    """Draw the picture, the place that is looked at, and what a detector finds."""
+    H, W = view.image.shape[:2]
+    width = min(7.0, 5.2 * W / H)
+    figure = canvas.sheet(width, width * H / W)
+    axes = figure.add_axes((0.0, 0.0, 1.0, 1.0))
+    canvas.show_picture(axes, view.image)
+    drawn = 0
+    if view.detections:
+        scores = view.detections["scores"]
+        drawn = min(DETECTIONS, max(int((scores >= SURE).sum()), min(1, len(scores))))
+        for i in reversed(range(drawn)):
+            label = int(view.detections["labels"][i])
+            name = view.classes[label] if label < len(view.classes) else str(label)
+            _frame(axes, view.detections["boxes"][i].tolist(), GREEN, f"{name} {float(scores[i]):.2f}")
+    if view.box is not None:
+        _frame(axes, view.box, YELLOW, "")
+    canvas.scatter(axes, _row(view.centre), CENTRE, size=150, marker="P", layer=6)
+    canvas.scatter(axes, _row(view.centre), "white", size=14, outlined=False, layer=7)
+    y, x = view.centre
+    name = view.layer or "the model's output"
+    caption = (
+        f"The picture as the network sees it, {W} × {H} pixels. The cross is position {view.position} (row, column) of "
+        f"the map of {name}, whose centre lies at x = {x:g}, y = {y:g}."
+    )
+    if view.detections:
+        caption += f" Green: {drawn} detections" + (f" (score from {SURE})." if drawn > 1 else ", the best of all.")
+    if view.box is not None:
+        caption += " Yellow: the box that is looked at."
+    return Figure("picture", canvas.png(figure), "The picture", caption)
+
+
+def _sampling(view: View) -> Figure:
+    """Draw points through one, two and three layers, without and with the offsets."""
+    import numpy as np
+
+    steps = [step for _, step in view.recording.steps(view.layer) if step.taps > 1]
+    most, paths = 0, 1
+    for step in reversed(steps[-3:]):
+        paths *= step.taps
+        most += paths <= 20_000
+    if not most:
+        raise LookupError(f"Below {view.layer or 'the output'} lies no convolution of a few taps: no sampling points.")
+    deformable = any(step.offset is not None for step in steps[-most:])
+    found = {
+        (regular, depth): view.recording.trace(view.position, view.layer, depth, regular=regular)
+        for regular in ((True, False) if deformable else (True,))
+        for depth in range(1, most + 1)
+    }
+    window = _window(view, np.concatenate([trace.points[trace.inside] for trace in found.values()]))
+    rows = len(found) // most
+    ratio = (window[1] - window[0]) / (window[3] - window[2])
+    figure = canvas.sheet(3.7 * most, rows * (3.7 * ratio + 0.3))
+    cells = figure.subplots(rows, most, squeeze=False)
+    for (regular, depth), trace in found.items():
+        axes = cells[0 if regular else 1, depth - 1]
+        kind = "regular grid" if regular else "with offsets"
+        title = f"{kind}, {depth} layer{'s' * (depth > 1)}: {len(trace.points)} points"
+        sampling.draw(axes, view.paper, trace, title=title, color=REGULAR if regular else TAPS)
+        _look_at(axes, window)
+    figure.subplots_adjust(0.005, 0.005, 0.995, 1 - 0.3 / figure.get_figheight(), 0.02, 0.3 / (3.7 * ratio))
+    names = ", ".join(found[True, most].layers)
+    caption = (
+        f"Where the cross looks through the last {most} convolutions of more than one tap (from the top: {names}), "
+        "without the offsets they predict and with them. Below these layers points lie in the middle of what a pixel "
+        "of the map sees. The fainter a point, the less it weighs; grey rings lie outside a map."
+    )
+    if not deformable:
+        caption = caption.replace(", without the offsets they predict and with them", ", which are not deformable")
+    return Figure("sampling", canvas.png(figure), "Sampling points", caption)
+
+
+def _position(view: View, error: float, evaluations: int) -> Figure:
+    node = At(view.layer, view.position)
+    return _support(view, node, "support", "Spatial support of the position", "the position", error, evaluations)
+
+
+def _box(view: View, error: float, evaluations: int) -> Figure:
+    if not isinstance(view.model, TwoStage):
+        raise LookupError("The model is no detector of pliant.models: no boxes are looked at.")
+    if view.box is None:
+        raise LookupError("Nothing is detected and no box is given: none is looked at.")
+    title = "Spatial support of the box"
+    return _support(view, OfBox(view.box), "support-box", title, "the features of the box", error, evaluations)
+
+
+def _support(view: View, node: Node, name: str, title: str, what: str, error: float, evaluations: int) -> Figure:
+    """Draw the three analyses of DCNv2: receptive field, sampling and bin locations, saliency region."""
+    import numpy as np
+
+    try:
+        field_ = receptive_field(view.model, view.picture, node)
+        cell = max(2, max(field_.shape) // 32)
+        ground = 0.0 if view.image.ndim == 2 else None  # of ink on paper: paper
+        region = saliency_region(
+            view.model, view.picture, node, error=error, cell=cell, fill=ground, evaluations=evaluations
+        )
+    except ValueError as reason:
+        raise LookupError(f"No spatial support of {what}: {reason}.") from reason
+    strength = locations(view.model, view.picture, node)
+    points, weights = [], []
+    for layer, found in strength.items():
+        if found.strength.ndim == 3 and layer in view.recording.deformable() and found.strength.any():
+            points.append(view.recording.samples(layer).reshape(-1, 2))
+            weights.append(found.strength.ravel() / found.strength.max())
+    H, W = field_.shape
+    count = 2 + bool(points)
+    side = 4.0
+    figure = canvas.sheet(side * count, side * H / W + 0.3)
+    panels = list(figure.subplots(1, count, squeeze=False)[0])
+    # Square roots: gradients fall off so fast that little else than their peak would be seen.
+    shown = np.sqrt(field_ / max(field_.max(), 1e-300))
+    fields.draw_map(panels[0], _grey(view.image), shown, cmap="inferno", alpha=0.8, bar=False)
+    panels[0].set_title("effective receptive field (root)", fontsize=11, color=INK, pad=5)
+    if points:
+        at, weight = np.concatenate(points), np.concatenate(weights)
+        best = np.argsort(weight)[-STRONGEST:]
+        canvas.show_picture(panels[1], view.paper, "effective sampling locations")
+        alpha = 0.15 + 0.85 * weight[best]
+        canvas.scatter(panels[1], at[best], TAPS, size=13, alpha=alpha, outlined=False)
+    hidden = np.where(region.mask[..., None], _coloured(view.image), 1.0)
+    # Outlines tell white paper from what is cut away.
+    canvas.show_picture(panels[-1], hidden, f"saliency region: {region.share:.0%} of the picture")
+    if region.mask.any() and not region.mask.all():
+        panels[-1].contour(region.mask, levels=[0.5], colors=[VERMILION], linewidths=1.2)
+    for axes in panels:
+        if view.box is not None:
+            _frame(axes, view.box, YELLOW, "")
+        if isinstance(node, At):
+            canvas.scatter(axes, _row(view.centre), CENTRE, size=70, marker="P", layer=6)
+    figure.subplots_adjust(0.005, 0.005, 0.995, 1 - 0.3 / figure.get_figheight(), 0.02)
+    caption = (
+        f"What {what} depends on. Left: how strongly its length answers to a small change of each pixel, square root. "
+        + (f"Middle: the {len(best)} samples of deformable layers whose move it answers to most. " if points else "")
+        + f"Right: a small part of the picture to which the answer is the same but for {region.error:.1%} "
+        f"(bound {error:.0%}, cells of {cell} pixels, {region.evaluations} evaluations); the rest is painted "
+        + ("over with paper." if view.image.ndim == 2 else "in the mean colour.")
+    )
+    return Figure(name, canvas.png(figure), title, caption)
+
+
+def _bins(view: View) -> Figure:
+    if not bins.layers(view.model) or not isinstance(view.model, TwoStage):
+        raise LookupError("The model has no deformable RoI pooling: no bins are drawn.")
+    boxes = view.detections["boxes"][:3].tolist()
+    if view.box is not None:
+        boxes = [list(view.box), *(b for b in boxes if max(abs(p - q) for p, q in zip(b, view.box, strict=True)) > 0.5)]
+    if not boxes:
+        raise LookupError("Nothing is detected and no box is given: no bins are drawn.")
+    found = bins.bins(view.model, view.picture, torch.tensor(boxes[:3]))
+    figure = canvas.sheet(3.9 * len(found.boxes), 3.95)
+    for i, axes in enumerate(figure.subplots(1, len(found.boxes), squeeze=False)[0]):
+        bins.draw(axes, view.paper, found, i)
+    figure.subplots_adjust(0.005, 0.005, 0.995, 0.995, 0.03)
+    Ph, Pw = found.regular.shape[1:3]
+    caption = (
+        f"Middles of the {Ph} × {Pw} bins that {found.layer} pools from boxes (yellow): rings where they lie without "
+        "offsets, dots where the offsets move them."
+    )
+    if found.mask is not None:
+        caption += " The fainter a dot, the less the bin counts beside the strongest of its box."
+    return Figure("bins", canvas.png(figure), "Moved bins", caption)
+
+
+def _offsets(view: View) -> Iterator[Figure]:
+    for i, (name, step) in enumerate(_chosen(view)):
+        Ho, Wo = step.above
+        Kh, Kw = step.kernel
+        figure = canvas.sheet(1.5 * (Kw + 0.6) + 0.4, Kh * (1.5 * Ho / Wo + 0.25) + 0.1)
+        figure.set_layout_engine("constrained")
+        fields.draw_offsets(figure, step)
+        groups = f", first of {step.groups} offset groups" if step.groups > 1 else ""
+        caption = (
+            f"Offsets of {name or 'the model'}{groups}, one panel a tap, laid out as the kernel: the colour is the "
+            "direction, the paler the shorter, white is none."
+        )
+        yield Figure(f"offsets-{i + 1}", canvas.png(figure), f"Offset fields of {name or 'the model'}", caption)
+
+
+def _masks(view: View) -> Iterator[Figure]:
+    modulated = [(name, step) for name, step in _chosen(view) if step.mask is not None]
+    if not modulated:
+        raise LookupError("No deformable convolution of the model is modulated: no masks are drawn.")
+    for i, (name, step) in enumerate(modulated):
+        Ho, Wo = step.above
+        figure = canvas.sheet(1.5 * step.kernel[1] + 0.7, step.kernel[0] * (1.5 * Ho / Wo + 0.25))
+        figure.set_layout_engine("constrained")
+        fields.draw_masks(figure, step)
+        caption = f"How much each tap of {name or 'the model'} counts, laid out as the kernel."
+        yield Figure(f"masks-{i + 1}", canvas.png(figure), f"Modulation of {name or 'the model'}", caption)
+
+
+def _dilation(view: View) -> Figure:
+    chosen = [(name, step) for name, step in _chosen(view) if step.kernel != (1, 1)]
+    H, W = view.image.shape[:2]
+    figure = canvas.sheet(4.2 * len(chosen), 3.7 * H / W + 0.3)
+    figure.set_layout_engine("constrained")
+    for axes, (name, step) in zip(figure.subplots(1, len(chosen), squeeze=False)[0], chosen, strict=True):
+        values, centres = fields.effective_dilation(step), view.recording.centres(name)
+        fields.draw_map(axes, _grey(view.image), values, centres, title=name or "the model")
+    caption = (
+        "Effective dilation: the mean distance of adjacent taps, in pixels of the map that the layer samples. Without "
+        "offsets it is the dilation of the layer everywhere."
+    )
+    return Figure("dilation", canvas.png(figure), "Effective dilation", caption)
+
+
+def _sizes(view: View) -> Figure:
+    _chosen(view)
+    if not view.detections:
+        raise LookupError("No objects are known: effective dilation is not drawn against their size.")
+    kept = view.detections["boxes"][view.detections["scores"] >= SURE].tolist()
+    boxes = kept + ([list(view.box)] if view.box is not None else [])
+    rows = fields.dilation_in_boxes(view.recording, [tuple(box) for box in boxes])
+    if len({row.size for row in rows}) < 3:
+        raise LookupError("Fewer than three objects are found: effective dilation is not drawn against their size.")
+    figure = canvas.sheet(7.6, 3.4)
+    figure.set_layout_engine("constrained")
+    fields.draw_dilation(figure.subplots(), rows)
+    caption = "Mean effective dilation inside each object that is detected or given, against its size."
+    return Figure("dilation-size", canvas.png(figure), "Effective dilation and size of object", caption)
+
+
+def _inhibition(view: View) -> Figure:
+    norms = [(name, m) for name, m in view.model.named_modules() if isinstance(m, LocalResponseNorm)]
+    norms = [(name, m) for name, m in norms if m.region == "channel"]
+    if not norms:
+        raise LookupError("The model has no local response normalization over channels.")
+    name, norm = norms[0]
+    seen: list[Tensor] = []
+    handle = norm.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].detach().clone()))
+    try:
+        record(view.model, view.picture)
+    finally:
+        handle.remove()
+    found = lrn.inhibition(seen[0][:1], norm.size, norm.alpha, norm.beta, norm.k, even=norm.even)
+    figure = canvas.sheet(12, 2.9)
+    figure.set_layout_engine("constrained")
+    lrn.draw(figure, found, view.image)
+    caption = (
+        f"Lateral inhibition in {name or 'the model'} (size {norm.size}, α = {norm.alpha:g}, β = {norm.beta:g}, "
+        f"k = {norm.k:g}): responses where they are strongest (ring), before and after; the share of what each channel "
+        "would give alone that it loses to its neighbours, over the whole map; and which neighbour takes how much."
+    )
+    return Figure("lrn", canvas.png(figure), "Lateral inhibition", caption)
+
+
+def _chosen(view: View) -> list[tuple[str, Any]]:
+    """Return the last deformable convolutions, the topmost first."""
+    found = list(view.recording.deformable().items())[::-1][:LAYERS]
+    if not found:
+        raise LookupError("The model has no deformable convolution: offsets, masks and dilation are not drawn.")
+    return found
+
+
+def _drawable(picture: Tensor, image: np.ndarray | None) -> np.ndarray:
+    if image is not None:
+        return image
+    x = picture.detach().double().cpu()
+    x = (x - x.min()) / (x.max() - x.min()).clamp_min(1e-12)
+    drawn: np.ndarray = (x[:3].permute(1, 2, 0) if len(x) >= 3 else x[0]).numpy()
+    return drawn
+
+
+def _coloured(image: np.ndarray) -> np.ndarray:
+    """Return a picture in three channels as it is drawn: ink is grey on white paper."""
+    if image.ndim == 3:
+        return image
+    paper: np.ndarray = 1 - 0.6 * image[..., None].repeat(3, 2) / max(float(image.max()), 1e-12)
+    return paper
+
+
+def _grey(image: np.ndarray) -> np.ndarray:
+    grey: np.ndarray = _coloured(image).mean(2, keepdims=True).repeat(3, 2)
+    return grey
+
+
+def _row(point: tuple[float, float]) -> np.ndarray:
+    import numpy as np
+
+    return np.array([point])
+
+
+def _window(view: View, points: np.ndarray) -> tuple[float, float, float, float]:
+    """Return the part of the picture that shows all points: top, bottom, left, right; the whole one unless it is far
+    too large for them.
+    """
+    H, W = view.image.shape[:2]
+    middle, reach = points.mean(0), float(abs(points - points.mean(0)).max()) * 1.35 + 2
+    if reach > 0.3 * max(H, W):
+        return -0.5, H - 0.5, -0.5, W - 0.5
+    side = min(max(reach, 0.15 * max(H, W)), min(H, W) / 2)
+    y = min(max(float(middle[0]), side - 0.5), H - 0.5 - side)
+    x = min(max(float(middle[1]), side - 0.5), W - 0.5 - side)
+    return y - side, y + side, x - side, x + side
+
+
+def _look_at(axes: Any, window: tuple[float, float, float, float]) -> None:
+    top, bottom, left, right = window
+    axes.set_xlim(left, right)
+    axes.set_ylim(bottom, top)
+
+
+def _frame(axes: Any, box: Sequence[float], color: str, text: str) -> None:
+    from matplotlib.patches import Rectangle
+
+    x1, y1, x2, y2 = box
+    for shade, width in ((INK, 2.8), (color, 1.6)):
+        axes.add_patch(
+            Rectangle((x1 - 0.5, y1 - 0.5), x2 - x1, y2 - y1, fill=False, edgecolor=shade, linewidth=width, zorder=3)
+        )
+    if text:
+        axes.text(
+            x1, max(y1 - 2, 4), text, fontsize=7.5, color="white", va="bottom", clip_on=True, zorder=5,
+            bbox={"facecolor": color, "edgecolor": "none", "pad": 1.0},
+        )  # fmt: skip
