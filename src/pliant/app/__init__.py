@@ -18,6 +18,7 @@ COMMANDS = {
     "train": ("train a detector", "train"),
     "eval": ("measure the average precision of a trained detector", "train"),
     "predict": ("detect objects in pictures", "train"),
+    "show": ("draw what a network looks at in a picture, as PNGs and one page", "study"),
     "explore": ("see on a page where a network looks: sampling points that follow the pointer", "study"),
 }
 

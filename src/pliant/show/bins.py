@@ -194,6 +194,8 @@ def draw(
         scatter(axes, moved, TAPS, size=20, alpha=alpha)
     else:
         scatter(axes, regular, REGULAR, size=20)
+    for patch in axes.patches:
+        patch.set_clip_on(True)  # the frame of the picture would reach into neighbours
     side = (0.5 + around) * max(x2 - x1, y2 - y1)
     axes.set_xlim((x1 + x2) / 2 - side, (x1 + x2) / 2 + side)
     axes.set_ylim((y1 + y2) / 2 + side, (y1 + y2) / 2 - side)

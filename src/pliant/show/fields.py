@@ -231,7 +231,7 @@ def draw_dilation(axes: Axes, rows: Iterable[Spread]) -> None:
             marker=markers[i // 6 % 6], label=layer or "the model", edgecolors="white", linewidths=0.5,
         )  # fmt: skip
     axes.set_xlabel("√(width·height) of the object, pixels", fontsize=10)
-    axes.set_ylabel("effective dilation, pixels of the layer's map", fontsize=10)
+    axes.set_ylabel("effective dilation, map pixels", fontsize=10)
     axes.tick_params(labelsize=8)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))

@@ -51,6 +51,7 @@ class View:
         box: x1, y1, x2, y2, or None.
         detections: of a detector: boxes, scores, labels.
         classes: names of the labels.
+        call: how the model is called, or None.
     """
 
     model: nn.Module
@@ -62,6 +63,7 @@ class View:
     box: tuple[float, float, float, float] | None
     detections: dict[str, Tensor] = field(default_factory=dict)
     classes: Sequence[str] = ()
+    call: Callable[[nn.Module, Tensor], Any] | None = None
 
     @property
     def paper(self) -> np.ndarray:
@@ -97,7 +99,7 @@ def view(
         point: (x, y) in pixels of the picture; None: the middle of the box, of the best detection, or of the picture.
         box: x1, y1, x2, y2; None: the best detection, if there are any.
         classes: names of a detector's labels.
-        call: how the model is called.
+        call: how the model is called, ``call(model, picture)`` with (1, C, H, W).
 
     Raises:
         ValueError: the point or the box is not on the picture, or nothing can be traced.
@@ -107,7 +109,9 @@ def view(
         raise ValueError(f"the point {point[0]:g},{point[1]:g} is not on the picture of {W} × {H} pixels (x,y)")
     if box is not None and not (0 <= box[0] < box[2] <= W and 0 <= box[1] < box[3] <= H):
         said = ",".join(f"{v:g}" for v in box)
-        raise ValueError(f"the box {said} is not on the picture of {W} × {H} pixels (x1,y1,x2,y2 with x1 < x2, y1 < y2)")
+        raise ValueError(
+            f"the box {said} is not on the picture of {W} × {H} pixels (x1,y1,x2,y2 with x1 < x2, y1 < y2)"
+        )
     recording = record(model, picture, call)
     detections: dict[str, Tensor] = {}
     if isinstance(model, TwoStage):
@@ -120,7 +124,7 @@ def view(
     if point is None:
         point = (W / 2, H / 2) if box is None else ((box[0] + box[2]) / 2, (box[1] + box[3]) / 2)
     position = recording.nearest((point[1] - 0.5, point[0] - 0.5), layer)
-    return View(model, picture, _drawable(picture, image), recording, layer, position, box, detections, classes)
+    return View(model, picture, _drawable(picture, image), recording, layer, position, box, detections, classes, call)
 
 
 def figures(
@@ -164,8 +168,8 @@ def figures(
 def _overview(view: View) -> Figure:
     """Draw the picture, the place that is looked at, and what a detector finds."""
     H, W = view.image.shape[:2]
-    width = min(7.0, 5.2 * W / H)
-    figure = canvas.sheet(width, width * H / W)
+    width = min(max(5.2 * W / H, 2.2), 7.0)
+    figure = canvas.sheet(width, _height(width, H / W))
     axes = figure.add_axes((0.0, 0.0, 1.0, 1.0))
     canvas.show_picture(axes, view.image)
     drawn = 0
@@ -213,7 +217,8 @@ def _sampling(view: View) -> Figure:
     window = _window(view, np.concatenate([trace.points[trace.inside] for trace in found.values()]))
     rows = len(found) // most
     ratio = (window[1] - window[0]) / (window[3] - window[2])
-    figure = canvas.sheet(3.7 * most, rows * (3.7 * ratio + 0.3))
+    height = _height(3.7, ratio)
+    figure = canvas.sheet(3.7 * most, rows * (height + 0.3))
     cells = figure.subplots(rows, most, squeeze=False)
     for (regular, depth), trace in found.items():
         axes = cells[0 if regular else 1, depth - 1]
@@ -221,7 +226,7 @@ def _sampling(view: View) -> Figure:
         title = f"{kind}, {depth} layer{'s' * (depth > 1)}: {len(trace.points)} points"
         sampling.draw(axes, view.paper, trace, title=title, color=REGULAR if regular else TAPS)
         _look_at(axes, window)
-    figure.subplots_adjust(0.005, 0.005, 0.995, 1 - 0.3 / figure.get_figheight(), 0.02, 0.3 / (3.7 * ratio))
+    figure.subplots_adjust(0.005, 0.005, 0.995, 1 - 0.3 / figure.get_figheight(), 0.02, 0.3 / height)
     names = ", ".join(found[True, most].layers)
     caption = (
         f"Where the cross looks through the last {most} convolutions of more than one tap (from the top: {names}), "
@@ -234,8 +239,10 @@ def _sampling(view: View) -> Figure:
 
 
 def _position(view: View, error: float, evaluations: int) -> Figure:
-    node = At(view.layer, view.position)
-    return _support(view, node, "support", "Spatial support of the position", "the position", error, evaluations)
+    node = At(view.layer, view.position, run=view.call)
+    return _support(
+        view, node, "support", "Spatial support of the position", "the features at the cross", error, evaluations
+    )
 
 
 def _box(view: View, error: float, evaluations: int) -> Figure:
@@ -269,7 +276,7 @@ def _support(view: View, node: Node, name: str, title: str, what: str, error: fl
     H, W = field_.shape
     count = 2 + bool(points)
     side = 4.0
-    figure = canvas.sheet(side * count, side * H / W + 0.3)
+    figure = canvas.sheet(side * count, _height(side, H / W) + 0.3)
     panels = list(figure.subplots(1, count, squeeze=False)[0])
     # Square roots: gradients fall off so fast that little else than their peak would be seen.
     shown = np.sqrt(field_ / max(field_.max(), 1e-300))
@@ -293,9 +300,9 @@ def _support(view: View, node: Node, name: str, title: str, what: str, error: fl
             canvas.scatter(axes, _row(view.centre), CENTRE, size=70, marker="P", layer=6)
     figure.subplots_adjust(0.005, 0.005, 0.995, 1 - 0.3 / figure.get_figheight(), 0.02)
     caption = (
-        f"What {what} depends on. Left: how strongly its length answers to a small change of each pixel, square root. "
-        + (f"Middle: the {len(best)} samples of deformable layers whose move it answers to most. " if points else "")
-        + f"Right: a small part of the picture to which the answer is the same but for {region.error:.1%} "
+        f"What {what} rest on. Left: how strongly their length answers to a small change of each pixel, square root. "
+        + (f"Middle: the {len(best)} samples of deformable layers whose move they answer to most. " if points else "")
+        + f"Right: a small part of the picture to which they are the same but for {region.error:.1%} "
         f"(bound {error:.0%}, cells of {cell} pixels, {region.evaluations} evaluations); the rest is painted "
         + ("over with paper." if view.image.ndim == 2 else "in the mean colour.")
     )
@@ -329,7 +336,7 @@ def _offsets(view: View) -> Iterator[Figure]:
     for i, (name, step) in enumerate(_chosen(view)):
         Ho, Wo = step.above
         Kh, Kw = step.kernel
-        figure = canvas.sheet(1.5 * (Kw + 0.6) + 0.4, Kh * (1.5 * Ho / Wo + 0.25) + 0.1)
+        figure = canvas.sheet(1.5 * (Kw + 0.6) + 0.4, Kh * (_height(1.5, Ho / Wo) + 0.25) + 0.1)
         figure.set_layout_engine("constrained")
         fields.draw_offsets(figure, step)
         groups = f", first of {step.groups} offset groups" if step.groups > 1 else ""
@@ -346,7 +353,7 @@ def _masks(view: View) -> Iterator[Figure]:
         raise LookupError("No deformable convolution of the model is modulated: no masks are drawn.")
     for i, (name, step) in enumerate(modulated):
         Ho, Wo = step.above
-        figure = canvas.sheet(1.5 * step.kernel[1] + 0.7, step.kernel[0] * (1.5 * Ho / Wo + 0.25))
+        figure = canvas.sheet(1.5 * step.kernel[1] + 0.7, step.kernel[0] * (_height(1.5, Ho / Wo) + 0.25))
         figure.set_layout_engine("constrained")
         fields.draw_masks(figure, step)
         caption = f"How much each tap of {name or 'the model'} counts, laid out as the kernel."
@@ -356,7 +363,7 @@ def _masks(view: View) -> Iterator[Figure]:
 def _dilation(view: View) -> Figure:
     chosen = [(name, step) for name, step in _chosen(view) if step.kernel != (1, 1)]
     H, W = view.image.shape[:2]
-    figure = canvas.sheet(4.2 * len(chosen), 3.7 * H / W + 0.3)
+    figure = canvas.sheet(4.2 * len(chosen), _height(3.7, H / W) + 0.3)
     figure.set_layout_engine("constrained")
     for axes, (name, step) in zip(figure.subplots(1, len(chosen), squeeze=False)[0], chosen, strict=True):
         values, centres = fields.effective_dilation(step), view.recording.centres(name)
@@ -393,7 +400,7 @@ def _inhibition(view: View) -> Figure:
     seen: list[Tensor] = []
     handle = norm.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].detach().clone()))
     try:
-        record(view.model, view.picture)
+        record(view.model, view.picture, view.call)
     finally:
         handle.remove()
     found = lrn.inhibition(seen[0][:1], norm.size, norm.alpha, norm.beta, norm.k, even=norm.even)
@@ -458,10 +465,22 @@ def _window(view: View, points: np.ndarray) -> tuple[float, float, float, float]
     return y - side, y + side, x - side, x + side
 
 
+def _height(width: float, ratio: float) -> float:
+    """Return the height of a panel in inches: that of the picture, within reason."""
+    return width * min(max(ratio, 0.35), 2.5)
+
+
 def _look_at(axes: Any, window: tuple[float, float, float, float]) -> None:
     top, bottom, left, right = window
     axes.set_xlim(left, right)
     axes.set_ylim(bottom, top)
+    axes.set_axis_on()
+    axes.set_xticks([])
+    axes.set_yticks([])
+    for patch in axes.patches:
+        patch.set_clip_on(True)
+    for spine in axes.spines.values():
+        spine.set_edgecolor("#B5B5B5")
 
 
 def _frame(axes: Any, box: Sequence[float], color: str, text: str) -> None:

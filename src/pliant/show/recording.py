@@ -153,7 +153,8 @@ class Recording:
         chain, _ = self._chain(layer, None, **which)
         places = chain[-1].positions.unflatten(1, chain[-1].above)
         origin, stride = _placing(chain[:-1])
-        return (origin + places * stride).numpy()
+        found: np.ndarray = (origin + places * stride).numpy()
+        return found
 
     def trace(
         self,
@@ -284,8 +285,8 @@ def record(
     Args:
         model: any module; its weights, statistics and training mode stay as they are.
         picture: (C, H, W) or (1, C, H, W), on the model's device, as the model wants it.
-        call: how the model is called, ``call(model, picture)``; None: ``model(picture)`` with a batch of one, and for
-            the detectors of `pliant.models` a list of one.
+        call: how the model is called, ``call(model, picture)`` with (1, C, H, W); None: ``model(picture)``, and for the
+            detectors of `pliant.models` with a list of one.
         still: names or classes of modules that leave every position where it is, whatever they compute: of their
             output maps those of the input's size are treated as the input.
 
@@ -303,10 +304,10 @@ def record(
     shape = tuple(picture.shape)
     if len(shape) not in (3, 4) or (len(shape) == 4 and shape[0] != 1):
         raise ValueError(f"trace: picture must have shape (C, H, W) or (1, C, H, W), got {shape}")
+    # A tensor of its own: the caller's may be one that the model keeps.
+    picture = picture.detach().reshape(1, *shape[-3:])
     if call is None:
-        listed = isinstance(model, TwoStage)
-        picture = picture.reshape(shape[-3:]) if listed else picture.reshape(1, *shape[-3:])
-        call = _listed if listed else _batched
+        call = _listed if isinstance(model, TwoStage) else _batched
     found = Recording((shape[-2], shape[-1]))
     watch = _Watch(found, picture, model, tuple(still))
     with torch.no_grad(), _evaluation(model), watch.named(model), watch:
@@ -319,7 +320,7 @@ def _batched(model: nn.Module, picture: Tensor) -> Any:
 
 
 def _listed(model: nn.Module, picture: Tensor) -> Any:
-    return model([picture])
+    return model([picture[0]])
 
 
 class _Watch(TorchDispatchMode):

@@ -1,0 +1,181 @@
+"""``pliant show``: draw what a network looks at in a picture, as PNGs and one page."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pliant.app.explore import networks, pictures
+from pliant.data import read_image
+from pliant.show import figures
+from pliant.studies.report import page
+from pliant.train import DetectorRecipe, checkpoint
+from pliant.train.build import resizing
+
+LONGEST = 1333  # side of a picture in pixels, unless --side says otherwise
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare what ``pliant show`` takes."""
+    parser.add_argument(
+        "--model", type=Path, required=True, metavar="CHECKPOINT",
+        help="best.pt or last.pt of a run of pliant train, or weights of a study",
+    )  # fmt: skip
+    parser.add_argument("--image", type=Path, required=True, metavar="FILE", help="a picture of any size and kind")
+    place = parser.add_mutually_exclusive_group()
+    place.add_argument(
+        "--point", type=_numbers(2), metavar="X,Y",
+        help="where to look, in pixels of the file (default: the best detection, or the middle)",
+    )  # fmt: skip
+    place.add_argument("--box", type=_numbers(4), metavar="X1,Y1,X2,Y2", help="an object, in pixels of the file")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="gets the pictures and report.html")
+    parser.add_argument("--layer", metavar="NAME", help="whose map is looked at (default: the last stage)")
+    parser.add_argument(
+        "--side", type=int, metavar="PIXELS",
+        help="shrink larger pictures to this longer side (default: what the network was trained on)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--error", type=float, default=figures.ERROR, help=f"bound of saliency regions (default: {figures.ERROR})"
+    )
+    parser.add_argument(
+        "--evaluations", type=int, default=60, metavar="N", help="forwards a search for one may take (default: 60)"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Draw, write the page, and say where it is."""
+    if not 0 < args.error < 1 or args.evaluations < 2:
+        raise ValueError(
+            f"--error must lie between 0 and 1 and --evaluations be at least 2, got {args.error} and {args.evaluations}"
+        )
+    if args.side is not None and args.side < 8:
+        raise ValueError(f"--side must be at least 8 pixels, got {args.side}")
+    network = networks.read(args.model)
+    with warnings.catch_warnings():
+        # Pillow warns of pictures that are suspiciously large; here they are refused.
+        warnings.simplefilter("error")
+        image = read_image(args.image)
+    seen, factor, shift = _seen(network, args.model, image, args.side)
+    _, H, W = image.shape
+    for name, numbers in (("--point", args.point), ("--box", args.box)):
+        if numbers is not None and not all(0 <= v <= (W, H)[i % 2] for i, v in enumerate(numbers)):
+            said = ",".join(f"{v:g}" for v in numbers)
+            raise ValueError(f"{name} {said} is not on {args.image}, which has {W} × {H} pixels")
+    point, box = (_moved(numbers, seen, factor, shift) for numbers in (args.point, args.box))
+    picture = seen if network.detects else seen[:1]
+    drawn = seen.permute(1, 2, 0) if network.detects else seen[0]
+    try:
+        view = figures.view(
+            network.model, picture, image=drawn.double().numpy(), layer=args.layer, classes=network.classes,
+            point=None if point is None else (point[0], point[1]),
+            box=None if box is None else (box[0], box[1], box[2], box[3]),
+        )  # fmt: skip
+    except (KeyError, TypeError) as error:
+        raise ValueError(error.args[0]) from error
+    found, notes = figures.figures(
+        view, error=args.error, evaluations=args.evaluations, tell=lambda name: print(f"  {name}.png", flush=True)
+    )
+    facts = {
+        "network": f"{args.model} ({network.label})",
+        "picture": f"{args.image}, {W} × {H} pixels, seen at {seen.shape[2]} × {seen.shape[1]}",
+    }
+    if not network.detects:
+        with torch.no_grad():
+            chances = network.model(picture[None])[0].softmax(0)
+        best = chances.topk(min(3, len(chances)))
+        named = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        facts["answer"] = ", ".join(f"{network.classes[i]} {chance:.0%}" for i, chance in named)
+    path = write(args.out, f"{network.label} looks at {args.image.name}", found, notes, facts)
+    print(f"{len(found)} pictures and the page {path}")
+    return 0
+
+
+def write(
+    out: Path,
+    title: str,
+    found: Sequence[figures.Figure],
+    notes: Sequence[str] = (),
+    facts: Mapping[str, str] | None = None,
+) -> Path:
+    """Write figures as PNGs, and report.html with all of them inside; return its path.
+
+    Args:
+        out: folder, made when missing.
+        title: of the page.
+        found: from :func:`pliant.show.figures.figures`.
+        notes: a sentence for each figure that was left out.
+        facts: what the page says first: name → text.
+
+    Raises:
+        OSError: it could not be written.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    body = [page.heading(title, 1)]
+    body.append(page.bullets([f"{name}: {text}" for name, text in (facts or {}).items()]))
+    for figure in found:
+        (out / f"{figure.name}.png").write_bytes(figure.data)
+        body += [page.heading(figure.title), page.picture(figure.data, figure.title, figure.caption)]
+    if notes:
+        body += [page.heading("Left out"), page.bullets(list(notes))]
+    return page.write(page.page(title, body), out / "report.html")
+
+
+def _seen(
+    network: networks.Network, path: Path, image: Tensor, side: int | None
+) -> tuple[Tensor, float, tuple[float, float]]:
+    """Return a picture (3, H, W) in 0 … 1 as a network sees it, the factor of its pixels, and where (0, 0) goes (x, y).
+
+    A detector sees what its recipe says, and without one a picture no larger than those it was trained on. A
+    classifier sees one object in a square, as `pliant explore` draws it.
+    """
+    _, H, W = image.shape
+    if not network.detects:
+        seen = pictures.canvas(pictures.Picture("", "", "yours", image), network)
+        factor = pictures.OBJECT / max(H, W)
+        return seen, factor, (network.side / 2 - factor * W / 2, network.side / 2 - factor * H / 2)
+    resized = None
+    with contextlib.suppress(ValueError):  # weights of a study
+        resized = resizing(DetectorRecipe.of(checkpoint.read(path)["recipe"]).data)
+    if resized is not None and side is None:
+        nothing = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}
+        nothing["ignore"] = torch.zeros(0, dtype=torch.bool)
+        image, _ = resized(image, nothing, torch.Generator())
+    most = side or (LONGEST if resized is not None else network.side)
+    h, w = image.shape[1:]
+    if max(h, w) > most:
+        size = max(1, round(h * most / max(h, w))), max(1, round(w * most / max(h, w)))
+        image = F.interpolate(image[None].float(), size, mode="bilinear", antialias=True)[0]
+    return (image.float() / 255).clamp(0, 1), image.shape[2] / W, (0.0, 0.0)
+
+
+def _moved(
+    numbers: tuple[float, ...] | None, seen: Tensor, factor: float, shift: tuple[float, float]
+) -> tuple[float, ...] | None:
+    """Return x and y in turn, from pixels of the file to those of the picture that is seen."""
+    if numbers is None:
+        return None
+    sides = (seen.shape[2], seen.shape[1])
+    last = 1e-3 if len(numbers) == 2 else 0.0  # a point lies on a pixel, a box may end behind the last
+    return tuple(min(max(v * factor + shift[i % 2], 0.0), sides[i % 2] - last) for i, v in enumerate(numbers))
+
+
+def _numbers(count: int):  # type: ignore[no-untyped-def]
+    """Return what reads so many numbers with commas between them."""
+
+    def read(text: str) -> tuple[float, ...]:
+        try:
+            found = tuple(float(part) for part in text.split(","))
+        except ValueError:
+            found = ()
+        if len(found) != count or not all(v == v and abs(v) < 1e9 for v in found):
+            raise argparse.ArgumentTypeError(f"must be {count} numbers with commas between them, got {text!r}")
+        return found
+
+    return read

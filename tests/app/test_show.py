@@ -1,0 +1,231 @@
+"""``pliant show`` on weights of both kinds and on every kind of picture."""
+
+from __future__ import annotations
+
+import io
+import re
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from pliant import app
+from pliant.app import show
+from pliant.app.explore import networks
+from pliant.data import read_image
+from pliant.nn import DeformConv2d, DeformRoIPool
+from pliant.show import figures
+from pliant.studies.geometry import build
+from pliant.train import DataRecipe, DetectorRecipe, ModelRecipe, checkpoint
+from pliant.train.build import build_detector
+
+CLASSES = ("leaf", "stone", "bird")
+
+
+def scatter(model: nn.Module) -> nn.Module:
+    """Let the offsets of a network that was never trained go somewhere."""
+    torch.manual_seed(0)
+    for layer in model.modules():
+        if isinstance(layer, DeformConv2d):
+            nn.init.normal_(layer.conv_offset.bias, std=1.0)
+        elif isinstance(layer, DeformRoIPool):
+            nn.init.normal_(layer.offset_fc[-1].bias, std=0.5)
+    return model
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> Any:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def detector(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a checkpoint of `pliant train detector`, with small everything."""
+    options = {
+        "channels": 8, "hidden": 16, "pooled": 3, "roi_hidden": [8], "post_nms": [40, 10], "score_threshold": 0.0,
+        "max_detections": 6, "roi_canonical": 64.0,
+    }  # fmt: skip
+    model = ModelRecipe(
+        depth=10, width=4, stem="small", deform=(None, None, None, "v2"), roi_pool="modulated", options=options
+    )
+    recipe = DetectorRecipe(DataRecipe("composed", short_side=64, long_side=96), model)
+    net = scatter(build_detector(recipe.model, len(CLASSES)))
+    path = tmp_path_factory.mktemp("run") / "best.pt"
+    checkpoint.write(
+        path,
+        {
+            "format": checkpoint.FORMAT, "recipe": asdict(recipe), "classes": list(CLASSES), "category_ids": [1, 2, 3],
+            "model": net.state_dict(), "step": 0,
+        },
+    )  # fmt: skip
+    return path
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return weights as `pliant study geometry` keeps them, of a network with two kinds of layers."""
+    path = tmp_path_factory.mktemp("models") / "deform-v1-1-upright-0.pt"
+    torch.save(scatter(build("deform-v1-1")).state_dict(), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def photograph(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("photographs") / "stairs.jpg"
+    y, x = np.mgrid[:150, :200]
+    array = np.stack((y + x // 20 * 10, x, 255 - y), -1).clip(0, 255).astype(np.uint8)
+    Image.fromarray(array).save(path)
+    return path
+
+
+def shown(*words: object) -> int:
+    return app.main(["show", *map(str, words)])
+
+
+def test_a_detector_and_a_photograph_become_a_folder(
+    detector: Path, photograph: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "new" / "folder"
+    box = "40,30,120,100"
+    command = ("--model", detector, "--image", photograph, "--box", box, "--out", out, "--evaluations", "6")
+    assert shown(*command) == 0
+    files = {path.name for path in out.iterdir()}
+    assert {"picture.png", "sampling.png", "support.png", "support-box.png", "bins.png", "report.html"} <= files
+    assert {"offsets-1.png", "offsets-2.png", "masks-1.png", "dilation.png"} <= files
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert "200 × 150 pixels, seen at 85 × 64" in page
+    # Nothing is fetched: every picture is inside, and there is no address.
+    text = re.sub(r"base64,[A-Za-z0-9+/=]+", "", page)
+    assert not re.search(r"(https?:)?//[a-z]|url\(|<link|<script|@import", text)
+    assert page.count('src="data:image/png;base64,') == len(files) - 1
+    for name in files - {"report.html"}:
+        with Image.open(out / name) as picture:
+            assert picture.format == "PNG"
+            assert min(picture.size) > 90
+    assert capsys.readouterr().out.endswith(f"{len(files) - 1} pictures and the page {out / 'report.html'}\n")
+
+
+def test_weights_of_a_study_and_a_picture_of_one_object(
+    study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = tmp_path / "grey.png"
+    Image.fromarray(np.pad(np.full((20, 12), 200, np.uint8), 8)).save(image)
+    assert shown("--model", study, "--image", image, "--point", "14,18", "--out", tmp_path, "--evaluations", "6") == 0
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "answer: " in page
+    assert "The model is no detector of pliant.models" in page
+    assert "No deformable convolution of the model is modulated" in page
+    assert not (tmp_path / "bins.png").exists()
+    # 28 × 36 pixels are drawn 42 long in the middle of 64.
+    point = show._moved((14.0, 18.0), torch.zeros(3, 64, 64), 42 / 36, (32 - 14 * 42 / 36, 32 - 18 * 42 / 36))
+    assert point == pytest.approx((32.0, 32.0))
+
+
+def _saved(path: Path, kind: str) -> Path:
+    random = np.random.default_rng(1)
+    colour = random.integers(0, 255, (40, 60, 3), dtype=np.uint8)
+    if kind == "exif":
+        exif = Image.Exif()
+        exif[0x0112] = 6  # turned by a quarter
+        Image.fromarray(colour).save(path := path / "p.jpg", exif=exif)
+        return path
+    path = path / "p.png"
+    if kind == "16-bit":
+        Image.fromarray(random.integers(0, 65535, (40, 60)).astype(np.uint16)).save(path)
+    elif kind in ("one pixel", "a line", "large"):
+        size = {"one pixel": (1, 1), "a line": (900, 2), "large": (1200, 1900)}[kind]
+        Image.new("RGB", size, (90, 120, 30)).save(path)
+    else:
+        Image.fromarray(colour).convert(kind).save(path)
+    return path
+
+
+@pytest.mark.parametrize(
+    "kind", ["L", "LA", "RGBA", "P", "1", "CMYK", "exif", "16-bit", "one pixel", "a line", "large"]
+)
+@pytest.mark.parametrize("which", ["detector", "study"])
+def test_pictures_of_every_kind_can_be_looked_at(
+    kind: str, which: str, detector: Path, study: Path, tmp_path: Path
+) -> None:
+    if kind == "CMYK":
+        Image.new("CMYK", (60, 40), (10, 200, 30, 0)).save(path := tmp_path / "p.tif")
+    else:
+        path = _saved(tmp_path, kind)
+    network = networks.read(detector if which == "detector" else study)
+    image = read_image(path)
+    seen, factor, shift = show._seen(network, detector if which == "detector" else study, image, None)
+    assert seen.shape[0] == 3
+    assert max(seen.shape[1:]) <= 96
+    assert 0 <= float(seen.min()) <= float(seen.max()) <= 1
+    if kind == "exif":
+        assert image.shape[1:] == (60, 40)
+    picture = seen if network.detects else seen[:1]
+    _, H, W = image.shape
+    corner = show._moved((float(W), float(H)), seen, factor, shift)
+    assert corner is not None
+    view = figures.view(network.model, picture, point=(corner[0], corner[1]), classes=network.classes)
+    Ho, Wo = view.recording.map_size(view.layer)
+    assert 0 <= view.position[0] < Ho
+    assert 0 <= view.position[1] < Wo
+    if network.detects and kind == "large":
+        assert view.position == (Ho - 1, Wo - 1)
+
+
+def test_figures_of_extreme_pictures_have_a_sensible_size(detector: Path) -> None:
+    network = networks.read(detector)
+    for size in ((2, 96), (96, 3)):
+        view = figures.view(network.model, torch.rand(3, *size), classes=network.classes)
+        for maker in (figures._overview, figures._sampling, figures._dilation):
+            figure = maker(view)
+            with Image.open(io.BytesIO(figure.data)) as picture:
+                assert min(picture.size) > 90
+                assert max(picture.size) < 3000
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("--image", "nowhere.png"), "nowhere.png is missing"),
+        (("--image", "BROKEN"), "cannot be read"),
+        (("--model", "nowhere.pt"), "nowhere.pt"),
+        (("--model", "BROKEN"), "is damaged or no file of weights"),
+        (("--point", "300,20"), "--point 300,20 is not on"),
+        (("--box", "50,20,40,60"), "is not on the picture"),
+        (("--layer", "head"), "'head' made no map"),
+        (("--layer", "fc1"), "'pool"),
+        (("--error", "2"), "--error must lie between 0 and 1"),
+        (("--side", "3"), "--side must be at least 8"),
+    ],
+)
+def test_what_cannot_be_used_gets_one_sentence(
+    words: tuple[str, str],
+    says: str,
+    detector: Path,
+    photograph: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "broken").write_bytes(photograph.read_bytes()[:300])
+    given: dict[str, object] = {"--model": detector, "--image": photograph, "--out": tmp_path / "out"}
+    given[words[0]] = tmp_path / "broken" if words[1] == "BROKEN" else words[1]
+    assert shown(*[word for pair in given.items() for word in pair]) == 2
+    err = capsys.readouterr().err
+    assert says in err
+    assert err.startswith("pliant show: ")
+    assert err.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_numbers_are_checked_where_they_are_read(capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (("--point", "3"), ("--point", "a,b"), ("--box", "1,2,3"), ("--point", "nan,1")):
+        with pytest.raises(SystemExit):
+            shown("--model", "m", "--image", "i", "--out", "o", *words)
+        assert "numbers with commas between them" in capsys.readouterr().err

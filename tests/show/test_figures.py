@@ -1,0 +1,68 @@
+"""One look at models that are not ours: what is drawn, what is left out, what cannot be looked at."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import nn
+
+from pliant.nn import DeformConv2d, LocalResponseNorm
+from pliant.show.figures import figures, view
+
+
+class Own(nn.Module):
+    """Somebody's network: functions, a shortcut, a second argument, a dictionary as its answer."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.norm = nn.Conv2d(3, 6, 3, padding=1), LocalResponseNorm(3)
+        self.second, self.third = DeformConv2d(6, 6, 3, padding=1, version=1), nn.Conv2d(6, 6, 3, padding=1)
+        nn.init.normal_(self.second.conv_offset.bias, std=1.0)
+
+    def forward(self, picture, factor):
+        x = F.max_pool2d(self.norm(self.first(picture)), 2)
+        return {"map": self.third(F.relu(self.second(x))) + factor * x}
+
+
+def test_somebodys_model_is_drawn_and_what_it_lacks_is_said():
+    torch.manual_seed(0)
+    picture = torch.rand(3, 24, 32)
+    seen = view(Own(), picture, layer="third", point=(20.4, 11.2), call=lambda model, x: model(x, 2))
+    assert (seen.layer, seen.position, seen.centre) == ("third", (5, 10), (10.5, 20.5))
+    told = []
+    found, notes = figures(seen, evaluations=8, tell=told.append)
+    names = [figure.name for figure in found]
+    assert names == told == ["picture", "sampling", "support", "offsets-1", "dilation", "lrn"]
+    assert any("no detector" in note for note in notes)
+    assert any("modulated" in note for note in notes)
+    for figure in found:
+        with Image.open(io.BytesIO(figure.data)) as image:
+            assert image.format == "PNG"
+        assert figure.caption.endswith(".")
+    assert "(5, 10)" in found[0].caption
+    assert "third, second, first" in found[1].caption
+
+
+def test_plain_networks_have_points_and_support_alone():
+    net = nn.Sequential(nn.Conv2d(1, 2, 3, 2, padding=1), nn.ReLU(), nn.Conv2d(2, 2, 3, padding=1))
+    found, notes = figures(view(net, torch.rand(1, 16, 16)), evaluations=8)
+    assert [figure.name for figure in found] == ["picture", "sampling", "support"]
+    assert "not deformable" in found[1].caption
+    assert sum("no deformable convolution" in note for note in notes) == 1
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "says"),
+    [
+        ({"point": (32.0, 3.0)}, "point 32,3 is not on the picture of 32 × 24"),
+        ({"box": (3.0, 3.0, 3.0, 9.0)}, "box 3,3,3,9"),
+        ({"box": (3.0, 3.0, 33.0, 9.0)}, "box 3,3,33,9"),
+    ],
+)
+def test_places_beside_the_picture_are_errors(kwargs, says):
+    with pytest.raises(ValueError, match=says):
+        view(nn.Conv2d(3, 3, 3), torch.rand(3, 24, 32), **kwargs)
