@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 
 from pliant.app.explore import networks
-from pliant.app.explore.look import look, packed, way
+from pliant.app.explore.look import look, packed
 from pliant.app.explore.networks import Network
 from pliant.app.explore.pictures import Gallery, canvas
+from pliant.models import RFCN, ResNet
+from pliant.show.bins import bins
 from pliant.show.recording import record
 from pliant.studies.detection.measures import bin_shifts
 
@@ -38,7 +40,7 @@ def test_steps_are_what_was_recorded(grouped: Path, gallery: Gallery) -> None:
     network, picture = networks.read(grouped), gallery.find("scene-1")
     answer = json.loads(json.dumps(look(network, picture, 1.2, 30.0)))
     seen = canvas(picture, network, 1.2, 30.0)
-    _, recorded = way(record(network.body(), network.prepare(seen)))
+    recorded = [step for _, step in record(network.body(), network.prepare(seen)).steps("")]
     deformable = [entry["name"] for entry in answer["steps"] if entry["deformable"]]
     assert deformable == ["c4.1", "c4.2", "c5.1", "c5.2"]
     for entry, step in zip(answer["steps"], recorded, strict=True):
@@ -93,13 +95,12 @@ def test_detections_are_the_detectors_and_come_from_their_rois(
         objects = found["objects"]
         assert len(objects) > 3
         torch.testing.assert_close(torch.tensor([o["box"] for o in objects]), expected["boxes"][: len(objects)])
-        rois = torch.tensor(found["rois"])
+        rois = torch.tensor([o["roi"] for o in objects])
         assert all(roi in found["proposals"] for roi in rois.round(decimals=2).tolist())
         # Moved by the network, a detection's RoI is its box.
         _, maps = model.maps(model.batch([seen])[0])
-        mine = rois[[o["roi"] for o in objects]]
-        _, deltas, _ = model.head(maps, torch.cat((torch.zeros(len(mine), 1), mine), 1))
-        for object, roi, delta in zip(objects, mine, deltas, strict=True):
+        _, deltas, _ = model.head(maps, torch.cat((torch.zeros(len(rois), 1), rois), 1))
+        for object, roi, delta in zip(objects, rois, deltas, strict=True):
             (dx, dy, dw, dh), (x1, y1, x2, y2) = delta[network.classes.index(object["label"])].tolist(), roi.tolist()
             x, y = (x1 + x2) / 2 + 0.1 * dx * (x2 - x1), (y1 + y2) / 2 + 0.1 * dy * (y2 - y1)
             w, h = (x2 - x1) * np.exp(0.2 * dw), (y2 - y1) * np.exp(0.2 * dh)
@@ -107,7 +108,27 @@ def test_detections_are_the_detectors_and_come_from_their_rois(
             np.testing.assert_allclose(object["box"], box, atol=1e-2)
         shifts, masks = bin_shifts(model, (seen * 255).round().to(torch.uint8), rois)
     sides = (rois[:, 2:] - rois[:, :2])[..., None, None]
-    bins = unpacked(found["bins"]).view(len(rois), 2, 7, 7)
-    torch.testing.assert_close(bins, (shifts * sides).double(), rtol=0, atol=2e-2)
+    moves = unpacked(found["bins"]).view(len(rois), 7, 7, 2)
+    torch.testing.assert_close(moves, (shifts * sides).permute(0, 2, 3, 1).flip(3).double(), rtol=0, atol=2e-2)
     assert masks is not None
     torch.testing.assert_close(unpacked(found["masks"]).view(len(rois), 7, 7), masks[:, 0].double(), rtol=0, atol=1e-3)
+
+
+def test_detectors_of_parts_move_the_bins_of_each_class(gallery: Gallery) -> None:
+    torch.manual_seed(0)
+    backbone = ResNet(10, deform=(None, None, None, "v1"), width=4, stem="small", stride=16)
+    model = RFCN(backbone, 2, width=8, bins=3, roi_pool="deform_ps", post_nms=(9, 9)).eval()
+    with torch.no_grad():
+        assert model.classifier.deform is not None
+        for parameter in model.classifier.deform.parameters():
+            parameter.copy_(torch.randn(parameter.shape))
+    network, picture = Network("a", "a", "", model, ("cat", "dog"), 64), gallery.find("scene-1")
+    found = look(network, picture)["detection"]
+    objects, moves = found["objects"], unpacked(found["bins"]).view(-1, 3, 3, 2)
+    assert len(moves) == len(objects) > 0 and {o["label"] for o in objects} == {"cat", "dog"}
+    seen = canvas(picture, network)
+    for i, object in enumerate(objects):
+        label = network.classes.index(object["label"])
+        expected = bins(model, seen, torch.tensor([object["roi"]]) - torch.tensor([0.0, 0, 1, 1]), label=label)
+        np.testing.assert_allclose(object["roi"], expected.boxes[0])
+        np.testing.assert_allclose(moves[i], (expected.moved - expected.regular)[0], atol=2e-2)

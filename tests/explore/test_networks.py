@@ -7,7 +7,6 @@ import torch
 from torch import nn
 
 from pliant.app.explore import networks
-from pliant.app.explore.look import way
 from pliant.app.explore.networks import BUNDLED, SMALL, Network
 from pliant.app.explore.pack import pack
 from pliant.models import ResNet
@@ -50,13 +49,13 @@ def test_layers_have_the_papers_names(depth: int, stem: str) -> None:
             self.backbone = ResNet(depth, deform=(None, None, None, "v1"), width=2, stem=stem)
 
     network = Network("a", "a", "", Detector().eval(), (), 64)
-    modules, steps = way(record(network.body(), torch.rand(3, 64, 64)))
-    named = network.titles(modules, [step.taps for step in steps])
-    big = [name for name, step in zip(named, steps, strict=True) if len(step.regular) > 1]
+    steps = record(network.body(), torch.rand(3, 64, 64)).steps("")
+    named = list(zip(network.titles([(name, step.taps) for name, step in steps]), dict(steps).values(), strict=True))
+    big = [name for name, step in named if len(step.regular) > 1]
     # Two basic blocks of two or two bottlenecks with one 3×3 convolution each, in every stage.
     stages = [f"c{stage}.{n}" for stage in (2, 3, 4, 5) for n in (1, 2)]
     assert big == ["c1", *(["pool1"] if stem == "imagenet" else []), *stages]
-    assert [name for name, step in zip(named, steps, strict=True) if step.offset is not None] == ["c5.1", "c5.2"]
+    assert [name for name, step in named if step.offset is not None] == ["c5.1", "c5.2"]
 
 
 def test_own_modules_share_their_weights(bundled: dict[str, Network]) -> None:
@@ -80,8 +79,8 @@ def test_weights_of_a_study_are_read(tmp_path: Path) -> None:
     network = networks.read(tmp_path / "plain-lrn-upright-3.pt")
     assert not network.detects and len(network.classes) == 10
     torch.testing.assert_close(network.model.state_dict(), net.state_dict())
-    modules, _ = way(record(network.body(), torch.rand(1, 64, 64)))
-    assert modules == ["conv1", "pool1", "conv2", "conv3", "conv4", "conv5"]
+    steps = record(network.body(), torch.rand(1, 64, 64)).steps("")
+    assert [name for name, _ in steps] == ["conv1", "pool1", "conv2", "conv3", "conv4", "conv5"]
 
 
 def test_what_is_no_network_gets_a_sentence(tmp_path: Path) -> None:

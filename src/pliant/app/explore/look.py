@@ -6,16 +6,19 @@ import base64
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from pliant.app.explore.networks import Network
 from pliant.app.explore.pictures import Picture, canvas, png_address
-from pliant.models import FasterRCNN, boxes
+from pliant.models import boxes
 from pliant.models.two_stage import TwoStage, listed
+from pliant.nn import DeformPSRoIPool
+from pliant.show.bins import bins, layers
 from pliant.show.paths import Step
-from pliant.show.recording import Node, Recording, choice, record
+from pliant.show.recording import record
 
 RESPONSES = 32  # longer side of the map of first responses, in cells
 LEAST = 0.05  # score of a detection that is shown
@@ -34,14 +37,14 @@ def look(network: Network, picture: Picture, scale: float = 1.0, angle: float = 
     seen = canvas(picture, network, scale, angle)
     input = network.prepare(seen)
     _, H, W = seen.shape
-    names, chain = way(record(network.body(), input))
-    titles = network.titles(names, [step.taps for step in chain])
+    steps = record(network.body(), input).steps("")
+    titles = network.titles([(name, step.taps) for name, step in steps])
     return {
         "width": W,
         "height": H,
         "picture": png_address(seen),
         "grey": not network.detects,
-        "steps": [_step(step, title) for step, title in zip(chain, titles, strict=True)],
+        "steps": [_step(step, title) for (_, step), title in zip(steps, titles, strict=True)],
         "responses": _responses(network, input),
         "answers": None if network.detects else _answers(network, input),
         "detection": _detection(network, seen) if isinstance(network.model, TwoStage) else None,
@@ -58,18 +61,6 @@ def packed(values: Tensor) -> dict[str, Any]:
     factor = max(float(values.abs().max()) if values.numel() else 0.0, 1e-30) / 32767
     whole = (values / factor).round().to(torch.int16).contiguous().numpy().astype("<i2")
     return {"factor": factor, "int16": base64.b64encode(whole.tobytes()).decode()}
-
-
-def way(recording: Recording) -> tuple[list[str], list[Step]]:
-    """Return the steps from the picture to the last map that the body returned, and the names of their modules."""
-    names, steps = [], []
-    node: Node | None = recording.node("")
-    while node is not None:
-        if node.step is not None:
-            names.append(node.module)
-            steps.append(node.step)
-        node = choice(node)
-    return names[::-1], steps[::-1]
 
 
 def _step(step: Step, title: str) -> dict[str, Any]:
@@ -142,39 +133,45 @@ def _detection(network: Network, seen: Tensor) -> dict[str, Any]:
     moved = boxes.clip(boxes.decode(deltas, rois[:, None, 1:], model.box_std), sizes[:1, None])
     columns = found["labels"] if deltas.shape[1] > 1 else torch.zeros_like(found["labels"])
     away = (moved[:, columns] - found["boxes"]).abs().sum(-1)  # (R, n)
-    origin = away.argmin(0) if len(rois) else columns
-    used, which = origin.unique(return_inverse=True)
-    bins, masks = _bins(model, maps, rois[used])
+    origins = rois[away.argmin(0) if len(rois) else columns, 1:]
+    pooled, shifts, masks = _bins(model, seen, maps, origins, found["labels"])
+    rows = zip(found["boxes"].tolist(), found["labels"].tolist(), found["scores"].tolist(), pooled, strict=True)
     return {
         "objects": [
             {"box": box, "label": network.classes[label], "score": round(score, 4), "roi": roi}
-            for box, label, score, roi in zip(
-                found["boxes"].tolist(), found["labels"].tolist(), found["scores"].tolist(), which.tolist(), strict=True
-            )
+            for box, label, score, roi in rows
         ],
         "proposals": rois[:, 1:].round(decimals=2).tolist(),
-        "rois": rois[used, 1:].tolist(),
-        "side": bins.shape[2] if bins is not None else 0,
-        "bins": packed(bins) if bins is not None else None,
-        "masks": packed(masks) if masks is not None else None,
+        "side": 0 if shifts is None else shifts.shape[1],
+        "bins": None if shifts is None else packed(shifts),
+        "masks": None if masks is None else packed(masks),
     }
 
 
-def _bins(model: nn.Module, maps: Sequence[Tensor], rois: Tensor) -> tuple[Tensor | None, Tensor | None]:
-    """Return by how much each bin of RoIs (R, 5) moves, (R, 2, P, P), x first, in pixels, and its mask (R, P, P).
+def _bins(
+    model: TwoStage, seen: Tensor, maps: Sequence[Tensor], rois: Tensor, labels: Tensor
+) -> tuple[list[list[float]], Tensor | None, Tensor | None]:
+    """Return RoIs (n, 4) as they are pooled, how far each of their bins moves (n, P, P, 2) and its mask (n, P, P).
 
-    None where bins stay where they are, or where each class moves them its own way (R-FCN).
+    (y, x) in pixels of the picture; None where bins stay where they are. R-FCN moves the bins of each class apart.
     """
-    if not isinstance(model, FasterRCNN) or model.pool.deform is None:
-        return None, None
-    pool, deform, P = model.pool, model.pool.deform, model.pool.size
-    shifts, masks = rois.new_zeros(len(rois), 2, P, P), rois.new_ones(len(rois), P, P)
-    modulated = False
-    for i, level in enumerate(pool.levels(rois).tolist()):
-        scale = rois.new_tensor([1.0, *[1 / pool.strides[level]] * 4])
-        offset, mask = deform.predict(maps[level], rois[i : i + 1] * scale)
-        sides = (rois[i, 3:] - rois[i, 1:3])[:, None, None]
-        shifts[i] = deform.gamma * sides * offset[0]
-        if mask is not None:
-            modulated, masks[i] = True, mask[0, 0]
-    return shifts, masks if modulated else None
+    there = list(layers(model).values())
+    if not there or not len(rois):
+        return rois.tolist(), None, None
+
+    def call(model: Any, _: Tensor, some: Tensor) -> None:
+        for roi in some:
+            model.head(maps, torch.cat((roi.new_zeros(1), roi))[None])
+
+    # One label at a time where it matters: (label, which of the RoIs).
+    parts: list[tuple[int | None, Tensor]] = [(None, torch.arange(len(rois)))]
+    if isinstance(there[0], DeformPSRoIPool):
+        parts = [(label, (labels == label).nonzero()[:, 0]) for label in labels.unique().tolist()]
+    found = [bins(model, seen, rois[rows], label=label, call=call) for label, rows in parts]
+    back = torch.cat([rows for _, rows in parts]).argsort().numpy()
+    pooled, moved, regular = (
+        np.concatenate([getattr(one, name) for one in found])[back] for name in ("boxes", "moved", "regular")
+    )
+    masks = [one.mask for one in found if one.mask is not None]
+    weights = torch.from_numpy(np.concatenate(masks)[back]) if masks else None
+    return pooled.tolist(), torch.from_numpy(moved - regular), weights

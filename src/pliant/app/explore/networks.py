@@ -74,21 +74,21 @@ class Network:
             return self.model.backbone
         return self.model.features  # type: ignore[return-value]
 
-    def titles(self, modules: Sequence[str], taps: Sequence[int]) -> list[str]:
-        """Return what the page calls steps of the body, from the picture upwards, by their modules' names and taps.
+    def titles(self, steps: Sequence[tuple[str, int]]) -> list[str]:
+        """Return what the page calls steps of the body, from the picture upwards: of each its module's name and taps.
 
         Layers of a classifier keep their names; convolutions of a ResNet are named by stage and number among its
         3×3, as in the papers: "c4.2".
         """
         if not isinstance(self.model, TwoStage):
-            return list(modules)
+            return [module for module, _ in steps]
         named, numbers = [], Counter[int]()
-        for module, count in zip(modules, taps, strict=True):
+        for module, taps in steps:
             if not module.startswith("layer"):
                 named.append({"conv1": "c1", "": "pool1"}.get(module, module))
                 continue
             stage = int(module[len("layer")]) + 1
-            numbers[stage] += count > 1
+            numbers[stage] += taps > 1
             named.append(f"c{stage}.{numbers[stage]}")
         return named
 

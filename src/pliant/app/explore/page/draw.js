@@ -187,15 +187,15 @@ function drawObjects(sheet, detection, shown, chosen, show, colours) {
   }
   if (!object) return;
   if (show.bins && detection.bins) {
-    const [x1, y1, x2, y2] = detection.rois[object.roi], P = detection.side, bins = detection.moves;
-    sheet.box(detection.rois[object.roi], colours.ink, { width: 1, dash: [5, 4], alpha: 0.9 });
+    const [x1, y1, x2, y2] = object.roi, P = detection.side, first = chosen * P * P;
+    sheet.box(object.roi, colours.ink, { width: 1, dash: [5, 4], alpha: 0.9 });
     let top = 0;
-    if (detection.weights) for (let b = 0; b < P * P; b++) top = Math.max(top, detection.weights[object.roi * P * P + b]);
+    if (detection.weights) for (let b = 0; b < P * P; b++) top = Math.max(top, detection.weights[first + b]);
     for (const moved of [false, true]) {
       for (let b = 0; b < P * P; b++) {
         const y = y1 + (Math.floor(b / P) + 0.5) / P * (y2 - y1) - 0.5, x = x1 + (b % P + 0.5) / P * (x2 - x1) - 0.5;
-        const dx = bins[2 * object.roi * P * P + b], dy = bins[(2 * object.roi + 1) * P * P + b];
-        const weight = detection.weights && show.modulation ? detection.weights[object.roi * P * P + b] / top : 1;
+        const dy = detection.moves[2 * (first + b)], dx = detection.moves[2 * (first + b) + 1];
+        const weight = detection.weights && show.modulation ? detection.weights[first + b] / top : 1;
         if (!moved) {
           sheet.dot(y, x, 2.2, colours.ink, { alpha: 0.7, hollow: true });
           sheet.line(y, x, y + dy, x + dx, colours.accent, 1, 0.7);
