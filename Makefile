@@ -12,11 +12,12 @@ PY := .venv/bin/python
 PIP := $(PY) -m pip install --disable-pip-version-check
 TORCH := $(shell grep '^torch==' constraints.txt)
 
-.PHONY: help install demo test test-triton slow lint bench bench-peers count docs wheel clean
+.PHONY: help install demo test test-triton test-browser slow lint bench bench-peers count docs wheel clean
 
 help:
 	@echo 'make demo    the main experiment, the quick version: what deformable layers do on real pictures'
 	@echo 'make test    the tests; make test-triton: those of the GPU kernels, without a GPU'
+	@echo 'make test-browser   the tests of the explorer in Chromium, with what they need'
 	@echo 'make bench   the speed of every operator beside its limit'
 	@echo 'make bench-peers   the same beside other libraries, which it installs into .venv-peers'
 	@echo 'make count   instructions of every kernel against the counts that are held (needs valgrind)'
@@ -36,6 +37,9 @@ test: install
 test-triton: install
 	TRITON_INTERPRET=1 $(PY) -m pytest tests/triton $(ARGS)
 	TRITON_INTERPRET=0 $(PY) -m pytest tests/triton $(ARGS)
+
+test-browser: .venv/.browser
+	$(PY) -m pytest tests/explore/browser $(ARGS)
 
 slow: install
 	$(PY) -m pytest -m slow $(ARGS)
@@ -107,6 +111,15 @@ endef
 .venv/.docs: .venv/.installed
 	@echo 'installing mkdocs'
 	@$(PIP) --quiet -c constraints.txt --group docs
+	@touch $@
+
+# A Chromium that is there is taken; Playwright's own needs the libraries that a desktop has.
+.venv/.browser: .venv/.installed
+	@echo 'installing playwright'
+	@$(PIP) --quiet -c constraints.txt --group browser
+	@for name in chromium chromium-browser google-chrome chrome; do command -v $$name > /dev/null && exit; done; \
+	  echo 'installing Chromium' && $(PY) -m playwright install chromium \
+	  || { echo 'pliant: there is no Chromium here; install one (Debian: apt install chromium)' >&2; exit 1; }
 	@touch $@
 
 # Other libraries stay out of .venv; what is in there, torch and pliant, serves both.

@@ -18,7 +18,7 @@ OPTIONS = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def browser() -> Iterator[Any]:
     api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: make test-browser")
     with api.sync_playwright() as playwright:
@@ -91,7 +91,7 @@ class Page:
         assert self.complaints == []
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def opener(browser: Any) -> Callable[..., Page]:
     """Return what opens a page: of an address, a width, a colour scheme."""
 
