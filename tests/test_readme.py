@@ -65,7 +65,7 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 
 def test_named_commands_exist() -> None:
-    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     said = [(page, words) for page in PAGES for words in commands(page) + inline(page)]
     for program, known in (("make", targets), ("pliant", set(app.COMMANDS))):
         # The first word that is neither an option nor NAME=value.
