@@ -20,6 +20,7 @@ from pliant.app.explore import networks
 from pliant.data import read_image
 from pliant.nn import DeformConv2d, DeformRoIPool
 from pliant.show import figures
+from pliant.show.view import view
 from pliant.studies.geometry import build
 from pliant.train import DataRecipe, DetectorRecipe, ModelRecipe, checkpoint
 from pliant.train.build import build_detector
@@ -171,20 +172,20 @@ def test_pictures_of_every_kind_can_be_looked_at(
     _, H, W = image.shape
     corner = show._moved((float(W), float(H)), seen, factor, shift)
     assert corner is not None
-    view = figures.view(network.model, picture, point=(corner[0], corner[1]), classes=network.classes)
-    Ho, Wo = view.recording.map_size(view.layer)
-    assert 0 <= view.position[0] < Ho
-    assert 0 <= view.position[1] < Wo
+    look = view(network.model, picture, point=(corner[0], corner[1]), classes=network.classes)
+    Ho, Wo = look.recording.map_size(look.layer)
+    assert 0 <= look.position[0] < Ho
+    assert 0 <= look.position[1] < Wo
     if network.detects and kind == "large":
-        assert view.position == (Ho - 1, Wo - 1)
+        assert look.position == (Ho - 1, Wo - 1)
 
 
 def test_figures_of_extreme_pictures_have_a_sensible_size(detector: Path) -> None:
     network = networks.read(detector)
     for size in ((2, 96), (96, 3)):
-        view = figures.view(network.model, torch.rand(3, *size), classes=network.classes)
+        look = view(network.model, torch.rand(3, *size), classes=network.classes)
         for maker in (figures._overview, figures._sampling, figures._dilation):
-            figure = maker(view)
+            figure = maker(look)
             with Image.open(io.BytesIO(figure.data)) as picture:
                 assert min(picture.size) > 90
                 assert max(picture.size) < 3000

@@ -11,7 +11,8 @@ from PIL import Image
 from torch import nn
 
 from pliant.nn import DeformConv2d, LocalResponseNorm
-from pliant.show.figures import figures, view
+from pliant.show.figures import figures
+from pliant.show.view import view
 
 
 class Own(nn.Module):

@@ -15,6 +15,7 @@ from torch import Tensor
 from pliant.app.explore import networks, pictures
 from pliant.data import read_image
 from pliant.show import figures
+from pliant.show.view import view
 from pliant.studies.report import page
 from pliant.train import DetectorRecipe, checkpoint
 from pliant.train.build import resizing
@@ -72,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
     picture = seen if network.detects else seen[:1]
     drawn = seen.permute(1, 2, 0) if network.detects else seen[0]
     try:
-        view = figures.view(
+        look = view(
             network.model, picture, image=drawn.double().numpy(), layer=args.layer, classes=network.classes,
             point=None if point is None else (point[0], point[1]),
             box=None if box is None else (box[0], box[1], box[2], box[3]),
@@ -80,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
     except (KeyError, TypeError) as error:
         raise ValueError(error.args[0]) from error
     found, notes = figures.figures(
-        view, error=args.error, evaluations=args.evaluations, tell=lambda name: print(f"  {name}.png", flush=True)
+        look, error=args.error, evaluations=args.evaluations, tell=lambda name: print(f"  {name}.png", flush=True)
     )
     facts = {
         "network": f"{args.model} ({network.label})",

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pliant.models.two_stage import TwoStage
 from pliant.nn import LocalResponseNorm
 from pliant.show import bins, canvas, fields, lrn, sampling
 from pliant.show.canvas import CENTRE, GREEN, INK, REGULAR, TAPS, VERMILION, YELLOW
 from pliant.show.influence import At, Node, OfBox, locations, receptive_field, saliency_region
-from pliant.show.recording import Recording, record
-
-if TYPE_CHECKING:
-    import numpy as np
+from pliant.show.layout import coloured, frame, grey, height, look_at, row, window
+from pliant.show.recording import record
+from pliant.show.view import View
 
 LAYERS = 3  # of offset fields, masks and dilations: those the paths come through first
 STRONGEST = 400  # effective sampling locations that are drawn
@@ -37,103 +36,13 @@ class Figure:
     caption: str
 
 
-@dataclass(frozen=True)
-class View:
-    """A model, a picture, and where to look; made by :func:`view`.
-
-    Args:
-        model: any module.
-        picture: (C, H, W), as the model takes it.
-        image: (H, W) ink on paper, or (H, W, 3) in 0 … 1: what is drawn.
-        recording: of the model on the picture.
-        layer: whose map is looked at.
-        position: (row, column) on it.
-        box: x1, y1, x2, y2, or None.
-        detections: of a detector: boxes, scores, labels.
-        classes: names of the labels.
-        call: how the model is called, or None.
-    """
-
-    model: nn.Module
-    picture: Tensor
-    image: np.ndarray
-    recording: Recording
-    layer: str
-    position: tuple[int, int]
-    box: tuple[float, float, float, float] | None
-    detections: dict[str, Tensor] = field(default_factory=dict)
-    classes: Sequence[str] = ()
-    call: Callable[[nn.Module, Tensor], Any] | None = None
-
-    @property
-    def paper(self) -> np.ndarray:
-        """Return the picture, pale enough for points on top."""
-        return self.image if self.image.ndim == 2 else 0.45 + 0.55 * self.image
-
-    @property
-    def centre(self) -> tuple[float, float]:
-        """Return the centre of the position in the picture, (y, x)."""
-        y, x = self.recording.centres(self.layer)[self.position]
-        return float(y), float(x)
-
-
-def view(
-    model: nn.Module,
-    picture: Tensor,
-    *,
-    image: np.ndarray | None = None,
-    layer: str | None = None,
-    point: tuple[float, float] | None = None,
-    box: tuple[float, float, float, float] | None = None,
-    classes: Sequence[str] = (),
-    call: Callable[[nn.Module, Tensor], Any] | None = None,
-) -> View:
-    """Run a model over a picture and choose what to look at.
-
-    Args:
-        model: any module; see :func:`pliant.show.recording.record` for what can be followed.
-        picture: (C, H, W), as the model takes it.
-        image: what is drawn, (H, W) or (H, W, 3) in 0 … 1; None: the picture, brought to 0 … 1.
-        layer: name of the module whose map is looked at; None: of a detector of `pliant.models` the last stage of the
-            backbone, else as :meth:`pliant.show.recording.Recording.trace` chooses.
-        point: (x, y) in pixels of the picture; None: the middle of the box, of the best detection, or of the picture.
-        box: x1, y1, x2, y2; None: the best detection, if there are any.
-        classes: names of a detector's labels.
-        call: how the model is called, ``call(model, picture)`` with (1, C, H, W).
-
-    Raises:
-        ValueError: the point or the box is not on the picture, or nothing can be traced.
-    """
-    _, H, W = picture.shape
-    if point is not None and not (0 <= point[0] < W and 0 <= point[1] < H):
-        raise ValueError(f"the point {point[0]:g},{point[1]:g} is not on the picture of {W} × {H} pixels (x,y)")
-    if box is not None and not (0 <= box[0] < box[2] <= W and 0 <= box[1] < box[3] <= H):
-        said = ",".join(f"{v:g}" for v in box)
-        raise ValueError(
-            f"the box {said} is not on the picture of {W} × {H} pixels (x1,y1,x2,y2 with x1 < x2, y1 < y2)"
-        )
-    recording = record(model, picture, call)
-    detections: dict[str, Tensor] = {}
-    if isinstance(model, TwoStage):
-        detections = {key: value.cpu() for key, value in recording.output[0].items()}
-        layer = layer or "backbone.layer4"
-        if box is None and len(detections["boxes"]):
-            x1, y1, x2, y2 = detections["boxes"][0].tolist()
-            box = (x1, y1, x2, y2) if point is None or (x1 <= point[0] < x2 and y1 <= point[1] < y2) else None
-    layer = recording.default_layer() if layer is None else layer
-    if point is None:
-        point = (W / 2, H / 2) if box is None else ((box[0] + box[2]) / 2, (box[1] + box[3]) / 2)
-    position = recording.nearest((point[1] - 0.5, point[0] - 0.5), layer)
-    return View(model, picture, _drawable(picture, image), recording, layer, position, box, detections, classes, call)
-
-
 def figures(
     view: View, *, error: float = ERROR, evaluations: int = 60, tell: Callable[[str], None] | None = None
 ) -> tuple[list[Figure], list[str]]:
     """Draw all that the view has, and say in a sentence each what it has not.
 
     Args:
-        view: from :func:`view`.
+        view: from :func:`pliant.show.view.view`.
         error: bound of the saliency region.
         evaluations: forwards that each search for one may take.
         tell: called with the name of each figure when it is done.
@@ -169,7 +78,7 @@ def _overview(view: View) -> Figure:
     """Draw the picture, the place that is looked at, and what a detector finds."""
     H, W = view.image.shape[:2]
     width = min(max(5.2 * W / H, 2.2), 7.0)
-    figure = canvas.sheet(width, _height(width, H / W))
+    figure = canvas.sheet(width, height(width, H / W))
     axes = figure.add_axes((0.0, 0.0, 1.0, 1.0))
     canvas.show_picture(axes, view.image)
     drawn = 0
@@ -179,11 +88,11 @@ def _overview(view: View) -> Figure:
         for i in reversed(range(drawn)):
             label = int(view.detections["labels"][i])
             name = view.classes[label] if label < len(view.classes) else str(label)
-            _frame(axes, view.detections["boxes"][i].tolist(), GREEN, f"{name} {float(scores[i]):.2f}")
+            frame(axes, view.detections["boxes"][i].tolist(), GREEN, f"{name} {float(scores[i]):.2f}")
     if view.box is not None:
-        _frame(axes, view.box, YELLOW, "")
-    canvas.scatter(axes, _row(view.centre), CENTRE, size=150, marker="P", layer=6)
-    canvas.scatter(axes, _row(view.centre), "white", size=14, outlined=False, layer=7)
+        frame(axes, view.box, YELLOW, "")
+    canvas.scatter(axes, row(view.centre), CENTRE, size=150, marker="P", layer=6)
+    canvas.scatter(axes, row(view.centre), "white", size=14, outlined=False, layer=7)
     y, x = view.centre
     name = view.layer or "the model's output"
     caption = (
@@ -214,19 +123,19 @@ def _sampling(view: View) -> Figure:
         for regular in ((True, False) if deformable else (True,))
         for depth in range(1, most + 1)
     }
-    window = _window(view, np.concatenate([trace.points[trace.inside] for trace in found.values()]))
+    part = window(view.image, np.concatenate([trace.points[trace.inside] for trace in found.values()]))
     rows = len(found) // most
-    ratio = (window[1] - window[0]) / (window[3] - window[2])
-    height = _height(3.7, ratio)
-    figure = canvas.sheet(3.7 * most, rows * (height + 0.3))
+    ratio = (part[1] - part[0]) / (part[3] - part[2])
+    tall = height(3.7, ratio)
+    figure = canvas.sheet(3.7 * most, rows * (tall + 0.3))
     cells = figure.subplots(rows, most, squeeze=False)
     for (regular, depth), trace in found.items():
         axes = cells[0 if regular else 1, depth - 1]
         kind = "regular grid" if regular else "with offsets"
         title = f"{kind}, {depth} layer{'s' * (depth > 1)}: {len(trace.points)} points"
         sampling.draw(axes, view.paper, trace, title=title, color=REGULAR if regular else TAPS)
-        _look_at(axes, window)
-    figure.subplots_adjust(0.005, 0.005, 0.995, 1 - 0.3 / figure.get_figheight(), 0.02, 0.3 / height)
+        look_at(axes, part)
+    figure.subplots_adjust(0.005, 0.005, 0.995, 1 - 0.3 / figure.get_figheight(), 0.02, 0.3 / tall)
     names = ", ".join(found[True, most].layers)
     caption = (
         f"Where the cross looks through the last {most} convolutions of more than one tap (from the top: {names}), "
@@ -276,11 +185,11 @@ def _support(view: View, node: Node, name: str, title: str, what: str, error: fl
     H, W = field_.shape
     count = 2 + bool(points)
     side = 4.0
-    figure = canvas.sheet(side * count, _height(side, H / W) + 0.3)
+    figure = canvas.sheet(side * count, height(side, H / W) + 0.3)
     panels = list(figure.subplots(1, count, squeeze=False)[0])
     # Square roots: gradients fall off so fast that little else than their peak would be seen.
     shown = np.sqrt(field_ / max(field_.max(), 1e-300))
-    fields.draw_map(panels[0], _grey(view.image), shown, cmap="inferno", alpha=0.8, bar=False)
+    fields.draw_map(panels[0], grey(view.image), shown, cmap="inferno", alpha=0.8, bar=False)
     panels[0].set_title("effective receptive field (root)", fontsize=11, color=INK, pad=5)
     if points:
         at, weight = np.concatenate(points), np.concatenate(weights)
@@ -288,16 +197,16 @@ def _support(view: View, node: Node, name: str, title: str, what: str, error: fl
         canvas.show_picture(panels[1], view.paper, "effective sampling locations")
         alpha = 0.15 + 0.85 * weight[best]
         canvas.scatter(panels[1], at[best], TAPS, size=13, alpha=alpha, outlined=False)
-    hidden = np.where(region.mask[..., None], _coloured(view.image), 1.0)
+    hidden = np.where(region.mask[..., None], coloured(view.image), 1.0)
     # Outlines tell white paper from what is cut away.
     canvas.show_picture(panels[-1], hidden, f"saliency region: {region.share:.0%} of the picture")
     if region.mask.any() and not region.mask.all():
         panels[-1].contour(region.mask, levels=[0.5], colors=[VERMILION], linewidths=1.2)
     for axes in panels:
         if view.box is not None:
-            _frame(axes, view.box, YELLOW, "")
+            frame(axes, view.box, YELLOW, "")
         if isinstance(node, At):
-            canvas.scatter(axes, _row(view.centre), CENTRE, size=70, marker="P", layer=6)
+            canvas.scatter(axes, row(view.centre), CENTRE, size=70, marker="P", layer=6)
     figure.subplots_adjust(0.005, 0.005, 0.995, 1 - 0.3 / figure.get_figheight(), 0.02)
     caption = (
         f"What {what} rest on. Left: how strongly their length answers to a small change of each pixel, square root. "
@@ -336,7 +245,7 @@ def _offsets(view: View) -> Iterator[Figure]:
     for i, (name, step) in enumerate(_chosen(view)):
         Ho, Wo = step.above
         Kh, Kw = step.kernel
-        figure = canvas.sheet(1.5 * (Kw + 0.6) + 0.4, Kh * (_height(1.5, Ho / Wo) + 0.25) + 0.1)
+        figure = canvas.sheet(1.5 * (Kw + 0.6) + 0.4, Kh * (height(1.5, Ho / Wo) + 0.25) + 0.1)
         figure.set_layout_engine("constrained")
         fields.draw_offsets(figure, step)
         groups = f", first of {step.groups} offset groups" if step.groups > 1 else ""
@@ -353,7 +262,7 @@ def _masks(view: View) -> Iterator[Figure]:
         raise LookupError("No deformable convolution of the model is modulated: no masks are drawn.")
     for i, (name, step) in enumerate(modulated):
         Ho, Wo = step.above
-        figure = canvas.sheet(1.5 * step.kernel[1] + 0.7, step.kernel[0] * (_height(1.5, Ho / Wo) + 0.25))
+        figure = canvas.sheet(1.5 * step.kernel[1] + 0.7, step.kernel[0] * (height(1.5, Ho / Wo) + 0.25))
         figure.set_layout_engine("constrained")
         fields.draw_masks(figure, step)
         caption = f"How much each tap of {name or 'the model'} counts, laid out as the kernel."
@@ -363,11 +272,11 @@ def _masks(view: View) -> Iterator[Figure]:
 def _dilation(view: View) -> Figure:
     chosen = [(name, step) for name, step in _chosen(view) if step.kernel != (1, 1)]
     H, W = view.image.shape[:2]
-    figure = canvas.sheet(4.2 * len(chosen), _height(3.7, H / W) + 0.3)
+    figure = canvas.sheet(4.2 * len(chosen), height(3.7, H / W) + 0.3)
     figure.set_layout_engine("constrained")
     for axes, (name, step) in zip(figure.subplots(1, len(chosen), squeeze=False)[0], chosen, strict=True):
         values, centres = fields.effective_dilation(step), view.recording.centres(name)
-        fields.draw_map(axes, _grey(view.image), values, centres, title=name or "the model")
+        fields.draw_map(axes, grey(view.image), values, centres, title=name or "the model")
     caption = (
         "Effective dilation: the mean distance of adjacent taps, in pixels of the map that the layer samples. Without "
         "offsets it is the dilation of the layer everywhere."
@@ -421,78 +330,3 @@ def _chosen(view: View) -> list[tuple[str, Any]]:
     if not found:
         raise LookupError("The model has no deformable convolution: offsets, masks and dilation are not drawn.")
     return found
-
-
-def _drawable(picture: Tensor, image: np.ndarray | None) -> np.ndarray:
-    if image is not None:
-        return image
-    x = picture.detach().double().cpu()
-    x = (x - x.min()) / (x.max() - x.min()).clamp_min(1e-12)
-    drawn: np.ndarray = (x[:3].permute(1, 2, 0) if len(x) >= 3 else x[0]).numpy()
-    return drawn
-
-
-def _coloured(image: np.ndarray) -> np.ndarray:
-    """Return a picture in three channels as it is drawn: ink is grey on white paper."""
-    if image.ndim == 3:
-        return image
-    paper: np.ndarray = 1 - 0.6 * image[..., None].repeat(3, 2) / max(float(image.max()), 1e-12)
-    return paper
-
-
-def _grey(image: np.ndarray) -> np.ndarray:
-    grey: np.ndarray = _coloured(image).mean(2, keepdims=True).repeat(3, 2)
-    return grey
-
-
-def _row(point: tuple[float, float]) -> np.ndarray:
-    import numpy as np
-
-    return np.array([point])
-
-
-def _window(view: View, points: np.ndarray) -> tuple[float, float, float, float]:
-    """Return the part of the picture that shows all points: top, bottom, left, right; the whole one unless it is far
-    too large for them.
-    """
-    H, W = view.image.shape[:2]
-    middle, reach = points.mean(0), float(abs(points - points.mean(0)).max()) * 1.35 + 2
-    if reach > 0.3 * max(H, W):
-        return -0.5, H - 0.5, -0.5, W - 0.5
-    side = min(max(reach, 0.15 * max(H, W)), min(H, W) / 2)
-    y = min(max(float(middle[0]), side - 0.5), H - 0.5 - side)
-    x = min(max(float(middle[1]), side - 0.5), W - 0.5 - side)
-    return y - side, y + side, x - side, x + side
-
-
-def _height(width: float, ratio: float) -> float:
-    """Return the height of a panel in inches: that of the picture, within reason."""
-    return width * min(max(ratio, 0.35), 2.5)
-
-
-def _look_at(axes: Any, window: tuple[float, float, float, float]) -> None:
-    top, bottom, left, right = window
-    axes.set_xlim(left, right)
-    axes.set_ylim(bottom, top)
-    axes.set_axis_on()
-    axes.set_xticks([])
-    axes.set_yticks([])
-    for patch in axes.patches:
-        patch.set_clip_on(True)
-    for spine in axes.spines.values():
-        spine.set_edgecolor("#B5B5B5")
-
-
-def _frame(axes: Any, box: Sequence[float], color: str, text: str) -> None:
-    from matplotlib.patches import Rectangle
-
-    x1, y1, x2, y2 = box
-    for shade, width in ((INK, 2.8), (color, 1.6)):
-        axes.add_patch(
-            Rectangle((x1 - 0.5, y1 - 0.5), x2 - x1, y2 - y1, fill=False, edgecolor=shade, linewidth=width, zorder=3)
-        )
-    if text:
-        axes.text(
-            x1, max(y1 - 2, 4), text, fontsize=7.5, color="white", va="bottom", clip_on=True, zorder=5,
-            bbox={"facecolor": color, "edgecolor": "none", "pad": 1.0},
-        )  # fmt: skip

@@ -11,7 +11,7 @@ from torch import Tensor
 from pliant.show.paths import Step
 
 if TYPE_CHECKING:
-    from pliant.show.recording import Node
+    from pliant.show.nodes import Node
 
 Values = dict[str, Any]
 

@@ -7,96 +7,21 @@ operators, and branches need no special care. Hooks on the modules give the name
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from pliant.models.two_stage import TwoStage
-from pliant.show import operators
+from pliant.show.nodes import Node as Node
+from pliant.show.nodes import choice as choice
 from pliant.show.paths import Step, Trace, follow, spread
+from pliant.show.watch import Watch, evaluation
 
 if TYPE_CHECKING:
     import numpy as np
-
-
-# They leave places where they are, by detours of operators: nn.Linear works on the last dimension.
-_STILL = (nn.Linear, nn.LocalResponseNorm)
-
-
-@dataclass(frozen=True, eq=False)
-class Node:
-    """One map on its way through the network.
-
-    Args:
-        operator: that made it.
-        module: name of the innermost module that called the operator.
-        axes: which dimensions of the tensor are rows and columns.
-        size: height and width.
-        inputs: the maps that it was made of.
-        step: where it samples its only input, or None where it stays in place.
-        unknown: why it cannot be followed, or "".
-    """
-
-    operator: str
-    module: str
-    axes: tuple[int, int]
-    size: tuple[int, int]
-    inputs: tuple[Node, ...] = ()
-    step: Step | None = None
-    unknown: str = ""
-    # Of the best way down from here: see `choice`.
-    blocked: bool = field(init=False)
-    enlarged: bool = field(init=False)
-    taps: int = field(init=False)
-
-    def __post_init__(self) -> None:
-        down = choice(self)
-        larger = self.step is not None and bool((self.step.stride < 1).any())
-        object.__setattr__(self, "blocked", bool(self.unknown) or (down is not None and down.blocked))
-        object.__setattr__(self, "enlarged", larger or (down is not None and down.enlarged))
-        own = self.step is not None and self.step.taps > 1
-        object.__setattr__(self, "taps", own + (down.taps if down is not None else 0))
-
-
-def choice(node: Node, through: str | None = None) -> Node | None:
-    """Return which of its inputs a path takes from a node; None at the picture.
-
-    Of several maps that are added, joined or multiplied: one of the node's own size (not the gate of a channel), that
-    can be followed, that goes through the module `through` if one is named, that was not enlarged on its way (of a
-    pyramid the lateral input), whose way down has most convolutions of more than one tap (of a residual block the
-    convolutions, not the shortcut), and of equals the first.
-    """
-    best: Node | None = None
-    rank: tuple[Any, ...] = ()
-    for one in node.inputs:
-        # A gate of 1 × 1 keeps its own size, a step is the only input.
-        own = node.step is not None or one.size == node.size
-        here = (own, not one.blocked, through is not None and _passes(one, through), not one.enlarged, one.taps)
-        if best is None or here > rank:
-            best, rank = one, here
-    return best
-
-
-def _passes(node: Node, through: str) -> bool:
-    """Return whether a way down from a node goes through a module."""
-    seen: set[int] = set()
-    waiting = [node]
-    while waiting:
-        one = waiting.pop()
-        if id(one) in seen:
-            continue
-        seen.add(id(one))
-        if one.module == through or one.module.startswith(f"{through}."):
-            return True
-        waiting += one.inputs
-    return False
 
 
 class Recording:
@@ -309,8 +234,8 @@ def record(
     if call is None:
         call = _listed if isinstance(model, TwoStage) else _batched
     found = Recording((shape[-2], shape[-1]))
-    watch = _Watch(found, picture, model, tuple(still))
-    with torch.no_grad(), _evaluation(model), watch.named(model), watch:
+    watch = Watch(found, picture, tuple(still))
+    with torch.no_grad(), evaluation(model), watch.named(model), watch:
         found.output = call(model, picture)
     return found
 
@@ -321,115 +246,3 @@ def _batched(model: nn.Module, picture: Tensor) -> Any:
 
 def _listed(model: nn.Module, picture: Tensor) -> Any:
     return model([picture[0]])
-
-
-class _Watch(TorchDispatchMode):
-    """See every operator, and keep for each living tensor which map it holds."""
-
-    def __init__(self, found: Recording, picture: Tensor, model: nn.Module, still: tuple[str | type, ...]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.found, self.still = found, still
-        self.nodes = WeakTensorKeyDictionary()
-        axes = (picture.dim() - 2, picture.dim() - 1)
-        self.nodes[picture] = Node("picture", "", axes, found.size)
-        self.modules: list[str] = [""]
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        name = func._schema.name
-        if name not in operators.KNOWN:
-            # In inference mode composite operators arrive in one piece.
-            with self:
-                parts = func.decompose(*args, **kwargs)
-            if parts is not NotImplemented:
-                return parts
-        result = func(*args, **kwargs)
-        given = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
-        if any(t in self.nodes for t in given):
-            self._seen(func, name, args, kwargs, given, result)
-        return result
-
-    def _seen(self, func: Any, name: str, args: Any, kwargs: Any, given: list[Tensor], result: Any) -> None:
-        values = operators.arguments(func, args, kwargs)
-        pointwise = torch.Tag.pointwise in func.tags
-        inputs = tuple(self.nodes[t] for t in given if t in self.nodes)
-        for out in (t for t in tree_leaves(result) if isinstance(t, Tensor) and t.dim() >= 2):
-            axes, step, unknown, used = operators.geometry(name, pointwise, values, self.nodes, out)
-            if axes is None:
-                continue
-            size, used = (int(out.shape[axes[0]]), int(out.shape[axes[1]])), used or inputs
-            # The error of a path names the first module on the way up that cannot be followed.
-            unknown = "" if all(one.blocked for one in used) else unknown
-            node = Node(name, self.modules[-1], axes, size, used, step, unknown)
-            self.nodes[out] = node
-            if step is not None and step.offset is not None:
-                self.found._deformable.pop(node.module, None)
-                self.found._deformable[node.module] = step
-            if name == "aten::copy_" and out._base is not None:
-                self._written(out, node)
-
-    def _written(self, part: Tensor, node: Node) -> None:
-        """Let the tensor that `part` is a window of hold what was written there (how batches are padded)."""
-        whole = part._base
-        assert whole is not None
-        axes = (whole.dim() - 2, whole.dim() - 1)
-        size = (int(whole.shape[axes[0]]), int(whole.shape[axes[1]]))
-        start = part.storage_offset() - whole.storage_offset()
-        rows, columns = whole.stride(axes[0]), whole.stride(axes[1])
-        if whole.dim() < 3 or whole in self.nodes or not whole.is_contiguous() or part.stride()[-2:] != (rows, columns):
-            self.nodes[whole] = Node(node.operator, node.module, axes, size, (node,), None, "it writes into a map")
-            return
-        start %= whole.stride(axes[0] - 1)
-        regular = -torch.tensor([[start // rows, start % rows // columns]], dtype=torch.float64)
-        step = Step(regular, torch.ones(2, dtype=torch.float64), node.size, size)
-        self.nodes[whole] = Node(node.operator, node.module, axes, size, (node,), step)
-
-    @contextmanager
-    def named(self, model: nn.Module) -> Iterator[None]:
-        """Keep the name of the module at work, and the maps that each one returns."""
-        handles = []
-        for name, module in model.named_modules():
-            self.found._classes[name] = type(module).__name__
-            if isinstance(module, torch.jit.ScriptModule):
-                continue  # takes no hooks from outside
-            handles.append(module.register_forward_pre_hook(lambda *_, name=name: self.modules.append(name)))
-            still = any(name == s if isinstance(s, str) else isinstance(module, s) for s in (*_STILL, *self.still))
-            handles.append(
-                module.register_forward_hook(
-                    lambda module, args, kwargs, output, name=name, still=still: self._ended(
-                        name, module, still, (args, kwargs), output
-                    ),
-                    with_kwargs=True,
-                )
-            )
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
-
-    def _ended(self, name: str, module: nn.Module, still: bool, inputs: Any, output: Any) -> None:
-        self.modules.pop()
-        tensors = [t for t in tree_leaves(output) if isinstance(t, Tensor)]
-        given = [self.nodes[t] for t in tree_leaves(inputs) if isinstance(t, Tensor) and t in self.nodes]
-        if still and given:
-            node = given[0]
-            across = isinstance(module, nn.Linear) and node.axes[1] == tensors[0].dim() - 1
-            for tensor in () if across else tensors:
-                if tensor.dim() > node.axes[1] and tuple(tensor.shape[a] for a in node.axes) == node.size:
-                    self.nodes[tensor] = Node("still", name, node.axes, node.size, (node,))
-        held = [t for t in tensors if t in self.nodes]
-        if held:
-            self.found._maps.setdefault(name, []).append([self.nodes[t] for t in held])
-
-
-@contextmanager
-def _evaluation(model: nn.Module) -> Iterator[None]:
-    """Keep batch normalization and dropout from seeing this pass."""
-    training = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, was in training:
-            module.training = was

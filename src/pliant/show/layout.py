@@ -1,0 +1,81 @@
+"""Sizes of panels, boxes and grounds: the small pieces that figures are laid out with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from pliant.show.canvas import INK
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+def coloured(image: np.ndarray) -> np.ndarray:
+    """Return a picture in three channels as it is drawn: ink is grey on white paper."""
+    if image.ndim == 3:
+        return image
+    paper: np.ndarray = 1 - 0.6 * image[..., None].repeat(3, 2) / max(float(image.max()), 1e-12)
+    return paper
+
+
+def grey(image: np.ndarray) -> np.ndarray:
+    """Return a picture without its colours, in three channels."""
+    shade: np.ndarray = coloured(image).mean(2, keepdims=True).repeat(3, 2)
+    return shade
+
+
+def row(point: tuple[float, float]) -> np.ndarray:
+    """Return a point as an array of one."""
+    import numpy as np
+
+    return np.array([point])
+
+
+def window(image: np.ndarray, points: np.ndarray) -> tuple[float, float, float, float]:
+    """Return the part of the picture that shows all points: top, bottom, left, right; the whole one unless it is far
+    too large for them.
+    """
+    H, W = image.shape[:2]
+    middle, reach = points.mean(0), float(abs(points - points.mean(0)).max()) * 1.35 + 2
+    if reach > 0.3 * max(H, W):
+        return -0.5, H - 0.5, -0.5, W - 0.5
+    side = min(max(reach, 0.15 * max(H, W)), min(H, W) / 2)
+    y = min(max(float(middle[0]), side - 0.5), H - 0.5 - side)
+    x = min(max(float(middle[1]), side - 0.5), W - 0.5 - side)
+    return y - side, y + side, x - side, x + side
+
+
+def height(width: float, ratio: float) -> float:
+    """Return the height of a panel in inches: that of the picture, within reason."""
+    return width * min(max(ratio, 0.35), 2.5)
+
+
+def look_at(axes: Any, part: tuple[float, float, float, float]) -> None:
+    """Show a part of the picture, with a frame around it."""
+    top, bottom, left, right = part
+    axes.set_xlim(left, right)
+    axes.set_ylim(bottom, top)
+    axes.set_axis_on()
+    axes.set_xticks([])
+    axes.set_yticks([])
+    for patch in axes.patches:
+        patch.set_clip_on(True)
+    for spine in axes.spines.values():
+        spine.set_edgecolor("#B5B5B5")
+
+
+def frame(axes: Any, box: Sequence[float], color: str, text: str) -> None:
+    """Draw a box that shows on any ground, and a name on it."""
+    from matplotlib.patches import Rectangle
+
+    x1, y1, x2, y2 = box
+    for shade, width in ((INK, 2.8), (color, 1.6)):
+        axes.add_patch(
+            Rectangle((x1 - 0.5, y1 - 0.5), x2 - x1, y2 - y1, fill=False, edgecolor=shade, linewidth=width, zorder=3)
+        )
+    if text:
+        axes.text(
+            x1, max(y1 - 2, 4), text, fontsize=7.5, color="white", va="bottom", clip_on=True, zorder=5,
+            bbox={"facecolor": color, "edgecolor": "none", "pad": 1.0},
+        )  # fmt: skip

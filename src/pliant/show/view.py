@@ -1,0 +1,114 @@
+"""A model, a picture and a place: what the figures of one look are about."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from pliant.models.two_stage import TwoStage
+from pliant.show.recording import Recording, record
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+@dataclass(frozen=True)
+class View:
+    """A model, a picture, and where to look; made by :func:`view`.
+
+    Args:
+        model: any module.
+        picture: (C, H, W), as the model takes it.
+        image: (H, W) ink on paper, or (H, W, 3) in 0 … 1: what is drawn.
+        recording: of the model on the picture.
+        layer: whose map is looked at.
+        position: (row, column) on it.
+        box: x1, y1, x2, y2, or None.
+        detections: of a detector: boxes, scores, labels.
+        classes: names of the labels.
+        call: how the model is called, or None.
+    """
+
+    model: nn.Module
+    picture: Tensor
+    image: np.ndarray
+    recording: Recording
+    layer: str
+    position: tuple[int, int]
+    box: tuple[float, float, float, float] | None
+    detections: dict[str, Tensor] = field(default_factory=dict)
+    classes: Sequence[str] = ()
+    call: Callable[[nn.Module, Tensor], Any] | None = None
+
+    @property
+    def paper(self) -> np.ndarray:
+        """Return the picture, pale enough for points on top."""
+        return self.image if self.image.ndim == 2 else 0.45 + 0.55 * self.image
+
+    @property
+    def centre(self) -> tuple[float, float]:
+        """Return the centre of the position in the picture, (y, x)."""
+        y, x = self.recording.centres(self.layer)[self.position]
+        return float(y), float(x)
+
+
+def view(
+    model: nn.Module,
+    picture: Tensor,
+    *,
+    image: np.ndarray | None = None,
+    layer: str | None = None,
+    point: tuple[float, float] | None = None,
+    box: tuple[float, float, float, float] | None = None,
+    classes: Sequence[str] = (),
+    call: Callable[[nn.Module, Tensor], Any] | None = None,
+) -> View:
+    """Run a model over a picture and choose what to look at.
+
+    Args:
+        model: any module; see :func:`pliant.show.recording.record` for what can be followed.
+        picture: (C, H, W), as the model takes it.
+        image: what is drawn, (H, W) or (H, W, 3) in 0 … 1; None: the picture, brought to 0 … 1.
+        layer: name of the module whose map is looked at; None: of a detector of `pliant.models` the last stage of the
+            backbone, else as :meth:`pliant.show.recording.Recording.trace` chooses.
+        point: (x, y) in pixels of the picture; None: the middle of the box, of the best detection, or of the picture.
+        box: x1, y1, x2, y2; None: the best detection, if there are any.
+        classes: names of a detector's labels.
+        call: how the model is called, ``call(model, picture)`` with (1, C, H, W).
+
+    Raises:
+        ValueError: the point or the box is not on the picture, or nothing can be traced.
+    """
+    _, H, W = picture.shape
+    if point is not None and not (0 <= point[0] < W and 0 <= point[1] < H):
+        raise ValueError(f"the point {point[0]:g},{point[1]:g} is not on the picture of {W} × {H} pixels (x,y)")
+    if box is not None and not (0 <= box[0] < box[2] <= W and 0 <= box[1] < box[3] <= H):
+        said = ",".join(f"{v:g}" for v in box)
+        raise ValueError(
+            f"the box {said} is not on the picture of {W} × {H} pixels (x1,y1,x2,y2 with x1 < x2, y1 < y2)"
+        )
+    recording = record(model, picture, call)
+    detections: dict[str, Tensor] = {}
+    if isinstance(model, TwoStage):
+        detections = {key: value.cpu() for key, value in recording.output[0].items()}
+        layer = layer or "backbone.layer4"
+        if box is None and len(detections["boxes"]):
+            x1, y1, x2, y2 = detections["boxes"][0].tolist()
+            box = (x1, y1, x2, y2) if point is None or (x1 <= point[0] < x2 and y1 <= point[1] < y2) else None
+    layer = recording.default_layer() if layer is None else layer
+    if point is None:
+        point = (W / 2, H / 2) if box is None else ((box[0] + box[2]) / 2, (box[1] + box[3]) / 2)
+    position = recording.nearest((point[1] - 0.5, point[0] - 0.5), layer)
+    return View(model, picture, drawable(picture, image), recording, layer, position, box, detections, classes, call)
+
+
+def drawable(picture: Tensor, image: np.ndarray | None) -> np.ndarray:
+    if image is not None:
+        return image
+    x = picture.detach().double().cpu()
+    x = (x - x.min()) / (x.max() - x.min()).clamp_min(1e-12)
+    drawn: np.ndarray = (x[:3].permute(1, 2, 0) if len(x) >= 3 else x[0]).numpy()
+    return drawn
