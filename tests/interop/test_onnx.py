@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from pliant import ops
-from pliant.interop.onnx import export, rewriting
+from pliant.interop import _rewriting
+from pliant.interop.onnx import export
 from pliant.models import RFCN, FasterRCNN, ResNet
 from pliant.nn import DeformConv2d, LocalResponseNorm
 from pliant.testing import error
@@ -87,7 +88,7 @@ def test_clamping_is_exact_before_it_is_exported() -> None:
     offset[0, :4, 2] = torch.nan
     mask = torch.rand(2, 18, 6, 5, dtype=torch.float64)
     for given in (mask, None):
-        actual = rewriting.clamped(x, offset, weight, None, given, 1, 1, 1, 1, 1, 1, True)
+        actual = _rewriting.clamped(x, offset, weight, None, given, 1, 1, 1, 1, 1, 1, True)
         assert error(actual, ops.deform_conv2d(x, offset, weight, padding=1, mask=given, boundary="clamp")) < 1e-12
 
 

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import inspect
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from pliant.interop.onnx import rewriting
+from pliant.interop._program import program, quiet
 
 FIRST = 19  # DeformConv begins here
 NEWER = 22  # has new versions of RoiAlign and MaxRoiPool
-FREE = {4: (0, 2, 3), 2: (0,)}  # of maps (N, C, H, W) and of RoIs (R, 5): which sizes `dynamic` leaves open
 
 
 def export(
@@ -62,10 +60,6 @@ def export(
     """
     if opset < FIRST:
         raise ValueError(f"onnx.export: opset must be at least {FIRST}, where DeformConv begins, got {opset}")
-    if model.training:
-        raise ValueError("onnx.export: the model is in training mode; call model.eval() first")
-    if dynamic and dynamic_shapes is not None:
-        raise ValueError("onnx.export: pass dynamic or dynamic_shapes, not both")
     for needed in ("onnx", "onnxscript"):
         try:
             __import__(needed)
@@ -74,25 +68,17 @@ def export(
             raise ModuleNotFoundError(sentence, name=needed) from error
     from pliant.interop.onnx import translating
 
-    args, kwargs = tuple(args), dict(kwargs or {})
-    if dynamic:
-        names = list(inspect.signature(model.forward).parameters)
-        dynamic_shapes = {name: _free(value) for name, value in zip(names, args, strict=False)}
-        dynamic_shapes |= {name: _free(value) for name, value in kwargs.items()}
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", r"`isinstance\(treespec", FutureWarning)  # torch's own, about itself
-        program = torch.export.export(model, args, kwargs, dynamic_shapes=dynamic_shapes)
-        if rules := rewriting.rules(program.graph):
-            program = program.run_decompositions(rules)
-        if opset >= NEWER and any(node.target in translating.ROIS for node in program.graph.nodes):
-            warnings.warn(
-                f"onnx.export: the file has RoI operators of opset {opset}, for which ONNX Runtime (1.32) has no CPU "
-                f"kernels; it has those of opset {FIRST} to {NEWER - 1}",
-                UserWarning,
-                stacklevel=2,
-            )
+    exported = program("onnx.export", model, args, kwargs, dynamic, dynamic_shapes, clamp=True)
+    if opset >= NEWER and any(node.target in translating.ROIS for node in exported.graph.nodes):
+        warnings.warn(
+            f"onnx.export: the file has RoI operators of opset {opset}, for which ONNX Runtime (1.32) has no CPU "
+            f"kernels; it has those of opset {FIRST} to {NEWER - 1}",
+            UserWarning,
+            stacklevel=2,
+        )
+    with torch.no_grad(), quiet():
         written = torch.onnx.export(
-            program,
+            exported,
             dynamo=True,
             opset_version=opset,
             custom_translation_table=translating.table(opset),
@@ -102,10 +88,3 @@ def export(
         )
     assert written is not None
     written.save(str(path), external_data=external_data)
-
-
-def _free(value: Any) -> Any:
-    """Return which sizes of an argument may change: batch, height and width of a map."""
-    if isinstance(value, Tensor):
-        return dict.fromkeys(FREE.get(value.dim(), ()), torch.export.Dim.DYNAMIC)
-    return type(value)(map(_free, value)) if isinstance(value, list | tuple) else None

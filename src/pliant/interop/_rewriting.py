@@ -1,4 +1,4 @@
-"""Our operators in terms of those that ONNX has, written in PyTorch: what an exported program is rewritten with."""
+"""Our operators in terms of those that ONNX and OpenVINO have, in PyTorch: what programs are rewritten with."""
 
 from __future__ import annotations
 
@@ -14,10 +14,14 @@ from pliant.ops._bins import spans
 from pliant.ops.deform_psroi_pool import reference as deform_psroi_pool
 
 
-def rules(graph: fx.Graph) -> dict[Any, Callable[..., Any]]:
-    """Return, for those operators in a graph that ONNX has in part or not at all, what stands for them.
+def rules(graph: fx.Graph, *, clamp: bool) -> dict[Any, Callable[..., Any]]:
+    """Return, for those operators in a graph that others have in part or not at all, what stands for them.
 
-    A rule returns NotImplemented where ONNX has the operator: it stays, and is translated.
+    A rule returns NotImplemented where others have the operator: it stays, and is translated.
+
+    Args:
+        graph: of an exported program.
+        clamp: whether ``boundary="clamp"`` of deformable convolution is rewritten too.
     """
     ours = torch.ops.pliant
     every: dict[Any, Callable[..., Any]] = {
@@ -28,8 +32,9 @@ def rules(graph: fx.Graph) -> dict[Any, Callable[..., Any]]:
         ours.ps_roi_align.default: ps_roi_align,
         ours.ps_roi_pool.default: ps_roi_pool,
     }
-    # Rewriting traces the whole program again; a network without clamped samples is spared that.
-    targets = {node.target for node in graph.nodes if node.target != ours.deform_conv2d.default or node.args[-1]}
+    # Rewriting traces the whole program again; a network that needs none is spared that.
+    conv = ours.deform_conv2d.default
+    targets = {node.target for node in graph.nodes if node.target != conv or (clamp and node.args[-1])}
     return {operator: rule for operator, rule in every.items() if operator in targets}
 
 

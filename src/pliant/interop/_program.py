@@ -1,0 +1,71 @@
+"""Programs of torch.export as other formats take them: what may change in size, and operators that others have."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+
+from pliant.interop import _rewriting
+
+FREE = {4: (0, 2, 3), 2: (0,)}  # of maps (N, C, H, W) and of RoIs (R, 5): which sizes `dynamic` leaves open
+
+
+def program(
+    op: str,
+    model: nn.Module,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any] | None,
+    dynamic: bool,
+    dynamic_shapes: Any,
+    *,
+    clamp: bool,
+) -> ExportedProgram:
+    """Export a model and rewrite what others do not have.
+
+    Args:
+        op: who asks, for errors.
+        model: in evaluation mode.
+        args: inputs to trace it with.
+        kwargs: more inputs, by name.
+        dynamic: batch, height and width of maps and the number of RoIs may change.
+        dynamic_shapes: as torch.export takes them, instead of `dynamic`.
+        clamp: whether ``boundary="clamp"`` of deformable convolution is rewritten too.
+
+    Raises:
+        ValueError: a model in training mode, or both kinds of dynamic shapes.
+    """
+    if model.training:
+        raise ValueError(f"{op}: the model is in training mode; call model.eval() first")
+    if dynamic and dynamic_shapes is not None:
+        raise ValueError(f"{op}: pass dynamic or dynamic_shapes, not both")
+    args, kwargs = tuple(args), dict(kwargs or {})
+    if dynamic:
+        names = list(inspect.signature(model.forward).parameters)
+        dynamic_shapes = {name: _free(value) for name, value in zip(names, args, strict=False)}
+        dynamic_shapes |= {name: _free(value) for name, value in kwargs.items()}
+    with torch.no_grad(), quiet():
+        found = torch.export.export(model, args, kwargs, dynamic_shapes=dynamic_shapes)
+        rules = _rewriting.rules(found.graph, clamp=clamp)
+        return found.run_decompositions(rules) if rules else found
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Drop what torch warns about its own use of itself."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"`isinstance\(treespec", FutureWarning)
+        yield
+
+
+def _free(value: Any) -> Any:
+    """Return which sizes of an argument may change."""
+    if isinstance(value, Tensor):
+        return dict.fromkeys(FREE.get(value.dim(), ()), torch.export.Dim.DYNAMIC)
+    return type(value)(map(_free, value)) if isinstance(value, list | tuple) else None

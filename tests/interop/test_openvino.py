@@ -1,0 +1,158 @@
+"""OpenVINO computes what we compute, from programs and from traces."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pliant import ops
+from pliant.interop import openvino as ours
+from pliant.models import ResNet
+from pliant.nn import DeformConv2d, DeformPSRoIPool, DeformRoIPool, LocalResponseNorm
+from pliant.testing import error
+
+# Of tracing, which OpenVINO does by itself.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning"),
+]
+FREE = torch.export.Dim.DYNAMIC
+
+
+def test_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "openvino", None)
+    sentence = r'^openvino: needs the package openvino: pip install "pliant\[openvino\]"$'
+    with pytest.raises(ModuleNotFoundError, match=sentence):
+        ours.extensions()
+    with pytest.raises(ModuleNotFoundError, match=sentence):
+        ours.convert(nn.Identity().eval(), (torch.ones(1),))
+
+
+@pytest.fixture(scope="module")
+def openvino() -> Any:
+    return pytest.importorskip("openvino", reason="openvino is not installed (the extra openvino)")
+
+
+def _agree(openvino: Any, converted: Any, model: nn.Module, *given: tuple[Tensor, ...]) -> None:
+    compiled = openvino.Core().compile_model(converted, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    for args in given:
+        found = compiled([t.numpy() for t in args])
+        with torch.no_grad():
+            expected = model(*args)
+        expected = expected if isinstance(expected, tuple) else (expected,)
+        for i, wanted in enumerate(expected):
+            assert error(torch.from_numpy(found[i]), wanted) <= 1e-5
+
+
+def _drawn(model: nn.Module, std: float) -> nn.Module:
+    torch.manual_seed(0)
+    for name, parameter in model.named_parameters():
+        if "offset" in name:
+            nn.init.normal_(parameter, std=std)
+    return model.eval()
+
+
+LAYERS: dict[str, dict[str, Any]] = {
+    "version 2": {"kernel_size": 3, "padding": 1},
+    "everything": {
+        "kernel_size": (3, 2),
+        "stride": (2, 1),
+        "padding": (1, 0),
+        "dilation": (2, 1),
+        "groups": 2,
+        "bias": False,
+        "version": 1,
+        "offset_groups": 4,
+    },
+    "clamped": {"kernel_size": 3, "padding": 1, "boundary": "clamp", "offset_groups": 2},
+}
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+@pytest.mark.parametrize("way", ["exported", "traced"])
+def test_deformable_layers(openvino: Any, layer: str, way: str) -> None:
+    net: nn.Module = _drawn(DeformConv2d(8, 6, **LAYERS[layer]), 0.3)
+    x, other = torch.randn(2, 8, 12, 11), torch.randn(3, 8, 9, 14)
+    if way == "exported":
+        converted = ours.convert(net, (x,), dynamic=True)
+    else:
+        net = nn.Sequential(nn.Conv2d(8, 8, 1), net).eval()
+        converted = openvino.convert_model(net, example_input=x, extension=ours.extensions())
+    _agree(openvino, converted, net, (x,), (other,))
+
+
+class Norms(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.five, self.four = LocalResponseNorm(5, alpha=0.5), LocalResponseNorm(4, alpha=0.5)
+        self.spatial = LocalResponseNorm(3, alpha=0.5, region="spatial")
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        return self.five(x), self.four(x), self.spatial(x), ops.lrn(x, 2, 1.0, 0.5, 0.75)
+
+
+def test_normalization(openvino: Any) -> None:
+    torch.manual_seed(0)
+    x = 3 * torch.randn(2, 8, 5, 6)
+    net = Norms().eval()
+    _agree(openvino, ours.convert(net, (x,)), net, (x,))
+
+
+class Pools(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.deform = DeformRoIPool(2, 8, 0.5, 2, hidden=(8,))
+        self.parts = DeformPSRoIPool(2, 8, 2, 0.5, sample_per_part=2)
+
+    def forward(self, x: Tensor, rois: Tensor) -> tuple[Tensor, ...]:
+        return (
+            ops.roi_align(x, rois, (2, 3), 0.5, 2, True),
+            ops.roi_align(x, rois, (2, 3), 0.5, 0, False),
+            ops.roi_pool(x, rois, (2, 3), 0.5),
+            ops.ps_roi_align(x, rois, 2, 0.5, 2),
+            ops.ps_roi_pool(x, rois, 2, 0.5),
+            self.deform(x, rois),
+            self.parts(x, x, rois),
+        )
+
+
+def test_rois(openvino: Any) -> None:
+    net = _drawn(Pools(), 0.3)
+    corner = torch.rand(31, 2) * torch.tensor([27.0, 20.0])
+    rois = torch.cat([torch.randint(2, (31, 1)).float(), corner, corner + 16 * torch.rand(31, 2)], 1)
+    x = torch.randn(2, 8, 13, 17)
+    converted = ours.convert(net, (x, rois[:20]), dynamic_shapes=({}, {0: FREE}))
+    _agree(openvino, converted, net, (x, rois[:20]), (x, rois))
+
+
+class Traced(nn.Module):
+    def forward(self, x: Tensor, rois: Tensor) -> tuple[Tensor, ...]:
+        return ops.roi_align(x, rois, 2, 0.5, 2, True), ops.roi_pool(x, rois, 2, 0.5), ops.local_response_norm(x, 3)
+
+
+def test_traced_rois(openvino: Any) -> None:
+    torch.manual_seed(0)
+    x, rois = torch.randn(2, 8, 13, 17), torch.tensor([[0.0, 2, 3, 20, 11], [1, 5, 5, 5.5, 6]])
+    net = Traced().eval()
+    converted = openvino.convert_model(net, example_input=(x, rois), extension=ours.extensions())
+    converted.reshape({converted.inputs[0]: x.shape, converted.inputs[1]: rois.shape})
+    _agree(openvino, converted, net, (x, rois))
+
+
+def test_a_deformable_resnet(openvino: Any) -> None:
+    net = _drawn(ResNet(18, deform=(None, None, "v1", "v2"), width=8), 0.02)
+    x, other = torch.randn(2, 3, 64, 64), torch.randn(3, 3, 96, 80)
+    _agree(openvino, ours.convert(net, (x,), dynamic=True), net, (x,), (other,))
+
+
+def test_what_the_extensions_refuse(openvino: Any) -> None:
+    x = torch.randn(2, 8, 5, 6)
+    with pytest.raises(Exception, match=r"OpenVINO has it for odd windows over dimension 1"):
+        openvino.convert_model(LocalResponseNorm(4), example_input=x, extension=ours.extensions())
+    with pytest.raises(
+        ValueError, match=r"^openvino.convert: the model is in training mode; call model.eval\(\) first$"
+    ):
+        ours.convert(DeformConv2d(8, 8, 3), (x,))
