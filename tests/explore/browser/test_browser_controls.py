@@ -50,9 +50,10 @@ def test_every_switch_of_the_sampling_points_draws_something(page: Any) -> None:
 def test_offset_groups_can_be_left_out(page: Any, server: Server) -> None:
     page.model(next(i for i in server.networks if i.endswith("best.pt")))
     assert page.page.locator("#units label").all_inner_texts() == ["c5.2", "c5.1", "c4.2", "c4.1"]
-    assert page.page.evaluate("state.found[0].count") == 18
+    assert page.page.evaluate("state.found.map(f => f.count)") == [18, 324, 5832]
     assert page.changes(lambda: page.page.locator("#groups input").first.uncheck())
-    assert page.page.evaluate("state.found[0].count") == 9
+    assert page.page.evaluate("state.found.map(f => f.count)") == [9, 81, 729]
+    assert page.page.locator("#levels small").all_inner_texts() == ["9 points", "81 points", "729 points"]
     page.page.locator("#groups input").last.uncheck()
     page.settled()
     page.said("no points")
@@ -148,10 +149,9 @@ def test_detections_boxes_rois_and_bins(page: Any) -> None:
     page.model(DETECTOR)
     assert page.changes(lambda: tab.check("#mode-objects"))
     assert not tab.locator("#points-controls").is_visible()
-    for id in ("boxes", "rois", "bins"):
-        assert page.changes(lambda id=id: tab.click(f"#{id}")), id
-    tab.check("#boxes")
-    tab.check("#bins")
+    for id in ("boxes", "rois", "bins", "weights"):
+        for _ in ("off", "on"):
+            assert page.changes(lambda id=id: tab.click(f"#{id}")), id
     objects = tab.evaluate("state.look.detection.objects")
     many = [o for o in objects if o["score"] >= 0.5]
     texts = tab.locator("#objects button").all_inner_texts()

@@ -43,7 +43,7 @@ function toned(image, grey, colours) {
 }
 
 /** Return a map of numbers as a picture of one colour, the more opaque the larger. */
-function heat(values, width, height, colour, top, power = 0.5) {
+function heat(values, width, height, colour, top, { power = 0.5, most = 0.55 } = {}) {
   const canvas = document.createElement("canvas");
   canvas.width = width;
   canvas.height = height;
@@ -51,7 +51,7 @@ function heat(values, width, height, colour, top, power = 0.5) {
   context.fillStyle = colour;
   context.fillRect(0, 0, width, height);
   const pixels = context.getImageData(0, 0, width, height);
-  for (let i = 0; i < values.length; i++) pixels.data[4 * i + 3] = 235 * Math.pow(Math.min(1, Math.max(0, values[i] / top)), power);
+  for (let i = 0; i < values.length; i++) pixels.data[4 * i + 3] = 255 * most * Math.pow(Math.min(1, Math.max(0, values[i] / top)), power);
   context.putImageData(pixels, 0, 0);
   return canvas;
 }
@@ -233,7 +233,7 @@ function drawBars(canvas, before, after, channel, colours) {
 function drawMap(canvas, values, width, height, top, place, colours) {
   const W = canvas.clientWidth, H = W * height / width, context = fitted(canvas, W, H);
   context.imageSmoothingEnabled = false;
-  context.drawImage(heat(values, width, height, colours.ink, top, 1), 0, 0, W, H);
+  context.drawImage(heat(values, width, height, colours.ink, top, { power: 1, most: 0.92 }), 0, 0, W, H);
   context.strokeStyle = colours.accent;
   context.lineWidth = 2;
   context.beginPath();

@@ -4,6 +4,7 @@
 const $ = (id) => document.getElementById(id);
 const frozen = $("frozen") ? JSON.parse($("frozen").textContent) : null;
 const MOST_BYTES = 20 * 2 ** 20;
+const MOST_POINTS = 6000; // of one convolution and those above it
 const USUAL = { radius: 5, bias: 1, alpha: 1, beta: 0.5 };
 
 const state = {
@@ -107,10 +108,11 @@ async function show(answer) {
   redraw();
 }
 
-/** Return the channel with the largest responses. */
+/** Return the channel with the largest response in the middle of the picture. */
 function strongest() {
-  const sums = state.responses.map((channel) => channel.reduce((sum, value) => sum + value, 0));
-  return sums.indexOf(Math.max(...sums));
+  const { width, height } = state.look.responses, middle = Math.floor(height / 2) * width + Math.floor(width / 2);
+  const there = state.responses.map((channel) => channel[middle]);
+  return there.indexOf(Math.max(...there));
 }
 
 // ---- controls that depend on the network
@@ -132,26 +134,36 @@ function build() {
   $("groups").replaceChildren(...[...state.groups].map((g) =>
     made("label", {}, made("input", { type: "checkbox", checked: true, onchange: (event) => {
       if (event.target.checked) state.groups.add(g); else state.groups.delete(g);
+      levels();
       redraw();
     } }), `${g + 1}`)));
   $("modulation").disabled = !steps.some((step) => step.modulated);
   $("mode").hidden = !state.look.detection;
+  $("bins").disabled = !state.look.detection || !state.look.detection.bins;
+  $("weights").disabled = !state.look.detection || !state.look.detection.masks;
   if (!state.look.detection) $("mode-points").checked = true;
   modeSaid();
   levels();
 }
 
-/** Return the convolutions that begin paths for the chosen unit, topmost first, at most three. */
+/** Return the convolutions that begin paths for the chosen unit, topmost first: three, or fewer where points are too many. */
 function splitting() {
   const found = [];
-  for (let i = state.unit; i >= 0 && found.length < LEVELS.length; i--) if (state.look.steps[i].branches) found.push(state.look.steps[i]);
+  let count = 1;
+  for (let i = state.unit; i >= 0 && found.length < LEVELS.length; i--) {
+    const step = state.look.steps[i];
+    if (!step.branches) continue;
+    count *= step.T;
+    if (count > MOST_POINTS && found.length) break;
+    found.push(step);
+  }
   return found;
 }
 
 function levels() {
   let count = 1;
   $("levels").replaceChildren(...splitting().map((step, n) => {
-    count *= step.T;
+    count *= taps(step, state).chosen.length;
     return made("label", {}, made("input", { type: "checkbox", id: `level-${n + 1}`, checked: state.levels[n], onchange: (event) => { state.levels[n] = event.target.checked; redraw(); } }),
       made("span", { textContent: n ? `… through ${step.name}` : step.name }), made("small", { textContent: `${count} points` }));
   }));
@@ -164,6 +176,9 @@ function objectMode() {
 function modeSaid() {
   $("points-controls").hidden = objectMode();
   $("objects-controls").hidden = !objectMode();
+  $("keys").textContent = matchMedia("(pointer: coarse)").matches ? "Tap to look from another place." :
+    objectMode() ? "Arrow keys go from box to box; Enter holds and lets go." :
+      "Arrow keys move by one position, with Shift by four; Enter holds and lets go.";
 }
 
 function poseSaid() {
@@ -258,7 +273,7 @@ function drawSampling() {
 
 function drawFound() {
   const { detection } = state.look, shown = shownObjects();
-  const show = { boxes: $("boxes").checked, rois: $("rois").checked, bins: $("bins").checked, modulation: $("modulation").checked };
+  const show = { boxes: $("boxes").checked, rois: $("rois").checked, bins: $("bins").checked, modulation: $("weights").checked };
   drawObjects(sheet, detection, shown, state.chosen, show, colours);
   const object = state.chosen === null ? null : detection.objects[state.chosen];
   said(object ? `${object.label}, score ${object.score.toFixed(2)}; ${shown.length} found, ${detection.proposals.length} RoIs${state.held ? ", held" : ""}` : `nothing found, ${detection.proposals.length} RoIs`);
@@ -272,10 +287,11 @@ function drawInhibition() {
   for (const [id, digits] of [["radius", 0], ["bias", 1], ["alpha", 2], ["beta", 2]]) $(`${id}-said`).textContent = Number($(id).value).toFixed(digits);
   const k = Math.min(responses.length - 1, Number($("channel").value));
   $("channel-said").textContent = k;
-  const column_ = (place) => Float64Array.from(responses, (channel) => channel[place]);
-  const x = column_(row * width + column), y = inhibit(x, radius, bias, alpha, beta);
+  const here = (i, place) => inhibited((j) => responses[j][place], i, responses.length, radius, bias, alpha, beta);
+  const x = Float64Array.from(responses, (channel) => channel[row * width + column]);
+  const y = x.map((_, i) => here(i, row * width + column));
   drawBars($("bars"), x, y, k, colours);
-  const after = Float64Array.from({ length: width * height }, (_, p) => inhibit(column_(p), radius, bias, alpha, beta)[k]);
+  const after = Float64Array.from({ length: width * height }, (_, p) => here(k, p));
   const tallest = (map) => map.reduce((most, value) => Math.max(most, value), 1e-9);
   drawMap($("before"), responses[k], width, height, tallest(responses[k]), [row, column], colours);
   drawMap($("after"), after, width, height, tallest(after), [row, column], colours);
@@ -395,7 +411,7 @@ $("file").addEventListener("change", (event) => { send(event.target.files[0]); e
 $("scale").addEventListener("input", (event) => { state.scale = 2 ** Number(event.target.value); poseSaid(); look(); });
 $("angle").addEventListener("input", (event) => { state.angle = Number(event.target.value); poseSaid(); look(); });
 $("upright").addEventListener("click", () => { Object.assign(state, { scale: 1, angle: 0 }); poseSaid(); look(); });
-for (const id of ["modulation", "regular", "field", "boxes", "rois", "bins", "radius", "bias", "alpha", "beta", "channel"]) $(id).addEventListener("input", redraw);
+for (const id of ["modulation", "regular", "field", "boxes", "rois", "bins", "weights", "radius", "bias", "alpha", "beta", "channel"]) $(id).addEventListener("input", redraw);
 for (const id of ["mode-points", "mode-objects"]) $(id).addEventListener("change", () => { modeSaid(); redraw(); });
 $("least").addEventListener("input", () => { objectsSaid(); redraw(); });
 $("usual").addEventListener("click", () => { for (const [id, value] of Object.entries(USUAL)) $(id).value = value; redraw(); });

@@ -153,13 +153,11 @@ function support(steps, top, q, options = {}) {
   return reach;
 }
 
-/** Return the responses x of all channels at one place after local response normalization, as pliant.ops.lrn. */
-function inhibit(x, radius, bias, alpha, beta) {
-  return Float64Array.from(x, (value, i) => {
-    let energy = 0;
-    for (let j = Math.max(0, i - radius); j <= Math.min(x.length - 1, i + radius); j++) energy += x[j] * x[j];
-    return value * Math.pow(bias + alpha * energy, -beta);
-  });
+/** Return the response of channel i of n after local response normalization, as pliant.ops.lrn; x(j) reads one. */
+function inhibited(x, i, n, radius, bias, alpha, beta) {
+  let energy = 0;
+  for (let j = Math.max(0, i - radius); j <= Math.min(n - 1, i + radius); j++) energy += x(j) * x(j);
+  return x(i) * Math.pow(bias + alpha * energy, -beta);
 }
 
 /** Return the responses of an answer as channels of Float64Array. */
