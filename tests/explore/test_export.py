@@ -47,6 +47,12 @@ def test_names_cannot_end_the_script() -> None:
     assert json.loads(data)["catalog"]["models"][0]["label"].startswith("</script>")
 
 
-def test_a_limit_that_holds_nothing_gets_a_sentence(bundled: dict[str, Network]) -> None:
+def test_what_does_not_fit_is_said(bundled: dict[str, Network]) -> None:
+    networks = [bundled["mdconv-c3-c5-mdpool"], bundled["deform-v1-3"]]
+    answers, left_out = export.frozen(networks, Gallery().all(), most=300_000)
+    assert {entry["model"] for entry in answers["looks"]} == {"deform-v1-3"}
+    assert [entry["id"] for entry in answers["catalog"]["models"]] == ["deform-v1-3"]
+    assert left_out == ["Clothes in a scene: one answer alone is too large"]
+    assert len(whole(answers).encode()) < 300_000
     with pytest.raises(ValueError, match=r"larger than 0\.05 MB"):
-        export.frozen(list(bundled.values()), Gallery().all(), most=50_000)
+        export.frozen(networks, Gallery().all(), most=50_000)

@@ -47,6 +47,21 @@ def test_every_switch_of_the_sampling_points_draws_something(page: Any) -> None:
     assert not tab.locator("#groups-field").is_visible() and not tab.locator("#mode").is_visible()
 
 
+def test_a_slow_receptive_field_waits_until_the_pointer_rests(page: Any) -> None:
+    tab = page.page
+    tab.check("#field")
+    page.settled()
+    page.until("fields.key.startsWith('5,136,')")  # conv5, row 8 of 16, column 8
+    tab.evaluate("fields.cost = 1e9")
+    tab.mouse.move(*page.over(20, 40))
+    page.until("state.output && state.output.q === 165")
+    without = page.drawn()
+    assert not tab.evaluate("fields.key").startswith("5,165,")
+    page.until("fields.key.startsWith('5,165,')")
+    assert page.drawn() != without
+    assert tab.evaluate("fields.cost") < 1e9
+
+
 def test_offset_groups_can_be_left_out(page: Any, server: Server) -> None:
     page.model(next(i for i in server.networks if i.endswith("best.pt")))
     assert page.page.locator("#units label").all_inner_texts() == ["c5.2", "c5.1", "c4.2", "c4.1"]

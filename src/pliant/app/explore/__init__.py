@@ -63,9 +63,12 @@ def _export(path: Path, chosen: list[Network], gallery: Gallery) -> int:
     from pliant.app.explore.export import frozen
     from pliant.app.explore.page import whole
 
-    page = whole(frozen(chosen, gallery.all())).encode()
+    answers, left_out = frozen(chosen, gallery.all())
+    page = whole(answers).encode()
     part = path.with_name(path.name + ".part")
     part.write_bytes(page)
     os.replace(part, path)
+    for line in left_out:
+        print(f"left out  {line}")
     print(f"pliant explore: {path}, {len(page) / 1e6:.2f} MB")
     return 0

@@ -17,28 +17,36 @@ MOST_BYTES = 2_000_000
 POSES = ((1.0, 0), (1.0, 45), (0.6, 0), (1.5, 0), (1.0, -45), (1.0, 90), (1.5, 45), (0.6, 45), (1.0, -90))
 
 
-def frozen(networks: Sequence[Network], pictures: Sequence[Picture], most: int = MOST_BYTES) -> dict[str, Any]:
-    """Return the catalogue, and as many answers as fit a page of fewer than `most` bytes.
+def frozen(
+    networks: Sequence[Network], pictures: Sequence[Picture], most: int = MOST_BYTES
+) -> tuple[dict[str, Any], list[str]]:
+    """Return the catalogue, and as many answers as fit a page of fewer than `most` bytes; and who is left out.
+
+    Of each network answers are added until one does not fit any more.
 
     Raises:
-        ValueError: not even the first one fits.
+        ValueError: not even one fits.
     """
     looks: list[dict[str, Any]] = []
-    shown = list(pictures)
-    size = len(whole({"catalog": catalog(networks, shown), "looks": []}).encode())
+    size = len(whole({"catalog": catalog(networks, pictures), "looks": []}).encode())
+    full: set[str] = set()
     for network, picture, (scale, angle) in _wishes(networks, pictures):
+        if network.id in full:
+            continue
         answer = look(network, picture, scale, angle)
         entry = {"model": network.id, "picture": picture.id, "scale": scale, "angle": angle, "look": answer}
         more = len(json.dumps(entry, ensure_ascii=False).encode()) + 2
         if size + more >= most:
-            break
+            full.add(network.id)
+            continue
         size += more
         looks.append(entry)
     if not looks:
         raise ValueError(f"--export: one answer alone makes the page larger than {most / 1e6:g} MB")
-    there = {entry["model"] for entry in looks}, {entry["picture"] for entry in looks}
-    kept = [n for n in networks if n.id in there[0]], [p for p in shown if p.id in there[1]]
-    return {"catalog": catalog(*kept), "looks": looks}
+    models, shown = {entry["model"] for entry in looks}, {entry["picture"] for entry in looks}
+    kept = catalog([n for n in networks if n.id in models], [p for p in pictures if p.id in shown])
+    left = [f"{n.label}: one answer alone is too large" for n in networks if n.id not in models]
+    return {"catalog": kept, "looks": looks}, left
 
 
 def _wishes(

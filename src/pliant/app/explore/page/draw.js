@@ -178,7 +178,8 @@ function drawPoints(sheet, found, level, colours, regular = false) {
 
 /** Draw what a detector found; `chosen` is one of `shown` whose bins are drawn too. */
 function drawObjects(sheet, detection, shown, chosen, show, colours) {
-  if (show.rois) for (const roi of detection.proposals) sheet.box(roi, colours.ink, { width: 1, alpha: 0.5, dash: [3, 3] });
+  const faint = Math.max(0.08, Math.min(0.5, 40 / detection.proposals.length));
+  if (show.rois) for (const roi of detection.proposals) sheet.box(roi, colours.ink, { width: 1, alpha: faint, dash: [3, 3] });
   const object = chosen === null ? null : detection.objects[chosen];
   if (show.boxes) {
     for (const i of [...shown].reverse()) {

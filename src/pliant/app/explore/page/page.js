@@ -247,15 +247,30 @@ function draw() {
   drawInhibition();
 }
 
+const fields = { of: null, key: "", wanted: "", values: null, cost: 0, timer: 0 };
+
+/** Return what an output samples of every pixel; null while the pointer moves on, where that takes long to compute. */
+function field(q, options) {
+  const { look: answer } = state, key = [state.unit, q, [...options.groups], options.modulation].join();
+  clearTimeout(fields.timer);
+  if (fields.of === answer && fields.key === key) return fields.values;
+  if (fields.of === answer && fields.cost > 40 && fields.wanted !== key) {
+    fields.timer = setTimeout(() => { fields.wanted = key; redraw(); }, 150);
+    return null;
+  }
+  const began = performance.now(), found = support(answer.steps, state.unit, q, options), W = answer.steps[0].below[1];
+  const values = new Float64Array(answer.width * answer.height); // without what was padded below and right
+  for (let y = 0; y < answer.height; y++) values.set(found.subarray(y * W, y * W + answer.width), y * answer.width);
+  Object.assign(fields, { of: answer, key, values, cost: performance.now() - began });
+  return values;
+}
+
 function drawSampling() {
   const { look: answer } = state, at = output(), chain = splitting();
   const options = { groups: state.groups, modulation: $("modulation").checked };
   if ($("field").checked) {
-    const found = support(answer.steps, state.unit, at.q, options), W = answer.steps[0].below[1];
-    const inside = new Float64Array(answer.width * answer.height);
-    for (let y = 0; y < answer.height; y++) inside.set(found.subarray(y * W, y * W + answer.width), y * answer.width);
-    const top = inside.reduce((most, value) => Math.max(most, value), 1e-12);
-    sheet.picture(heat(inside, answer.width, answer.height, colours.accent, top));
+    const found = field(at.q, options);
+    if (found) sheet.picture(heat(found, answer.width, answer.height, colours.accent, found.reduce((most, value) => Math.max(most, value), 1e-12)));
   }
   const found = [];
   for (let n = chain.length - 1; n >= 0; n--) {
