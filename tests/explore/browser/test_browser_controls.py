@@ -52,11 +52,16 @@ def test_a_slow_receptive_field_waits_until_the_pointer_rests(page: Any) -> None
     tab.check("#field")
     page.settled()
     page.until("fields.key.startsWith('5,136,')")  # conv5, row 8 of 16, column 8
-    tab.evaluate("fields.cost = 1e9")
+    # What should wait 150 ms waits for us.
+    tab.evaluate(
+        "(() => { const later = setTimeout; window.resting = []; fields.cost = 1e9;"
+        "window.setTimeout = (f, ms) => (ms === 150 ? resting.push(f) : later(f, ms)); })()"
+    )
     tab.mouse.move(*page.over(20, 40))
     page.until("state.output && state.output.q === 165")
     without = page.drawn()
     assert not tab.evaluate("fields.key").startswith("5,165,")
+    tab.evaluate("resting.pop()()")
     page.until("fields.key.startsWith('5,165,')")
     assert page.drawn() != without
     assert tab.evaluate("fields.cost") < 1e9
