@@ -15,7 +15,7 @@ from pliant.nn import LocalResponseNorm
 from pliant.show import bins, canvas, fields, lrn, sampling
 from pliant.show.canvas import CENTRE, GREEN, INK, REGULAR, TAPS, VERMILION, YELLOW
 from pliant.show.influence import At, Node, OfBox, locations, receptive_field, saliency_region
-from pliant.show.layout import coloured, frame, grey, height, look_at, row, window
+from pliant.show.layout import coloured, frame, grey, height, look_at, row, widened, window
 from pliant.show.recording import record
 from pliant.show.view import View
 
@@ -124,6 +124,7 @@ def _sampling(view: View) -> Figure:
         for depth in range(1, most + 1)
     }
     part = window(view.image, np.concatenate([trace.points[trace.inside] for trace in found.values()]))
+    part = widened(part, np.concatenate([trace.points for (_, depth), trace in found.items() if depth < 3]))
     rows = len(found) // most
     ratio = (part[1] - part[0]) / (part[3] - part[2])
     tall = height(3.7, ratio)
@@ -140,7 +141,7 @@ def _sampling(view: View) -> Figure:
     caption = (
         f"Where the cross looks through the last {most} convolutions of more than one tap (from the top: {names}), "
         "without the offsets they predict and with them. Below these layers points lie in the middle of what a pixel "
-        "of the map sees. The fainter a point, the less it weighs; grey rings lie outside a map."
+        "of the map sees. The fainter a point, the less it weighs; grey rings lie outside a map, and what is far outside is cut off."
     )
     if not deformable:
         caption = caption.replace(", without the offsets they predict and with them", ", which are not deformable")

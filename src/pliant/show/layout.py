@@ -46,6 +46,16 @@ def window(image: np.ndarray, points: np.ndarray) -> tuple[float, float, float, 
     return y - side, y + side, x - side, x + side
 
 
+def widened(part: tuple[float, float, float, float], points: np.ndarray) -> tuple[float, float, float, float]:
+    """Return a part with paper around it, alike on every side, for points that lie outside: at most a fifth of it."""
+    top, bottom, left, right = part
+    y, x = points.T
+    most = 0.2 * max(bottom - top, right - left)
+    away = max(float((top - y).max()), float((y - bottom).max()), float((left - x).max()), float((x - right).max()))
+    more = min(away + 0.02 * (right - left), most) if away > 0 else 0.0
+    return top - more, bottom + more, left - more, right + more
+
+
 def height(width: float, ratio: float) -> float:
     """Return the height of a panel in inches: that of the picture, within reason."""
     return width * min(max(ratio, 0.35), 2.5)

@@ -1,0 +1,76 @@
+"""Draw the pictures of show.md: ``python docs/show_pictures.py``. Two minutes on one core, most of it matplotlib's."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from pliant.app.explore import networks
+from pliant.app.explore.pictures import Picture
+from pliant.app.explore.pictures import canvas as canvas_of
+from pliant.data import FashionMNIST, read_image
+from pliant.show import canvas, figures, history
+from pliant.show.view import view
+from pliant.studies.geometry import build
+from pliant.studies.geometry.protocol import Protocol, epoch
+from pliant.train import fit
+
+FOLDER = Path(__file__).parent / "pictures"
+WIDTH = 1000  # pixels at most
+
+
+def save(name: str, data: bytes, *, flat: bool = False) -> None:
+    """Write a picture no wider than the page: as a PNG where it is flat, else as a photograph."""
+    picture = Image.open(io.BytesIO(data)).convert("RGB")
+    if picture.width > WIDTH:
+        picture = picture.resize((WIDTH, round(picture.height * WIDTH / picture.width)), Image.Resampling.LANCZOS)
+    path = FOLDER / f"{name}.{'png' if flat else 'jpg'}"
+    if flat:
+        picture.save(path, optimize=True)
+    else:
+        picture.save(path, quality=82, optimize=True, progressive=True)
+    print(f"{path}: {picture.width}×{picture.height}, {path.stat().st_size / 1024:.0f} KiB")
+
+
+def scene() -> None:
+    """Draw what `pliant show` draws of a scene, as far as the page shows it."""
+    detector = next(n for n in networks.bundled() if n.detects)
+    image = read_image(networks.BUNDLED / "scene-1.png").float() / 255
+    look = view(detector.model, image, image=image.permute(1, 2, 0).double().numpy(), classes=detector.classes)
+    found, _ = figures.figures(look)
+    for figure in found:
+        if figure.name in ("support-box", "bins", "offsets-1", "masks-1", "dilation"):
+            save(f"show-{figure.name}", figure.data, flat=figure.name.startswith(("offsets", "masks")))
+
+
+def garment() -> None:
+    """Draw what one output on a turned pullover looks at, through the deformable layers of a small classifier."""
+    classifier = next(n for n in networks.bundled() if n.id == "deform-v1-3")
+    test = FashionMNIST.load().test
+    image = test.pictures[int((test.labels == 2).nonzero()[0])].expand(3, -1, -1)
+    seen = canvas_of(Picture("", "", "object", image), classifier, 1.1, 25.0)[:1]
+    found, _ = figures.figures(view(classifier.model, seen, image=seen[0].double().numpy(), point=(33.0, 30.0)))
+    save("show-sampling", next(figure.data for figure in found if figure.name == "sampling"))
+
+
+def training() -> None:
+    """Draw offsets while a classifier of the geometry study trains for one epoch on turned and scaled clothes."""
+    torch.manual_seed(0)
+    net, random, recipe = build("deform-v1-3"), torch.Generator().manual_seed(0), Protocol.of("quick").recipe
+    train = FashionMNIST.load().train
+    steps = min(300, len(train) // recipe.batch)
+    with history.OffsetHistory(net, every=10, edges=[i / 5 for i in range(31)]) as seen:
+        fit(net, lambda _: epoch(train, "augmented", recipe.batch, random), steps, recipe)
+    figure = canvas.sheet(10, 2.8)
+    figure.set_layout_engine("constrained")
+    history.draw(figure, seen.records)
+    save("show-history", canvas.png(figure), flat=True)
+
+
+if __name__ == "__main__":
+    garment()
+    scene()
+    training()
