@@ -84,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
         look, error=args.error, evaluations=args.evaluations, tell=lambda name: print(f"  {name}.png", flush=True)
     )
     facts = {
-        "network": f"{args.model} ({network.label})",
+        "network": f"{args.model}. {network.about}",
         "picture": f"{args.image}, {W} × {H} pixels, seen at {seen.shape[2]} × {seen.shape[1]}",
     }
     if not network.detects:
@@ -122,7 +122,8 @@ def write(
     body.append(page.bullets([f"{name}: {text}" for name, text in (facts or {}).items()]))
     for figure in found:
         (out / f"{figure.name}.png").write_bytes(figure.data)
-        body += [page.heading(figure.title), page.picture(figure.data, figure.title, figure.caption)]
+        width = int.from_bytes(figure.data[16:20], "big")  # of a PNG
+        body += [page.heading(figure.title), page.picture(figure.data, figure.title, figure.caption, width)]
     if notes:
         body += [page.heading("Left out"), page.bullets(list(notes))]
     return page.write(page.page(title, body), out / "report.html")

@@ -141,7 +141,8 @@ def _sampling(view: View) -> Figure:
     caption = (
         f"Where the cross looks through the last {most} convolutions of more than one tap (from the top: {names}), "
         "without the offsets they predict and with them. Below these layers points lie in the middle of what a pixel "
-        "of the map sees. The fainter a point, the less it weighs; grey rings lie outside a map, and what is far outside is cut off."
+        "of the map sees. The fainter a point, the less it weighs; grey rings lie outside a map. What lies far outside "
+        "is cut off."
     )
     if not deformable:
         caption = caption.replace(", without the offsets they predict and with them", ", which are not deformable")

@@ -89,11 +89,13 @@ def bullets(texts: Sequence[str]) -> str:
     return "<ul>" + "".join(f"<li>{escape(text)}</li>" for text in texts) + "</ul>"
 
 
-def picture(data: bytes, alternative: str, caption: str) -> str:
-    """Return a PNG as a figure on white paper, inside the page."""
+def picture(data: bytes, alternative: str, caption: str, width: int | None = None) -> str:
+    """Return a PNG as a figure on white paper, inside the page, no wider than `width` pixels."""
     code = base64.b64encode(data).decode("ascii")
+    # One that a narrow page can hold shrinks with it; a wider one scrolls.
+    style = "" if width is None else f'style="max-width:{width}px;min-width:{560 if width > 720 else 0}px" '
     return (
-        f'<figure><div class="paper" tabindex="0"><img alt="{escape(alternative, quote=True)}" '
+        f'<figure><div class="paper" tabindex="0"><img {style}alt="{escape(alternative, quote=True)}" '
         f'src="data:image/png;base64,{code}"/></div><figcaption>{escape(caption)}</figcaption></figure>'
     )
 
