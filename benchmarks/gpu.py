@@ -1,6 +1,6 @@
 """Build, check and time every operator on a GPU in one call of at most eight minutes: see benchmarks/README.md.
 
-benchmarks/gpu.py [--out FILE] [--minutes 7.5] [--only conv,lrn] [--repeats 15]
+benchmarks/gpu.py [--out FILE] [--minutes 7.5] [--only conv,lrn,boxes] [--repeats 15]
 
 It needs torch for GPUs and nothing else; torchvision and deformops are timed where they are installed.
 """
@@ -28,11 +28,12 @@ import torch
 
 import pliant
 from gpu_checks import checks
-from gpu_problems import PRECISIONS, Contestant, Problem, conv_problems, dtype_of, lrn_problems
+from gpu_problems import PRECISIONS, Contestant, Problem, box_problems, conv_problems, dtype_of, lrn_problems
 from pliant.testing import TOLERANCE, error
 
 LIMITS = {**{str(dtype).removeprefix("torch."): limit for dtype, limit in TOLERANCE.items()}, "tf32": 2e-3}
 WARM_UPS = 3
+ROOMS = ["conv", "lrn", "boxes"]
 
 
 def measure(contestants: Sequence[Contestant], repeats: int) -> dict[str, list[float]]:
@@ -145,10 +146,10 @@ def problems(options: argparse.Namespace) -> list[Problem]:
     found: list[Problem] = []
     if "conv" in options.only:
         found += conv_problems((16, 1), "cuda")
-    if "lrn" in options.only:
-        # After bfloat16, before the rest.
-        at = len(found) // len(PRECISIONS)
-        found[at:at] = lrn_problems("cuda")
+    # After bfloat16, before the rest.
+    at = len(found) // len(PRECISIONS)
+    more = [*lrn_problems("cuda")] if "lrn" in options.only else []
+    found[at:at] = [*more, *box_problems("cuda")] if "boxes" in options.only else more
     return found
 
 
@@ -176,7 +177,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, help="write the figures to this JSON file too")
     parser.add_argument("--minutes", type=float, default=7.5, help="begin nothing new after this time; default 7.5")
-    parser.add_argument("--only", type=lambda s: s.split(","), default=["conv", "lrn"], help="conv, lrn")
+    parser.add_argument("--only", type=lambda s: s.split(","), default=ROOMS, help=",".join(ROOMS))
     parser.add_argument("--repeats", type=int, default=15, help="samples of every contestant; default 15")
     options = parser.parse_args()
     if not torch.cuda.is_available():
@@ -195,7 +196,7 @@ def main() -> int:
     print(json.dumps(report["machine"], indent=2), flush=True)
     everything = problems(options)
     # One problem of each shape and precision compiles what its batches need; forward + backward holds the forward.
-    first = [i for i, p in enumerate(everything) if p.mode != "forward"]
+    first = [i for i, p in enumerate(everything) if p.mode != "forward" or p.op == "nms"]
     with multiprocessing.get_context("spawn").Pool(min(8, os.cpu_count() or 1)) as pool:
         pool.map(_build_by_number, [(i, options) for i in first], chunksize=1)
     report["build_s"] = round(time.perf_counter() - start, 1)

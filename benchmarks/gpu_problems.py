@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pliant.ops import deform_conv2d, local_response_norm
-from pliant.testing import DEFORM_CONV_SPEED, LRN_SPEED, DeformConvCase, LRNCase
+from pliant import ops
+from pliant.ops import deform_conv2d, local_response_norm, nms
+from pliant.testing import DEFORM_CONV_SPEED, LRN_SPEED, NMS_SPEED, ROI_SPEED, DeformConvCase, LRNCase, NMSCase
 
 # float32 twice: as IEEE has it, and rounded to TF32 where the matrix units read it.
 PRECISIONS = ("bfloat16", "float32", "tf32", "float16")
@@ -207,3 +208,103 @@ def lrn_problem(case: LRNCase, precision: str, mode: str, channels_last: bool, d
 
     layout = " channels_last" if channels_last else " nchw"
     return Problem("local_response_norm", case.name + layout, 256, precision, mode, contestants, exact)
+
+
+# Boxes.
+
+
+def box_problems(device: str) -> Iterator[Problem]:
+    """Yield RoI pooling on 1000 RoIs, and suppression among 2000 and 20000 boxes."""
+    for precision in ("bfloat16", "float32"):
+        for mode in ("forward", "forward + backward"):
+            for op in ("deform_roi_pool", "roi_align"):
+                yield roi_problem(op, precision, mode, device)
+    for case in (NMS_SPEED[0], NMS_SPEED[2]):
+        yield nms_problem(case, device)
+
+
+def roi_problem(op: str, precision: str, mode: str, device: str) -> Problem:
+    """Return deformable RoI pooling with offsets and masks, or RoIAlign, on a map of 256 channels."""
+    case, backward = replace(ROI_SPEED[0], rois=1000), mode != "forward"
+    size, names = (case.rois, case.input[1], *case.output_size), ("offset", "mask")
+
+    def call(function: Callable[..., Tensor], t: dict[str, Tensor], grad: Tensor) -> Callable[[], tuple[Tensor, ...]]:
+        leaves = {n: x.detach().requires_grad_(backward) for n, x in t.items() if n not in ("rois", "boxes")}
+        boxes = t["rois" if "rois" in t else "boxes"]
+
+        def run() -> Tensor:
+            return function(leaves["input"], boxes, **{n: leaves[n] for n in names if n in leaves})
+
+        def forward() -> tuple[Tensor, ...]:
+            with torch.no_grad():
+                return (run(),)
+
+        def both() -> tuple[Tensor, ...]:
+            y = run()
+            return (y.detach(), *torch.autograd.grad(y, list(leaves.values()), grad))
+
+        return both if backward else forward
+
+    def own(implementation: str) -> Callable[..., Tensor]:
+        def run(input: Tensor, boxes: Tensor, offset: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+            options = {**case.arguments(op), "implementation": implementation}
+            if op == "roi_align":
+                return ops.roi_align(input, boxes, **options)
+            return ops.deform_roi_pool(input, boxes, offset, mask=mask, **options)
+
+        return run
+
+    def tensors() -> tuple[dict[str, Tensor], Tensor]:
+        t = {n: x.to(device) for n, x in case.tensors(op, dtype_of(precision), channels_last=True).items()}
+        grad = torch.randn(size, generator=torch.Generator().manual_seed(1)).to(device, t["input"].dtype)
+        return t, grad
+
+    def contestants() -> Sequence[Contestant]:
+        t, grad = tensors()
+        found = [
+            Contestant("copy of the output", lambda: grad.clone(), checked=False),
+            Contestant("pliant", call(own("native"), t, grad)),
+        ]
+        if importlib.util.find_spec("torchvision"):
+            peer = importlib.import_module("torchvision.ops").roi_align
+
+            def torchvision(input: Tensor, boxes: Tensor, **_: Tensor) -> Tensor:
+                return peer(input, boxes.to(input.dtype), **case.arguments("roi_align"))
+
+            # It has no deformable form: beside that one it stands as RoIAlign, which moves no bins.
+            plain = {"input": t["input"].contiguous(), "boxes": t["rois" if "rois" in t else "boxes"]}
+            label = "torchvision roi_align"
+            # Boxes of a low precision are others: the result is not compared.
+            checked = op == "roi_align" and precision == "float32"
+            found.append(Contestant(label, call(torchvision, plain, grad), checked))
+        return found
+
+    def exact() -> tuple[Tensor, ...]:
+        t, grad = tensors()
+        # Of RoIs the first is compared, of the map all that they add up to.
+        found = call(own("reference"), {n: x.double() for n, x in t.items()}, grad.double())()
+        return tuple(x[:1] for x in found)
+
+    return Problem(op, "R1, 1000 RoIs", 1, precision, mode, contestants, exact)
+
+
+def nms_problem(case: NMSCase, device: str) -> Problem:
+    def call(function: Callable[..., Tensor]) -> Callable[[], tuple[Tensor, ...]]:
+        t = {n: x.to(device) for n, x in case.tensors().items() if n != "classes"}
+        # All indices are one row: what is checked is the first of the results.
+        return lambda: (function(**t)[None],)
+
+    def own(implementation: str) -> Callable[..., Tensor]:
+        return lambda boxes, scores: nms(boxes, scores, 0.5, implementation=implementation)
+
+    def contestants() -> Sequence[Contestant]:
+        found = [
+            Contestant("sort", call(lambda boxes, scores: scores.argsort(descending=True, stable=True)), checked=False),
+            Contestant("pliant", call(own("native"))),
+        ]
+        if importlib.util.find_spec("torchvision"):
+            peer = importlib.import_module("torchvision.ops").nms
+            found.append(Contestant("torchvision", call(lambda boxes, scores: peer(boxes, scores, 0.5))))
+        return found
+
+    return Problem("nms", case.name, 1, "float32", "forward", contestants, lambda: call(own("reference"))())

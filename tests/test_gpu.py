@@ -15,10 +15,11 @@ import pytest
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-from pliant import _native
-from pliant.ops import deform_conv2d, local_response_norm, lrn
-from pliant.testing import DEFORM_CONV_CASES, LRN_CASES
+from pliant import _native, ops
+from pliant.ops import batched_nms, deform_conv2d, local_response_norm, lrn, nms
+from pliant.testing import DEFORM_CONV_CASES, LRN_CASES, NMS_CASES, PS_ROI_CASES, ROI_CASES
 
 CONV = next(case for case in DEFORM_CONV_CASES if case.name == "crooked")
 NORM = next(case for case in LRN_CASES if case.name == "alexnet")
@@ -41,10 +42,35 @@ def _tensorflow(dtype: torch.dtype, device: str, **options: Any) -> Tensor:
     return lrn(_on(NORM.tensors(dtype)["input"], device), **options)
 
 
+def _pool(op: str) -> Callable[..., Tensor]:
+    case = (PS_ROI_CASES if "ps" in op else ROI_CASES)[0]
+
+    def call(dtype: torch.dtype, device: str, **options: Any) -> Tensor:
+        t = {name: _on(x, device) for name, x in case.tensors(op, dtype).items()}
+        result: Tensor = getattr(ops, op)(**t, **case.arguments(op), **options)
+        return result
+
+    return call
+
+
+def _suppress(dtype: torch.dtype, device: str, **options: Any) -> Tensor:
+    t = {name: _on(x, device) for name, x in NMS_CASES[2].tensors(dtype).items() if name != "classes"}
+    return nms(**t, iou_threshold=0.5, **options)
+
+
+def _suppress_by_class(dtype: torch.dtype, device: str, **options: Any) -> Tensor:
+    t = {name: _on(x, device) for name, x in NMS_CASES[2].tensors(dtype).items()}
+    return batched_nms(**t, iou_threshold=0.5, **options)
+
+
+POOLS = ("roi_align", "ps_roi_align", "deform_roi_pool", "deform_psroi_pool")
 CALLS: dict[str, Callable[..., Tensor]] = {
     "deform_conv2d": _convolve,
     "local_response_norm": _normalize,
     "lrn": _tensorflow,
+    **{op: _pool(op) for op in POOLS},
+    "nms": _suppress,
+    "batched_nms": _suppress_by_class,
 }
 every = pytest.mark.parametrize("name", CALLS)
 
@@ -58,7 +84,7 @@ def _fresh(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_every_operator_with_a_gpu_kernel_has_it_registered() -> None:
     assert set(CALLS) <= _native._on_gpu
-    for name in _native._on_gpu - {"lrn"}:
+    for name in _native._on_gpu - {"lrn", "batched_nms"}:
         for key in ("CUDA", "XPU"):
             assert torch._C._dispatch_has_kernel_for_dispatch_key(f"pliant::{name}", key), name
 
@@ -68,9 +94,10 @@ def test_every_operator_with_a_gpu_kernel_has_it_registered() -> None:
 @every
 def test_the_kernel_is_chosen(monkeypatch: pytest.MonkeyPatch, name: str, dtype: torch.dtype, device: str) -> None:
     monkeypatch.setattr(_native, "_look", lambda kind, index: "")
-    with FakeTensorMode():
+    # How many boxes are kept is a number that the mode has to name.
+    with FakeTensorMode(shape_env=ShapeEnv()):
         y = CALLS[name](dtype, device, implementation="native")
-    assert (y.device.type, y.dtype) == (device, dtype)
+    assert (y.device.type, y.dtype) == (device, torch.int64 if "nms" in name else dtype)
 
 
 def _says(name: str, why: str, call: Callable[[str], object]) -> None:

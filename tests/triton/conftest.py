@@ -91,7 +91,8 @@ def compiled(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any, str], Compiled]:
 
     def compile(launch: Any, architecture: str) -> Compiled:
         monkeypatch.setattr(driver, "_active", _Driver(architecture))
-        kernel = launch.kernel.run(grid=launch.grid, warmup=True, **launch.arguments, **launch.options)
+        options = launch.options(architecture.startswith("sm"))
+        kernel = launch.kernel.run(grid=launch.grid, warmup=True, **launch.arguments, **options)
         if architecture.startswith("gfx"):
             assembly = kernel.asm["amdgcn"]
             registers, spilled = (int(re.search(rf"\.{what}: +(\d+)", assembly)[1]) for what in _AMD)

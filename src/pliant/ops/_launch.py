@@ -18,6 +18,7 @@ class Launch(NamedTuple):
     arguments: dict[str, Any]
     warps: int = 4
     stages: int = 1
+    registers: int | None = None
     fused: bool = True
 
     @classmethod
@@ -27,22 +28,28 @@ class Launch(NamedTuple):
         grid: tuple[int, int, int],
         warps: int = 4,
         stages: int = 1,
+        registers: int | None = None,
         fused: bool = True,
         **known: Any,
     ) -> Launch:
-        """Return the launch of a kernel that takes from `known` what it names; `fused` allows fused multiply-adds."""
-        return cls(kernel, grid, {name: known[name] for name in kernel.arg_names}, warps, stages, fused)
+        """Return the launch of a kernel that takes from `known` what it names.
 
-    @property
-    def options(self) -> dict[str, Any]:
-        """What the compiler is told beside the arguments."""
-        return {"num_warps": self.warps, "num_stages": self.stages, "enable_fp_fusion": self.fused}
+        `registers` is how many a thread may have: NVIDIA's assembler, if it is not told, rather spills a few than lets
+        one program less run side by side. `fused` allows fused multiply-adds.
+        """
+        return cls(kernel, grid, {name: known[name] for name in kernel.arg_names}, warps, stages, registers, fused)
+
+    def options(self, nvidia: bool) -> dict[str, Any]:
+        """Return what the compiler is told beside the arguments."""
+        found = {"num_warps": self.warps, "num_stages": self.stages, "enable_fp_fusion": self.fused}
+        return found | {"maxnreg": self.registers} if nvidia and self.registers else found
 
     def run(self, device: torch.device) -> None:
         """Launch the kernel on `device`; nothing happens for an empty grid."""
         if all(self.grid):
+            nvidia = device.type == "cuda" and torch.version.hip is None
             with _current(device):
-                self.kernel[self.grid](**self.arguments, **self.options)
+                self.kernel[self.grid](**self.arguments, **self.options(nvidia))
 
 
 def _current(device: torch.device) -> AbstractContextManager[object]:

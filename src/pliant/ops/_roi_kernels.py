@@ -1,4 +1,7 @@
-"""What torch must know about the RoI averages: schema, fake kernels, autograd. The kernels: csrc/roi_average/."""
+"""What torch must know about the RoI averages: schema, fake kernels, autograd.
+
+The CPU kernels are in csrc/roi_average/, those for GPUs in _averaging_triton/, which the first call imports.
+"""
 
 from __future__ import annotations
 
@@ -98,6 +101,19 @@ def declare(
     ):
         torch.library.register_fake(f"pliant::{name}", kernel, lib=_native.library)
         torch.library.register_autograd(f"pliant::{name}", derivative, setup_context=setup, lib=_native.library)
+
+    def on_gpu(*arguments: Any) -> Tensor:
+        from pliant.ops import _averaging_triton
+
+        return _averaging_triton.forward(op, *arguments)
+
+    def on_gpu_backward(*arguments: Any) -> Tensor | tuple[Tensor, ...]:
+        from pliant.ops import _averaging_triton
+
+        return _averaging_triton.backward(op, *arguments)
+
+    _native.on_gpu(op, on_gpu)
+    _native.on_gpu(f"{op}_backward", on_gpu_backward)
 
     def run(implementation: str, *arguments: Any) -> Tensor:
         if _native.chosen(op, implementation, arguments[0]):

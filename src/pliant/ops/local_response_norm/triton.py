@@ -234,7 +234,7 @@ def launches(
         "D": D, "inner": inner, "step": inner, "BEFORE": before, "AFTER": after, "LAST": last, "HALO": halo,
         "USED": used, "BLOCK_D": size, "BLOCK_I": lanes, "INDEX": tl.int64 if D * inner >= 2**31 else tl.int32,
     }  # fmt: skip
-    return [Launch.of(forward if grad is None else backward, grid, **numbers, **sizes)]
+    return [Launch.of(forward if grad is None else backward, grid, registers=168, **numbers, **sizes)]
 
 
 def _power(n: int, most: int) -> int:

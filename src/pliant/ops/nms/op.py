@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -127,3 +129,15 @@ _native.library.define("nms(Tensor boxes, Tensor scores, Tensor? classes, float 
 def _fake(boxes: Tensor, scores: Tensor, classes: Tensor | None, iou_threshold: float) -> Tensor:
     _check_tensors("nms", boxes, scores, classes)
     return boxes.new_empty(torch.library.get_ctx().new_dynamic_size(), dtype=torch.int64)
+
+
+# GPUs. Triton is imported by the first call.
+
+
+def _on_gpu(*arguments: Any) -> Tensor:
+    from pliant.ops.nms import triton
+
+    return triton.nms(*arguments)
+
+
+_native.on_gpu("nms", _on_gpu, "batched_nms")

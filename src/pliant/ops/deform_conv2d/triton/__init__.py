@@ -51,7 +51,11 @@ def forward_launches(shape: Shape, bias: Tensor | None, output: Tensor) -> list[
         tiles, columns = ceil(shape.P, size.P), ceil(shape.Cj * shape.multiplier, size.O)
         constants: dict[str, Any] = {"tiles": tiles, "blocks": columns, "BLOCK_P": size.P, "BLOCK_O": size.O}
         grid = (shape.N * tiles, shape.G * columns, 1)
-        return [Launch.of(forward_depthwise, grid, size.warps, size.stages, **shape.arguments, **to, **constants)]
+        return [
+            Launch.of(
+                forward_depthwise, grid, size.warps, size.stages, size.registers, **shape.arguments, **to, **constants
+            )
+        ]
 
     size = blocks.forward(shape)
     tiles, columns = ceil(shape.P, size.P), ceil(shape.Og, size.O)
@@ -66,7 +70,7 @@ def forward_launches(shape: Shape, bias: Tensor | None, output: Tensor) -> list[
     }  # fmt: skip
     grid = (shape.N * tiles, shape.g * columns, count)
     if count == 1:
-        return [Launch.of(forward, grid, size.warps, size.stages, **shape.arguments, **to, **constants)]
+        return [Launch.of(forward, grid, size.warps, size.stages, size.registers, **shape.arguments, **to, **constants)]
     shares = output.new_empty((count, shape.N, shape.P, shape.O), dtype=torch.float32)
     stride = shape.N * shape.P * shape.O
     first: dict[str, Any] = {"output": shares, "output_o": 1, "output_p": shape.O, "BIASED": False, "LAST": True}
@@ -74,7 +78,9 @@ def forward_launches(shape: Shape, bias: Tensor | None, output: Tensor) -> list[
     add: dict[str, Any] = {"shares": shares, "shares_s": stride, "P": shape.P, "count": count}
     add |= {"BLOCK_P": 32, "BLOCK_O": 64}
     return [
-        Launch.of(forward, grid, size.warps, size.stages, **shape.arguments, **(to | first), **constants),
+        Launch.of(
+            forward, grid, size.warps, size.stages, size.registers, **shape.arguments, **(to | first), **constants
+        ),
         Launch.of(combine, (shape.N * ceil(shape.P, 32), ceil(shape.O, 64), 1), **shape.arguments, **to, **add),
     ]
 
@@ -147,7 +153,7 @@ def samples_launch(
         "tiles": tiles, "BLOCK_P": size.P, "BLOCK_O": size.O, "BLOCK_C": size.C, "TAPS": size.taps,
     }  # fmt: skip
     grid = (shape.N * tiles, shape.G * ceil(shape.K, size.taps), 1)
-    return Launch.of(backward_samples, grid, size.warps, size.stages, **shape.arguments, **arguments)
+    return Launch.of(backward_samples, grid, size.warps, size.stages, size.registers, **shape.arguments, **arguments)
 
 
 def weight_launch(shape: Shape, grad: Tensor) -> tuple[Launch, Tensor]:
@@ -173,4 +179,6 @@ def weight_launch(shape: Shape, grad: Tensor) -> tuple[Launch, Tensor]:
         "BLOCK_P": size.P, "BLOCK_O": size.O, "BLOCK_C": size.C, "TAPS": size.taps,
     }  # fmt: skip
     kernel = backward_weight_depthwise if shape.multiplier else backward_weight
-    return Launch.of(kernel, (count, *rows), size.warps, size.stages, **shape.arguments, **arguments), shares
+    return Launch.of(
+        kernel, (count, *rows), size.warps, size.stages, size.registers, **shape.arguments, **arguments
+    ), shares

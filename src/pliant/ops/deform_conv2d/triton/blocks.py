@@ -11,7 +11,7 @@ from pliant.ops.deform_conv2d.triton.shape import Shape
 
 
 class Blocks(NamedTuple):
-    """What one program computes at a time: positions, outputs, channels, taps; its warps and pipeline stages."""
+    """What one program computes at a time: positions, outputs, channels, taps; its warps, stages and registers."""
 
     P: int
     O: int
@@ -19,6 +19,7 @@ class Blocks(NamedTuple):
     taps: int
     warps: int
     stages: int = 1
+    registers: int | None = None
 
 
 def _lanes(shape: Shape, most: int) -> tuple[int, int]:
@@ -35,12 +36,12 @@ def forward(shape: Shape) -> Blocks:
         return Blocks(64, power(shape.Og, 16, 64), C, taps, 4)
     C, taps = _lanes(shape, 32)
     O = power(shape.Og, 16, 256)
-    return Blocks(64, O, C, taps, 8 if O == 256 else 4)
+    return Blocks(64, O, C, taps, 8 if O == 256 else 4, registers=168 if taps > 1 and O < 256 else None)
 
 
 def depthwise(shape: Shape) -> Blocks:
     """Return the blocks of the depthwise kernels: outputs that are channels."""
-    return Blocks(32, power(shape.Cj * shape.multiplier, 16, 64), 0, 1, 4)
+    return Blocks(32, power(shape.Cj * shape.multiplier, 16, 64), 0, 1, 4, registers=168)
 
 
 def samples(shape: Shape) -> Blocks:
