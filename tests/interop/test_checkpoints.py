@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import pickle
 import struct
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from pliant import app
-from pliant.interop import checkpoints
+from pliant.interop import checkpoints, mmcv
 from pliant.models import ResNet
-from pliant.nn import DeformConv2d
+from pliant.nn import DeformConv2d, DeformRoIPool
 
 State = dict[str, Tensor]
 
@@ -458,6 +459,71 @@ def test_plain_weights_into_a_deformable_network(tmp_path: Path) -> None:
     assert missing == [f"layer4.{i}.conv2.conv_offset.{part}" for i in (0, 1) for part in ("weight", "bias")]
     x = torch.randn(1, 3, 32, 32)
     assert torch.allclose(net(x)[-1], plain(x)[-1], atol=1e-5)
+
+
+ROI_PACKS: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {
+    "one trunk": (mmcv.DeformRoIPoolPack, {"version": 1, "hidden": (16, 16)}),
+    "two trunks": (
+        mmcv.ModulatedDeformRoIPoolPack,
+        {"version": 2, "hidden": (16, 16), "separate_mask_trunk": True},
+    ),
+}
+
+
+@pytest.mark.parametrize("pack", ROI_PACKS)
+@pytest.mark.parametrize("source", ["mmdet", "mmcv"])
+def test_layers_that_pool_rois(pack: str, source: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    kind, settings = ROI_PACKS[pack]
+    theirs = kind((2, 3), 4, 16, spatial_scale=0.5, sampling_ratio=2)
+    for parameter in theirs.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    extractor = "roi_head.bbox_roi_extractor.roi_layers.1"
+    state = {f"{extractor}.{name}": tensor for name, tensor in theirs.state_dict().items()}
+    done = checkpoints.convert(state, source, take=extractor)
+    modulated = {"mask_scale": 1.0} if settings["version"] == 2 else {}
+    recorded = {"separate_mask_trunk": False, **settings, "hidden": [16, 16], **modulated}
+    assert done.layers == {"": recorded}
+    assert checkpoints.convert(state, source).layers == {extractor: recorded}
+
+    ours = DeformRoIPool((2, 3), 4, 0.5, 2, **settings)
+    checkpoints.write(tmp_path / "a.pth", done.state, done.record)
+    assert checkpoints.load(ours, tmp_path / "a.pth") == []
+    x, rois = torch.randn(2, 4, 12, 12), torch.tensor([[0.0, 2, 3, 20, 11], [1, 0, 1, 7, 22]])
+    torch.testing.assert_close(ours(x, rois), theirs(x, rois))
+
+    other = nn.ModuleDict(dict(ours.named_children()))
+    with pytest.raises(ValueError, match=r"pools RoIs in .*, in the model it is a ModuleDict$"):
+        checkpoints.load(other, tmp_path / "a.pth")
+
+
+def _roi_state(widths: Sequence[int], mask: Sequence[int] = ()) -> State:
+    state = {}
+    for name, trunk in (("offset_fc", widths), ("mask_fc", mask)):
+        for i, (before, after) in enumerate(itertools.pairwise(trunk)):
+            state |= {f"{name}.{2 * i}.weight": torch.zeros(after, before), f"{name}.{2 * i}.bias": torch.zeros(after)}
+    return state
+
+
+@pytest.mark.parametrize(
+    ("widths", "mask", "sentence"),
+    [
+        ((24, 8, 9), (), "offset_fc has 24 inputs and 9 outputs; expected two outputs and as many"),
+        ((25, 8, 12), (), "offset_fc has 25 inputs and 12 outputs; expected two outputs and as many"),
+        ((24, 8, 12), (24, 8, 4), r"beside a mask_fc of 4 outputs after \[8\]; expected two outputs"),
+        ((24, 8, 12), (24, 7, 6), r"beside a mask_fc of 6 outputs after \[7\]; expected two outputs"),
+    ],
+)
+def test_layers_that_pool_rois_and_do_not_fit(widths: Sequence[int], mask: Sequence[int], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        checkpoints.convert(_roi_state(widths, mask), "mmcv")
+
+
+def test_trunks_that_break_off() -> None:
+    state = _roi_state((24, 8, 12))
+    state["offset_fc.2.weight"] = torch.zeros(12, 9)
+    with pytest.raises(ValueError, match=r"^convert: offset_fc.2.weight has shape \(12, 9\), does not fit$"):
+        checkpoints.convert(state, "mmcv")
 
 
 def test_sources_and_parts_that_are_not_there() -> None:

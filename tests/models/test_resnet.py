@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pliant.models import ResNet, load_imagenet
@@ -97,6 +98,20 @@ def test_conv5_at_stride_16_dilates_and_keeps_the_size() -> None:
     assert net.layer4[0].conv2.stride == (1, 1) and net.layer4[0].downsample[0].stride == (1, 1)
     assert _size(net) == _size(_meta(50, deform=(None, None, None, "v1")))
     assert [x.shape[-1] for x in _small(stride=16).eval()(torch.zeros(1, 3, 64, 64))] == [32, 16, 8, 8]
+
+
+def test_the_stride_lies_where_it_should() -> None:
+    nets = {place: ResNet(26, width=8, deform=(None, None, None, "v2"), stride_in=place) for place in ("3x3", "1x1")}
+    for place, net in nets.items():
+        first = [(stage[0].conv1.stride[0], stage[0].conv2.stride[0]) for stage in net.stages()]
+        assert first == [(1, 1), *[(1, 2) if place == "3x3" else (2, 1)] * 3]
+        assert [tuple(x.shape[2:]) for x in net(torch.zeros(1, 3, 63, 95))] == [(16, 24), (8, 12), (4, 6), (2, 3)]
+    assert nets["3x3"].state_dict().keys() == nets["1x1"].state_dict().keys()
+    # The formula of Caffe's block: every second pixel, then 3×3.
+    block = nets["1x1"].eval().layer2[0]
+    x = torch.randn(2, 32, 9, 12)
+    y = F.relu(block.bn2(block.conv2(F.relu(block.bn1(F.conv2d(x[:, :, ::2, ::2], block.conv1.weight))))))
+    torch.testing.assert_close(block(x), F.relu(block.bn3(block.conv3(y)) + block.downsample(x)))
 
 
 def test_fixed_dilations_by_stage() -> None:
@@ -260,6 +275,8 @@ def test_files_that_do_not_fit(tmp_path: Path) -> None:
         ({"deform": (None, "v3", None, None)}, "deform must hold None, 'v1' or 'v2' for each of conv2 to conv5"),
         ({"deform": ("v1",)}, "deform must hold None, 'v1' or 'v2' for each of conv2 to conv5"),
         ({"stem": "tiny"}, "stem must be 'imagenet' or 'small', got 'tiny'"),
+        ({"stride_in": "5x5"}, "stride_in must be '3x3', or '1x1' with bottlenecks"),
+        ({"depth": 18, "stride_in": "1x1"}, "stride_in must be '3x3', or '1x1' with bottlenecks"),
         ({"stride": 8}, "stride must be 32 or 16, got 8"),
         ({"width": 0}, "width and in_channels must be at least 1, got 0 and 3"),
         ({"dilations": (1, 2)}, r"dilations must be four numbers of at least 1, got \(1, 2\)"),

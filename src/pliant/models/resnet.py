@@ -58,6 +58,7 @@ class _Settings(NamedTuple):
     offset_groups: int
     mask_scale: float
     frozen_bn: bool
+    stride_in: str
 
     def norm(self, channels: int) -> nn.Module:
         return FrozenBatchNorm2d(channels) if self.frozen_bn else nn.BatchNorm2d(channels)
@@ -104,15 +105,16 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1×1, 3×3, 1×1 to four times the width; the 3×3 is the deformable one and carries the stride."""
+    """1×1, 3×3, 1×1 to four times the width; the 3×3 is the deformable one and carries the stride, or the first 1×1."""
 
     expansion = 4
 
     def __init__(self, C: int, width: int, stride: int, settings: _Settings) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(C, width, 1, bias=False)
+        first, second = (stride, 1) if settings.stride_in == "1x1" else (1, stride)
+        self.conv1 = nn.Conv2d(C, width, 1, first, bias=False)
         self.bn1 = settings.norm(width)
-        self.conv2 = settings.conv3x3(width, width, stride)
+        self.conv2 = settings.conv3x3(width, width, second)
         self.bn2 = settings.norm(width)
         self.conv3 = nn.Conv2d(width, 4 * width, 1, bias=False)
         self.bn3 = settings.norm(4 * width)
@@ -146,6 +148,8 @@ class ResNet(nn.Module):
         frozen_stages: how many of stem, conv2, conv3 … keep their weights; needs `frozen_bn`. The authors keep 2.
         stride: of conv5 with the large stem: 32, or 16, where conv5 keeps conv4's size and has dilation 2.
         dilations: of the 3×3 convolutions of each stage; None is 1, and 2 in conv5 at stride 16.
+        stride_in: which convolution of a bottleneck steps: "3x3" (torchvision, timm) or "1x1", the first one (the
+            networks of Caffe, whose weights MSRA's and many of detectron2's are).
 
     Shape:
         (N, in_channels, H, W) → four maps (N, channels[i], ⌈H / strides[i]⌉, ⌈W / strides[i]⌉).
@@ -155,8 +159,8 @@ class ResNet(nn.Module):
         strides: of the four maps, in pixels of the picture.
 
     Raises:
-        ValueError: an unknown depth, version, stem or stride, not one value a stage, frozen stages with live
-            normalization; input of other shape.
+        ValueError: an unknown depth, version, stem, stride or place of it, not one value a stage, frozen stages with
+            live normalization; input of other shape.
 
     Source: He et al., CVPR 2016; Dai et al., ICCV 2017, section 3; Zhu et al., CVPR 2019, section 3.1.
 
@@ -179,6 +183,7 @@ class ResNet(nn.Module):
         frozen_stages: int = 0,
         stride: int = 32,
         dilations: Sequence[int] | None = None,
+        stride_in: str = "3x3",
     ) -> None:
         super().__init__()
         if depth not in DEPTHS:
@@ -189,6 +194,10 @@ class ResNet(nn.Module):
             raise ValueError(f"ResNet: stem must be 'imagenet' or 'small', got {stem!r}")
         if stride not in (32, 16):
             raise ValueError(f"ResNet: stride must be 32 or 16, got {stride!r}")
+        if stride_in not in ("3x3", "1x1") or (stride_in == "1x1" and not DEPTHS[depth][0]):
+            raise ValueError(
+                f"ResNet: stride_in must be '3x3', or '1x1' with bottlenecks (depth 26 or more), got {stride_in!r}"
+            )
         if width < 1 or in_channels < 1:
             raise ValueError(f"ResNet: width and in_channels must be at least 1, got {width} and {in_channels}")
         dilations = (1, 1, 1, 1 if stride == 32 else 2) if dilations is None else tuple(dilations)
@@ -208,7 +217,7 @@ class ResNet(nn.Module):
         C, reached = width, 4 if stem == "imagenet" else 2
         channels, strides = [], []
         for i, (count, step, dilation, entry) in enumerate(zip(counts, steps, dilations, deform, strict=True)):
-            settings = _Settings(entry, dilation, offset_groups, mask_scale, frozen_bn)
+            settings = _Settings(entry, dilation, offset_groups, mask_scale, frozen_bn, stride_in)
             blocks = []
             for j in range(count):
                 blocks.append(block(C, width << i, step if j == 0 else 1, settings))

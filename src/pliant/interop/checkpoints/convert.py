@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from pliant.interop.checkpoints.files import read
 from pliant.interop.checkpoints.names import SOURCES, layouts, rename
 from pliant.ops.deform_conv2d.module import DeformConv2d
+from pliant.ops.deform_roi_pool.module import DeformRoIPool
 
 
 @dataclass
@@ -24,8 +26,9 @@ class Conversion:
         state: the converted weights.
         names: for every name of the checkpoint what it is called now, None where it is left over.
         made: names that the checkpoint did not have: biases of zero for offset branches without one.
-        layers: the deformable layers, and what a model must set to compute what they computed: ``version``,
-            ``offset_groups``, ``mask_scale`` (version 2) and ``boundary``.
+        layers: the deformable layers, and what a model must set to compute what they computed: of convolutions
+            ``version``, ``offset_groups``, ``mask_scale`` (version 2) and ``boundary``, of RoI pooling ``version``,
+            ``hidden``, ``separate_mask_trunk`` and ``mask_scale`` (version 2).
         note: what the file does not say and its user must know.
     """
 
@@ -95,6 +98,8 @@ def convert(state: Mapping[str, Tensor], source: str, *, version: int | None = N
         layer = branch.removesuffix(".conv_offset.weight")
         if f"{layer}.weight" in made:
             _layer(result, layer, version)
+    for branch in [name for name in made if re.fullmatch(r"(.+\.)?offset_fc\.0\.weight", name)]:
+        _roi_layer(result, branch.removesuffix("offset_fc.0.weight"))
     return result
 
 
@@ -129,11 +134,42 @@ def _layer(result: Conversion, layer: str, version: int | None) -> None:
     result.layers[layer] = {"version": kind, "offset_groups": G, **scale, "boundary": source.boundaries[kind - 1]}
 
 
+def _roi_layer(result: Conversion, prefix: str) -> None:
+    """Check the trunks of a layer that pools RoIs and record what it is.
+
+    mmcv's version 1 has one trunk, its version 2 two: `offset_fc`, and `mask_fc` with one hidden layer.
+    """
+    (offset, hidden), (mask, before) = (_trunk(result.state, f"{prefix}{name}") for name in ("offset_fc", "mask_fc"))
+    modulated = f"{prefix}mask_fc.0.weight" in result.state
+    features = result.state[f"{prefix}offset_fc.0.weight"].shape[1]
+    bins = mask if modulated else offset // 2
+    if not bins or offset != 2 * bins or features % bins or (modulated and before != hidden[:1]):
+        raise ValueError(
+            f"convert: {prefix}offset_fc has {features} inputs and {offset} outputs"
+            + (f" beside a mask_fc of {mask} outputs after {before}" if modulated else "")
+            + "; expected two outputs and as many inputs as channels for each bin, a mask_fc with one for each bin "
+            "after one hidden layer as wide as the first of offset_fc"
+        )
+    scale = {"mask_scale": 1.0} if modulated else {}
+    kind = {"version": 2 if modulated else 1, "hidden": hidden, "separate_mask_trunk": modulated, **scale}
+    result.layers[prefix.removesuffix(".")] = kind
+
+
+def _trunk(state: Mapping[str, Tensor], name: str) -> tuple[int, list[int]]:
+    """Return the number of outputs of fully connected layers with ReLUs between them, and the widths before."""
+    widths: list[int] = []
+    while (weight := state.get(f"{name}.{2 * len(widths)}.weight")) is not None:
+        if weight.dim() != 2 or (widths and weight.shape[1] != widths[-1]):
+            raise ValueError(f"convert: {name}.{2 * len(widths)}.weight has shape {tuple(weight.shape)}, does not fit")
+        widths.append(weight.shape[0])
+    return (widths[-1], widths[:-1]) if widths else (0, [])
+
+
 def load(model: nn.Module, path: str | Path) -> list[str]:
     """Load a converted file into a model, and set its deformable layers as the record says.
 
-    `mask_scale` and `boundary` of the model's layers are set; `version` and `offset_groups` decide about shapes and
-    have to be right already. An error leaves the model untouched.
+    `mask_scale` and `boundary` of the model's layers are set; the other settings decide about shapes and have to be
+    right already. An error leaves the model untouched.
 
     Args:
         model: has the parameters of the file, and deformable layers where it has some.
@@ -157,12 +193,14 @@ def load(model: nn.Module, path: str | Path) -> list[str]:
         if names:
             some = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
             raise ValueError(f"load: {path} does not fit the model, it {what} {len(names)} of the tensors: {some}")
-    layers: dict[DeformConv2d, dict[str, Any]] = {}
+    layers: dict[DeformConv2d | DeformRoIPool, dict[str, Any]] = {}
     for name, settings in record["layers"].items():
         layer = model.get_submodule(name)
-        if not isinstance(layer, DeformConv2d):
-            raise ValueError(f"load: {name} is deformable in {path}, in the model it is a {type(layer).__name__}")
-        for setting in ("version", "offset_groups"):
+        pools = "hidden" in settings
+        if not isinstance(layer, DeformRoIPool if pools else DeformConv2d):
+            what = "pools RoIs" if pools else "is deformable"
+            raise ValueError(f"load: {name} {what} in {path}, in the model it is a {type(layer).__name__}")
+        for setting in ("version",) if pools else ("version", "offset_groups"):
             if getattr(layer, setting) != settings[setting]:
                 raise ValueError(
                     f"load: {name} has {setting}={getattr(layer, setting)}, in {path} it has {settings[setting]}"
@@ -170,7 +208,8 @@ def load(model: nn.Module, path: str | Path) -> list[str]:
         layers[layer] = settings
     for layer, settings in layers.items():
         layer.mask_scale = settings.get("mask_scale", layer.mask_scale)
-        layer.boundary = settings["boundary"]
+        if isinstance(layer, DeformConv2d):
+            layer.boundary = settings["boundary"]
     with torch.no_grad():
         model.load_state_dict(state, strict=False)
     return missing

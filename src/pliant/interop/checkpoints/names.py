@@ -111,7 +111,7 @@ def msra(name: str) -> str | None:
     return f"{layer[1]}.conv2.{'conv_offset.' if layer[2] else ''}{layer[3]}" if layer else None
 
 
-_CAFFE = "strides lie in the 1×1 convolutions of its blocks, in the 3×3 here"
+_CAFFE = 'strides lie in the 1×1 convolutions of its blocks: ResNet(stride_in="1x1")'
 SOURCES: dict[str, Source] = {
     "mmdet": Source(MMDET, keeps=False, note='check the configuration: with style="caffe" ' + _CAFFE),
     "mmcv": Source(MMCV, keeps=True),
