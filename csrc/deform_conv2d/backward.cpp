@@ -5,6 +5,43 @@
 namespace pliant {
 namespace {
 
+// What products are elsewhere, for one filter a channel: columns[p][k][c] = grad[p][c]·factors[k][c].
+template <class A>
+PLIANT_INLINE void spread_impl(A* columns, const A* grad, int64_t stride, const A* factors, int64_t K, int64_t C,
+                               int64_t count) {
+  for (int64_t p = 0; p < count; ++p)
+    for (int64_t k = 0; k < K; ++k) {
+      A* __restrict to = columns + (p * K + k) * C;
+#pragma omp simd
+      for (int64_t c = 0; c < C; ++c) to[c] = grad[p * stride + c] * factors[k * C + c];
+    }
+}
+
+// sums[k][c] += Σ_p grad[p][c]·columns[p][k][c].
+template <class A>
+PLIANT_INLINE void collect_impl(A* sums, const A* grad, int64_t stride, const A* columns, int64_t K, int64_t C,
+                                int64_t count) {
+  for (int64_t p = 0; p < count; ++p)
+    for (int64_t k = 0; k < K; ++k) {
+      A* __restrict to = sums + k * C;
+#pragma omp simd
+      for (int64_t c = 0; c < C; ++c) to[c] += grad[p * stride + c] * columns[(p * K + k) * C + c];
+    }
+}
+
+PLIANT_CLONES void spread(float* o, const float* g, int64_t s, const float* f, int64_t K, int64_t C, int64_t n) {
+  spread_impl(o, g, s, f, K, C, n);
+}
+PLIANT_CLONES void spread(double* o, const double* g, int64_t s, const double* f, int64_t K, int64_t C, int64_t n) {
+  spread_impl(o, g, s, f, K, C, n);
+}
+PLIANT_CLONES void collect(float* o, const float* g, int64_t s, const float* x, int64_t K, int64_t C, int64_t n) {
+  collect_impl(o, g, s, x, K, C, n);
+}
+PLIANT_CLONES void collect(double* o, const double* g, int64_t s, const double* x, int64_t K, int64_t C, int64_t n) {
+  collect_impl(o, g, s, x, K, C, n);
+}
+
 std::tuple<Tensor, Tensor, Tensor, Tensor> deform_conv2d_backward(const Tensor& grad, const Tensor& input,
                                                                   const Tensor& offset, const Tensor& weight,
                                                                   const std::optional<Tensor>& mask, int64_t sh,
@@ -41,8 +78,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> deform_conv2d_backward(const Tensor& 
     const int64_t KC = s.K * s.C, KCg = s.K * s.Cg;
     const int64_t lanes = std::clamp<int64_t>(torch::stable::get_num_threads(), 1, std::max<int64_t>(tiles.count, 1));
     const bool want_columns_grad = want_input || want_offset || want_mask;
-    // The gradient's own memory serves as the matrix where it is dense float, else a converted copy of each tile.
-    const bool in_place = direct && grads.h == s.Wo * grads.w && (grads.w == 1 || grads.c == 1);
+    // The gradient's own memory serves as the matrix where it is dense float (without products, channels-last), else a
+    // converted copy of each tile.
+    const bool in_place =
+        direct && grads.h == s.Wo * grads.w && (grads.c == 1 || (grads.w == 1 && !s.depthwise));
 
     // The input's gradient is summed channels-last in A: in the result itself where that is its form.
     Buffer<A> summed;
@@ -58,7 +97,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> deform_conv2d_backward(const Tensor& 
       Arena arena;
       std::unique_ptr<Sampler<A>> sampler;
       A *columns, *columns_grad, *grad, *weight, *row;
-      A (*dots)[4];
+      A* dots[4];
       int64_t tile;
     };
     std::vector<Lane> own(lanes);
@@ -69,7 +108,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> deform_conv2d_backward(const Tensor& 
       lane.arena.reserve(lane.grad, in_place ? 0 : tiles.largest * s.O);
       lane.arena.reserve(lane.weight, want_weight ? s.O * KCg : 0);
       lane.arena.reserve(lane.row, tiles.largest);
-      lane.arena.reserve(lane.dots, tiles.largest);
+      for (auto& dots : lane.dots) lane.arena.reserve(dots, tiles.largest);
       lane.arena.allocate();
       if (want_weight) std::fill_n(lane.weight, s.O * KCg, A(0));
     }
@@ -98,10 +137,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> deform_conv2d_backward(const Tensor& 
 
       if (want_columns_grad) {
         if (s.depthwise) {
-          for (int64_t p = 0; p < count; ++p)
-            for (int64_t k = 0; k < s.K; ++k)
-              for (int64_t c = 0; c < s.C; ++c)
-                lane.columns_grad[p * KC + k * s.C + c] = go[p * gp + c * gc] * weights.data[k * s.C + c];
+          spread(lane.columns_grad, go, gp, weights.data, s.K, s.C, count);
         } else {
           for (int64_t q = 0; q < s.g; ++q)
             if (!mm<A>({lane.columns_grad + q * KCg, count, KCg, KC, 1}, {go + q * s.Og * gc, count, s.Og, gp, gc},
@@ -110,6 +146,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> deform_conv2d_backward(const Tensor& 
         }
       }
 
+      lane.sampler->begin_tile(p0, count);
       for (int64_t j = 0; j < s.G; ++j)
         for (int64_t k = 0; k < s.K; ++k) {
           const Samples<A> at = lane.sampler->set(j * s.K + k, tiles.largest);
@@ -119,39 +156,31 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> deform_conv2d_backward(const Tensor& 
               gather(lane.columns + part.first + k * part.step, KC, at, image + part.c0, zeros.data(), s.C, part.size,
                      count);
           if (!want_offset && !want_mask) continue;
-          std::fill_n(&lane.dots[0][0], count * 4, A(0));
+          for (A* d : lane.dots) std::fill_n(d, count, A(0));
           for (const auto& part : parts[j])
             dots(lane.dots, lane.columns_grad + part.first + k * part.step, KC, at, image + part.c0, zeros.data(), s.C,
                  part.size, count);
-          const auto* d = lane.dots;
+          const auto& d = lane.dots;
+          const auto& w = at.weight;
           const int64_t channel = j * s.K + k;
           if (want_mask) {
-            for (int64_t i = 0; i < count; ++i) {
-              const A* w = at.weight[i];
-              lane.row[i] = w[0] * d[i][0] + w[1] * d[i][1] + w[2] * d[i][2] + w[3] * d[i][3];
-            }
+            for (int64_t i = 0; i < count; ++i)
+              lane.row[i] = w[0][i] * d[0][i] + w[1][i] * d[1][i] + w[2][i] * d[2][i] + w[3][i] * d[3][i];
             write(grad_mask, n, channel, p0, lane.row, count);
           }
           if (want_offset) {
-            for (int64_t i = 0; i < count; ++i) {
-              const A fx = at.fraction[i][1];
-              lane.row[i] = at.mask[i] * ((1 - fx) * (d[i][2] - d[i][0]) + fx * (d[i][3] - d[i][1]));
-            }
+            for (int64_t i = 0; i < count; ++i)
+              lane.row[i] = at.mask[i] * ((1 - at.fx[i]) * (d[2][i] - d[0][i]) + at.fx[i] * (d[3][i] - d[1][i]));
             write(grad_offset, n, 2 * channel, p0, lane.row, count);
-            for (int64_t i = 0; i < count; ++i) {
-              const A fy = at.fraction[i][0];
-              lane.row[i] = at.mask[i] * ((1 - fy) * (d[i][1] - d[i][0]) + fy * (d[i][3] - d[i][2]));
-            }
+            for (int64_t i = 0; i < count; ++i)
+              lane.row[i] = at.mask[i] * ((1 - at.fy[i]) * (d[1][i] - d[0][i]) + at.fy[i] * (d[3][i] - d[2][i]));
             write(grad_offset, n, 2 * channel + 1, p0, lane.row, count);
           }
         }
 
       if (!want_weight) return;
       if (s.depthwise) {
-        for (int64_t p = 0; p < count; ++p)
-          for (int64_t k = 0; k < s.K; ++k)
-            for (int64_t c = 0; c < s.C; ++c)
-              lane.weight[k * s.C + c] += go[p * gp + c * gc] * lane.columns[p * KC + k * s.C + c];
+        collect(lane.weight, go, gp, lane.columns, s.K, s.C, count);
       } else {
         for (int64_t q = 0; q < s.g; ++q)
           if (!mm<A>({lane.weight + q * s.Og * KCg, s.Og, KCg, KCg, 1}, {go + q * s.Og * gc, s.Og, count, gc, gp},
@@ -161,7 +190,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> deform_conv2d_backward(const Tensor& 
     };
 
     // Scatter a tile's columns, channels [c0, c1) only: threads split channels, and every sum keeps its order.
-    auto spread = [&](const Lane& lane, int64_t c0, int64_t c1) {
+    auto scatter_tile = [&](const Lane& lane, int64_t c0, int64_t c1) {
       const int64_t n = tiles.image(lane.tile), count = tiles.size(lane.tile);
       for (int64_t j = 0; j < s.G; ++j)
         for (const auto& part : parts[j]) {
@@ -181,7 +210,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> deform_conv2d_backward(const Tensor& 
       const int64_t slices = std::min<int64_t>(lanes, (s.C + 15) / 16);
       parallel(slices, 1, [&](int64_t begin, int64_t end) {
         const int64_t c0 = s.C * begin / slices / 16 * 16, c1 = end == slices ? s.C : s.C * end / slices / 16 * 16;
-        for (int64_t i = 0; i < active; ++i) spread(own[i], c0, c1);
+        for (int64_t i = 0; i < active; ++i) scatter_tile(own[i], c0, c1);
       });
     }
 

@@ -32,18 +32,20 @@ Tensor deform_conv2d(const Tensor& input, const Tensor& offset, const Tensor& we
     const int64_t KC = s.K * s.C, KCg = s.K * s.Cg,
                   lanes = std::min<int64_t>(torch::stable::get_num_threads(), tiles.count);
     // Products are [positions][O]: written where they belong if that is the output's form, else put there afterwards.
-    const bool direct = std::is_same_v<T, A> && last && !s.depthwise;
+    const bool direct = std::is_same_v<T, A> && last;
     T* const out = static_cast<T*>(output.mutable_data_ptr());
 
     struct Lane {
       Arena arena;
       std::unique_ptr<Sampler<A>> sampler;
       A *columns, *result;
+      Tap<A>* taps;
     };
     std::vector<Lane> own(lanes);
     for (auto& lane : own) {
-      lane.sampler = std::make_unique<Sampler<A>>(s, offset, mask, lane.arena, tiles.largest, 1);
-      lane.arena.reserve(lane.columns, tiles.largest * KC);
+      lane.sampler = std::make_unique<Sampler<A>>(s, offset, mask, lane.arena, tiles.largest, s.depthwise ? s.K : 1);
+      lane.arena.reserve(lane.columns, s.depthwise ? 0 : tiles.largest * KC);
+      lane.arena.reserve(lane.taps, s.depthwise ? s.K : 0);
       lane.arena.reserve(lane.result, direct ? 0 : tiles.largest * s.O);
       lane.arena.allocate();
     }
@@ -52,24 +54,26 @@ Tensor deform_conv2d(const Tensor& input, const Tensor& offset, const Tensor& we
       const int64_t n = tiles.image(tile), p0 = tiles.begin(tile), count = tiles.size(tile);
       const Samples<A> at = lane.sampler->set(0, tiles.largest);
       const A* image = map.data + n * s.H * s.W * s.C;
-      for (int64_t j = 0; j < s.G; ++j)
-        for (int64_t k = 0; k < s.K; ++k) {
-          lane.sampler->locate_tap(at, n, j, k, p0, count);
-          for (const auto& part : parts[j])
-            gather(lane.columns + part.first + k * part.step, KC, at, image + part.c0, zeros.data(), s.C, part.size,
-                   count);
-        }
-
       T* const first = out + n * s.O * s.P + p0 * (last ? s.O : 1);
       A* const result = direct ? reinterpret_cast<A*>(first) : lane.result;
+      lane.sampler->begin_tile(p0, count);
       if (s.depthwise) {
-        for (int64_t p = 0; p < count; ++p) {
-          std::copy_n(biases.data(), s.C, result + p * s.C);
+        // No product, so no columns: all taps of a position are added up in registers.
+        for (int64_t j = 0; j < s.G; ++j) {
           for (int64_t k = 0; k < s.K; ++k)
-            for (int64_t c = 0; c < s.C; ++c)
-              result[p * s.C + c] += weights.data[k * s.C + c] * lane.columns[p * KC + k * s.C + c];
+            lane.sampler->locate_tap(lane.sampler->set(k, tiles.largest), n, j, k, p0, count);
+          for (const auto& part : parts[j])
+            blend(result + part.c0, s.C, at, tiles.largest, s.K, lane.taps, weights.data + part.c0,
+                  biases.data() + part.c0, image + part.c0, zeros.data(), s.C, part.size, count);
         }
       } else {
+        for (int64_t j = 0; j < s.G; ++j)
+          for (int64_t k = 0; k < s.K; ++k) {
+            lane.sampler->locate_tap(at, n, j, k, p0, count);
+            for (const auto& part : parts[j])
+              gather(lane.columns + part.first + k * part.step, KC, at, image + part.c0, zeros.data(), s.C, part.size,
+                     count);
+          }
         for (int64_t q = 0; q < s.g; ++q)
           if (!mm<A>({result + q * s.Og, count, s.Og, s.O, 1}, {lane.columns + q * KCg, count, KCg, KC, 1},
                      {weights.data + q * s.Og * KCg, KCg, s.Og, 1, KCg}))

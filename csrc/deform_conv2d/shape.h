@@ -151,7 +151,7 @@ struct Sampler {
   const Shape& s;
   Planes offset;
   std::optional<Planes> mask;
-  A *y, *x;
+  Positions<A> at;
   Samples<A> all;
 
   // Room for `sets` taps at once: backward keeps all K·G of a tile, forward one.
@@ -159,30 +159,36 @@ struct Sampler {
           int64_t sets)
       : s(s), offset(offset) {
     if (mask) this->mask.emplace(*mask);
-    arena.reserve(y, largest);
-    arena.reserve(x, largest);
-    arena.reserve(all.pixel, largest * sets);
-    arena.reserve(all.weight, largest * sets);
-    arena.reserve(all.fraction, largest * sets);
-    arena.reserve(all.mask, largest * sets);
+    for (auto* more : {&at.row, &at.column, &at.y, &at.x}) arena.reserve(*more, largest);
+    for (auto& pixel : all.pixel) arena.reserve(pixel, largest * sets);
+    for (auto& weight : all.weight) arena.reserve(weight, largest * sets);
+    for (auto* more : {&all.fy, &all.fx, &all.mask}) arena.reserve(*more, largest * sets);
   }
 
   Samples<A> set(int64_t index, int64_t largest) const {
+    Samples<A> found = all;
     const int64_t i = index * largest;
-    return {all.pixel + i, all.weight + i, all.fraction + i, all.mask + i};
+    for (auto& pixel : found.pixel) pixel += i;
+    for (auto& weight : found.weight) weight += i;
+    for (auto* more : {&found.fy, &found.fx, &found.mask}) *more += i;
+    return found;
   }
 
-  // Find the samples of tap k of offset group j for positions [p0, p0 + count) of an image.
-  void locate_tap(const Samples<A>& out, int64_t n, int64_t j, int64_t k, int64_t p0, int64_t count) const {
-    offset.read(n, (j * s.K + k) * 2, s.Wo, p0, count, y);
-    offset.read(n, (j * s.K + k) * 2 + 1, s.Wo, p0, count, x);
-    const A dy = A(k / s.Kw * s.dh - s.ph), dx = A(k % s.Kw * s.dw - s.pw);
+  // Begin with positions [p0, p0 + count) of an image.
+  void begin_tile(int64_t p0, int64_t count) const {
     for (int64_t i = 0, ho = p0 / s.Wo, wo = p0 % s.Wo; i < count; ++i) {
-      y[i] += A(ho * s.sh) + dy;
-      x[i] += A(wo * s.sw) + dx;
+      at.row[i] = A(ho * s.sh);
+      at.column[i] = A(wo * s.sw);
       if (++wo == s.Wo) wo = 0, ++ho;
     }
-    locate(out, y, x, count, s.H, s.W, s.clamp);
+  }
+
+  // Find the samples of tap k of offset group j there.
+  void locate_tap(const Samples<A>& out, int64_t n, int64_t j, int64_t k, int64_t p0, int64_t count) {
+    offset.read(n, (j * s.K + k) * 2, s.Wo, p0, count, at.y);
+    offset.read(n, (j * s.K + k) * 2 + 1, s.Wo, p0, count, at.x);
+    at.dy = A(k / s.Kw * s.dh - s.ph), at.dx = A(k % s.Kw * s.dw - s.pw);
+    locate(out, at, count, s.H, s.W, s.clamp);
     if (mask)
       mask->read(n, j * s.K + k, s.Wo, p0, count, out.mask);
     else
