@@ -82,11 +82,31 @@ def test_page_is_readable(opener: Callable[..., Any], server: Server, width: int
     opened.close()
 
 
+def test_light_and_dark_change_while_it_is_open(page: Any) -> None:
+    light = page.drawn()
+    page.page.emulate_media(color_scheme="dark")
+    page.until("colours.dark")
+    dark = page.drawn()
+    assert dark != light
+    page.page.emulate_media(color_scheme="light")
+    page.until("!colours.dark")
+    assert page.drawn() != dark
+
+
 def luminance(colour: str) -> float:
     """Return the relative luminance of "#rrggbb" as WCAG defines it."""
     values = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)]) / 255
     linear = np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
     return float(linear @ [0.2126, 0.7152, 0.0722])
+
+
+def test_drawing_is_as_sharp_as_its_place_is_wide(page: Any) -> None:
+    for width in (1280, 700, 420):
+        page.page.set_viewport_size({"width": width, "height": 900})
+        for id in ("stage", "bars", "before", "after"):
+            page.until(
+                f"(e => e.width === Math.round(e.clientWidth * devicePixelRatio))(document.getElementById('{id}'))"
+            )
 
 
 def test_touch_sets_the_place_and_holds_it(opener: Callable[..., Any], server: Server) -> None:

@@ -15,7 +15,7 @@ from pliant.data import Composed
 from pliant.studies.detection import protocol
 from pliant.studies.geometry.contestants import CONTESTANTS
 
-# Levels to either side of 0 that a weight of a row may have. Of the detector, 5 MB in float32, ±31 keep all but 0.8 of
+# Levels to either side of 0 that a weight of a row may have. Of the detector, 5 MB in float32, ±31 keep all but 0.7 of
 # 39.8 points of AP, and pack into 650 KB; the small networks can afford ±127.
 LEVELS = {"classifier": 127, "detector": 31}
 SCENES = (11, 2, 6, 13, 37, 39)  # of those that the study tests on

@@ -176,6 +176,8 @@ function drawPoints(sheet, found, level, colours, regular = false) {
   }
 }
 
+const MOST_LABELS = 12; // boxes: more would cover the picture with words
+
 /** Draw what a detector found; `chosen` is one of `shown` whose bins are drawn too. */
 function drawObjects(sheet, detection, shown, chosen, show, colours) {
   const faint = Math.max(0.08, Math.min(0.5, 40 / detection.proposals.length));
@@ -183,7 +185,9 @@ function drawObjects(sheet, detection, shown, chosen, show, colours) {
   const object = chosen === null ? null : detection.objects[chosen];
   if (show.boxes) {
     for (const i of [...shown].reverse()) {
-      if (i !== chosen) sheet.box(detection.objects[i].box, colours.ink, { width: 1.5, rim: colours.paper });
+      if (i === chosen) continue;
+      const { box, label, score } = detection.objects[i], [left, top] = sheet.box(box, colours.ink, { width: 1.5, rim: colours.paper });
+      if (shown.length <= MOST_LABELS) sheet.label(left, top, `${label} ${score.toFixed(2)}`, colours.ink, colours.paper);
     }
   }
   if (!object) return;

@@ -440,7 +440,7 @@ if (!frozen) {
   addEventListener("dragover", (event) => event.preventDefault());
   addEventListener("drop", (event) => { event.preventDefault(); over(0); send(event.dataTransfer.files[0]); });
 }
-addEventListener("resize", redraw);
+new ResizeObserver(redraw).observe($("stage"));
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
   colours = palette();
   if (state.image) state.toned = toned(state.image, state.look.grey, colours);
