@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pliant.nn import DeformConv2d
+from pliant.show import bins
 from pliant.studies.detection.protocol import Kept, shown, size_of
 from pliant.studies.measures import correlation, effective_dilation, outside
 
@@ -123,18 +124,10 @@ def bin_shifts(model: Any, image: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor
     Returns:
         shifts (n, 2, P, P), x first, in shares of the box's sides; masks (n, 1, P, P) or None.
     """
-    pictures, _ = model.batch([shown(image)])
-    _, maps = model.maps(pictures)
-    pool = model.pool
-    rois = torch.cat((torch.zeros(len(boxes), 1), boxes), 1)
-    shifts: list[Tensor] = [torch.empty(0)] * len(boxes)
-    masks: list[Tensor] = [torch.empty(0)] * len(boxes)
-    for i, level in enumerate(pool.levels(rois).tolist()):
-        scale = torch.tensor([1.0, *[1 / pool.strides[level]] * 4])
-        offset, mask = pool.deform.predict(maps[level], rois[i : i + 1] * scale)
-        shifts[i] = pool.deform.gamma * offset[0]
-        masks[i] = mask[0] if mask is not None else masks[i]
-    return torch.stack(shifts), torch.stack(masks) if masks[0].numel() else None
+    found = bins.bins(model, shown(image), boxes)
+    sides = (found.boxes[:, 2:] - found.boxes[:, :2])[:, None, None]
+    shifts = torch.from_numpy((found.moved - found.regular)[..., ::-1] / sides).float().permute(0, 3, 1, 2)
+    return shifts, None if found.mask is None else torch.from_numpy(found.mask).float()[:, None]
 
 
 def _inside(boxes: Tensor, size: torch.Size, picture: torch.Size) -> Tensor:
