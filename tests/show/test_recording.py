@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from pliant import _native
 from pliant.models import RFCN, FasterRCNN, ResNet
 from pliant.nn import DeformConv2d
 from pliant.show.recording import record
@@ -235,6 +236,19 @@ def test_attention_is_an_error_that_names_its_module_unless_it_is_said_to_keep_p
     for still in ("1", Mixing):
         assert record(net, picture, still=[still]).trace((4, 4)).layers == ("2", "0")
     assert record(net, picture).trace((4, 4), "0").points.shape == (9, 2)
+
+
+def test_layers_that_run_on_the_reference_are_followed_too(generator, monkeypatch):
+    net, picture = Pyramid(generator).eval(), torch.rand(1, 44, 52, generator=generator, dtype=torch.float64)
+    kernel = record(net, picture)
+    monkeypatch.setattr(_native, "chosen", lambda *_: False)
+    reference = record(net, picture)
+    assert list(reference.deformable()) == list(kernel.deformable()) == ["first", "second", "out"]
+    found, expected = reference.trace((5, 6), "out", 3), kernel.trace((5, 6), "out", 3)
+    assert found.layers == expected.layers
+    np.testing.assert_allclose(found.points, expected.points, rtol=1e-10)
+    np.testing.assert_allclose(found.weights, expected.weights, rtol=1e-10, atol=1e-15)
+    assert reference.layers() == kernel.layers()
 
 
 def test_calls_and_outputs_are_told_apart_and_what_is_not_there_is_an_error():

@@ -20,6 +20,7 @@ from pliant.studies.report import page
 from pliant.train import DetectorRecipe, checkpoint
 from pliant.train.build import resizing
 
+MOST, LEAST, EASY = 60, 12, 512  # evaluations, and the side of a picture up to which there are most
 LONGEST = 1333  # side of a picture in pixels, unless --side says otherwise
 
 
@@ -46,13 +47,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--error", type=float, default=figures.ERROR, help=f"bound of saliency regions (default: {figures.ERROR})"
     )
     parser.add_argument(
-        "--evaluations", type=int, default=60, metavar="N", help="forwards a search for one may take (default: 60)"
-    )
+        "--evaluations", type=int, metavar="N",
+        help=f"forwards a search for one may take (default: {MOST}, fewer for pictures larger than {EASY} × {EASY})",
+    )  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> int:
     """Draw, write the page, and say where it is."""
-    if not 0 < args.error < 1 or args.evaluations < 2:
+    if not 0 < args.error < 1 or (args.evaluations is not None and args.evaluations < 2):
         raise ValueError(
             f"--error must lie between 0 and 1 and --evaluations be at least 2, got {args.error} and {args.evaluations}"
         )
@@ -80,8 +82,9 @@ def run(args: argparse.Namespace) -> int:
         )  # fmt: skip
     except (KeyError, TypeError) as error:
         raise ValueError(error.args[0]) from error
+    evaluations = args.evaluations or max(LEAST, min(MOST, MOST * EASY**2 // (seen.shape[1] * seen.shape[2])))
     found, notes = figures.figures(
-        look, error=args.error, evaluations=args.evaluations, tell=lambda name: print(f"  {name}.png", flush=True)
+        look, error=args.error, evaluations=evaluations, tell=lambda name: print(f"  {name}.png", flush=True)
     )
     facts = {
         "network": f"{args.model}. {network.about}",

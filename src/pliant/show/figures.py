@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pliant.models.two_stage import TwoStage
-from pliant.nn import LocalResponseNorm
+from pliant.nn import DeformRoIPool, LocalResponseNorm
 from pliant.show import bins, canvas, fields, lrn, sampling
 from pliant.show.canvas import CENTRE, GREEN, INK, REGULAR, TAPS, VERMILION, YELLOW
 from pliant.show.influence import At, Node, OfBox, locations, receptive_field, saliency_region
@@ -184,9 +184,14 @@ def _support(view: View, node: Node, name: str, title: str, what: str, error: fl
         if found.strength.ndim == 3 and layer in view.recording.deformable() and found.strength.any():
             points.append(view.recording.samples(layer).reshape(-1, 2))
             weights.append(found.strength.ravel() / found.strength.max())
+    pooled = None
+    # Of a position-sensitive layer the bins of each class lie elsewhere: too many for one picture.
+    alike = [name for name, layer in bins.layers(view.model).items() if isinstance(layer, DeformRoIPool)]
+    if isinstance(node, OfBox) and alike:
+        pooled = bins.bins(view.model, view.picture, torch.tensor([node.box]), alike[0])
     H, W = field_.shape
-    count = 2 + bool(points)
-    side = 4.0
+    count = 2 + bool(points) + bool(pooled)
+    side = 4.0 if count < 4 else 3.4
     figure = canvas.sheet(side * count, height(side, H / W) + 0.3)
     panels = list(figure.subplots(1, count, squeeze=False)[0])
     # Square roots: gradients fall off so fast that little else than their peak would be seen.
@@ -199,6 +204,11 @@ def _support(view: View, node: Node, name: str, title: str, what: str, error: fl
         canvas.show_picture(panels[1], view.paper, "effective sampling locations")
         alpha = 0.15 + 0.85 * weight[best]
         canvas.scatter(panels[1], at[best], TAPS, size=13, alpha=alpha, outlined=False)
+    if pooled is not None:
+        canvas.show_picture(panels[-2], view.paper, "effective bin locations")
+        force = strength[pooled.layer].strength[0].ravel()
+        alpha = 0.15 + 0.85 * force / max(force.max(), 1e-300)
+        canvas.scatter(panels[-2], pooled.moved[0].reshape(-1, 2), TAPS, size=15, alpha=alpha)
     hidden = np.where(region.mask[..., None], coloured(view.image), 1.0)
     # Outlines tell white paper from what is cut away.
     canvas.show_picture(panels[-1], hidden, f"saliency region: {region.share:.0%} of the picture")
@@ -212,7 +222,8 @@ def _support(view: View, node: Node, name: str, title: str, what: str, error: fl
     figure.subplots_adjust(0.005, 0.005, 0.995, 1 - 0.3 / figure.get_figheight(), 0.02)
     caption = (
         f"What {what} rest on. Left: how strongly their length answers to a small change of each pixel, square root. "
-        + (f"Middle: the {len(best)} samples of deformable layers whose move they answer to most. " if points else "")
+        + (f"Then: the {len(best)} samples of deformable layers whose move they answer to most. " if points else "")
+        + ("Then: the bins, fainter the less they answer to a move. " if pooled is not None else "")
         + f"Right: a small part of the picture to which they are the same but for {region.error:.1%} "
         f"(bound {error:.0%}, cells of {cell} pixels, {region.evaluations} evaluations); the rest is painted "
         + ("over with paper." if view.image.ndim == 2 else "in the mean colour.")

@@ -129,7 +129,8 @@ def _convolution(name: str, values: Values, node: Node, source: Tensor, out: Ten
     return Geometry(node.axes, step)
 
 
-def _deformable(name: str, values: Values, node: Node, source: Tensor, out: Tensor) -> Geometry:
+def deformable(name: str, values: Values, node: Node, source: Tensor, out: Tensor) -> Geometry:
+    """Return the geometry of a deformable convolution of `node` with these arguments."""
     if why := _map(node, source, out):
         return _lost(out, why)
     Kh, Kw = values["weight"].shape[2:]
@@ -278,7 +279,7 @@ _STILL = ("aten::copy_", "aten::clone", "aten::_to_copy", "aten::detach", "aten:
 _Rule = Callable[[str, Values, "Node", Tensor, Tensor], Geometry]
 _RULES: dict[_Rule, str] = {
     _convolution: "aten::convolution",
-    _deformable: "pliant::deform_conv2d torchvision::deform_conv2d",
+    deformable: "pliant::deform_conv2d torchvision::deform_conv2d",
     _pool: "aten::max_pool2d_with_indices aten::max_pool2d aten::avg_pool2d",
     _adaptive: "aten::_adaptive_avg_pool2d aten::adaptive_avg_pool2d aten::adaptive_max_pool2d",
     _resized: "aten::upsample_nearest2d aten::_upsample_nearest_exact2d aten::upsample_bilinear2d",

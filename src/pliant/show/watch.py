@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from pliant.nn import DeformConv2d
 from pliant.show import operators
 from pliant.show.nodes import Node
 from pliant.show.paths import Step
@@ -108,6 +109,25 @@ class Watch(TorchDispatchMode):
             for handle in handles:
                 handle.remove()
 
+    def _deformed(self, name: str, layer: DeformConv2d, below: Node, inputs: Any, output: Tensor) -> None:
+        """Say where a layer sampled that ran on the reference, whose operators know nothing of offsets."""
+        with _disable_current_modes():
+            offset, mask = layer.predict(tree_leaves(inputs)[0])
+        geometry = operators.deformable(
+            "pliant::deform_conv2d",
+            {
+                "weight": layer.weight, "offset": offset, "mask": mask, "clamp": layer.boundary == "clamp",
+                **dict(zip(("sh", "sw", "ph", "pw", "dh", "dw"),
+                           (*layer.stride, *layer.padding, *layer.dilation), strict=True)),
+            },
+            below, tree_leaves(inputs)[0], output,
+        )  # fmt: skip
+        if geometry.step is not None:
+            node = Node("pliant::deform_conv2d", name, below.axes, geometry.step.above, (below,), geometry.step)
+            self.nodes[output] = node
+            self.found._deformable.pop(name, None)
+            self.found._deformable[name] = geometry.step
+
     def _ended(self, name: str, module: nn.Module, still: bool, inputs: Any, output: Any) -> None:
         self.modules.pop()
         tensors = [t for t in tree_leaves(output) if isinstance(t, Tensor)]
@@ -118,6 +138,8 @@ class Watch(TorchDispatchMode):
             for tensor in () if across else tensors:
                 if tensor.dim() > node.axes[1] and tuple(tensor.shape[a] for a in node.axes) == node.size:
                     self.nodes[tensor] = Node("still", name, node.axes, node.size, (node,))
+        elif isinstance(module, DeformConv2d) and given and not (given[0].blocked or self.nodes[output].step):
+            self._deformed(name, module, given[0], inputs, output)
         held = [t for t in tensors if t in self.nodes]
         if held:
             self.found._maps.setdefault(name, []).append([self.nodes[t] for t in held])
