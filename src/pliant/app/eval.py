@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from pliant._files import replacing
 from pliant.app import arguments
 from pliant.app.progress import percent
 from pliant.train import DataRecipe, DetectorRecipe, checkpoint, evaluate, log
@@ -55,9 +55,8 @@ def main(words: Sequence[str]) -> int:
     out = Path(args.json) if args.json else path.with_name("evaluation.json")
     about = {"checkpoint": str(path), "step": state["step"], "split": args.split, "pictures": len(data)}
     result = log.finite({**about, "data": asdict(args.data), **scores})
-    part = out.with_name(out.name + ".part")
-    part.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(part, out)
+    with replacing(out) as part:
+        part.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     print(f"\nIn percent. Written to {out}.")
     return 0
 

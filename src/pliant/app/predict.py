@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import colorsys
 import json
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from pliant._files import replacing
 from pliant.data import read_image
 from pliant.train import DetectorRecipe, checkpoint, detect
 from pliant.train.build import load_detector, resizing
@@ -55,9 +55,8 @@ def run(args: argparse.Namespace) -> int:
         results = coco_results(kept, number, state["category_ids"])
         lines += [{**line, "file_name": str(path)} for line in results]
         print(f"{path}: {said(kept['labels'].tolist(), state['classes'])}")
-    part = args.out / "detections.json.part"
-    part.write_text(json.dumps(lines, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(part, args.out / "detections.json")
+    with replacing(args.out / "detections.json") as part:
+        part.write_text(json.dumps(lines, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     print(f"{len(lines)} objects in {len(args.images) - broken} pictures: {args.out}/")
     return 1 if broken else 0
 

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from pliant._files import replacing
+
 # What a folder's settings say about the machine: a study may be resumed on another one.
 LOCAL = ("machine", "started")
 
@@ -74,9 +76,8 @@ class Store:
         if not path.exists():
             if self.path.exists() and self.path.stat().st_size:
                 raise ValueError(f"{self.title}: {self.path} has no settings.json beside it; choose another folder")
-            part = path.with_name("settings.json.part")
-            part.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-            os.replace(part, path)
+            with replacing(path) as part:
+                part.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
             return
         try:
             there = json.loads(path.read_text(encoding="utf-8"))

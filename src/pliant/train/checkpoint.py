@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from pliant._files import replacing
+
 FORMAT = 1
 
 
@@ -17,16 +19,11 @@ def write(path: Path, state: dict[str, Any]) -> None:
     Raises:
         OSError: it could not be written.
     """
-    part = path.with_name(path.name + ".part")
-    try:
-        # Given a path instead of a file, torch says of a full disk only that its writer failed.
-        with part.open("wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    # Given a path instead of a file, torch says of a full disk only that its writer failed.
+    with replacing(path) as part, part.open("wb") as file:
+        torch.save(state, file)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
 import signal
 import threading
 import time
@@ -17,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pliant._files import replacing
 from pliant.data import Batch, Detection, Target, Transform, batches
 from pliant.data.drawing import seed_of
 from pliant.train import checkpoint
@@ -282,9 +282,9 @@ def _prepare(folder: Path, recipe: DetectorRecipe, resume: bool) -> dict[str, An
         folder.mkdir(parents=True, exist_ok=True)
         # Of a run that ended before its first checkpoint.
         (folder / "metrics.jsonl").unlink(missing_ok=True)
-        part = folder / "recipe.json.part"
-        part.write_text(json.dumps(dataclasses.asdict(recipe), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        os.replace(part, written)
+        with replacing(written) as part:
+            text = json.dumps(dataclasses.asdict(recipe), indent=2, ensure_ascii=False)
+            part.write_text(text + "\n", encoding="utf-8")
         return None
     if not last.exists():
         raise ValueError(f"{folder} holds no checkpoint to go on from; start without --resume")

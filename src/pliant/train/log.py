@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+
+from pliant._files import replacing
 
 Record = dict[str, Any]
 
@@ -37,9 +38,8 @@ class Log:
             self.events = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
         path = folder / "metrics.jsonl"
         kept = [r for r in read(path) if r["step"] <= (evaluated if r["kind"] == "evaluation" else step)]
-        part = path.with_name("metrics.jsonl.part")
-        part.write_text("".join(map(line, kept)), encoding="utf-8")
-        os.replace(part, path)
+        with replacing(path) as part:
+            part.write_text("".join(map(line, kept)), encoding="utf-8")
         self.file = path.open("a", encoding="utf-8", buffering=1)
 
     def __enter__(self) -> Log:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import os
 import warnings
 import webbrowser
 from pathlib import Path
 
 from PIL import Image
 
+from pliant._files import replacing
 from pliant.app.explore import networks
 from pliant.app.explore.networks import Network
 from pliant.app.explore.pictures import Gallery, Picture, read
@@ -65,9 +65,8 @@ def _export(path: Path, chosen: list[Network], gallery: Gallery) -> int:
 
     answers, left_out = frozen(chosen, gallery.all())
     page = whole(answers).encode()
-    part = path.with_name(path.name + ".part")
-    part.write_bytes(page)
-    os.replace(part, path)
+    with replacing(path) as part:
+        part.write_bytes(page)
     for line in left_out:
         print(f"left out  {line}")
     print(f"pliant explore: {path}, {len(page) / 1e6:.2f} MB")

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from pliant._files import replacing
 from pliant.interop.checkpoints import mxnet
 
 # Where checkpoints keep their weights beside other things, in the order in which they are looked for.
@@ -78,17 +79,23 @@ def write(path: str | Path, state: dict[str, Tensor], record: dict[str, Any] | N
 
     Raises:
         ValueError: another suffix.
+        OSError: it could not be written; what was there before stays.
         ImportError: a `.safetensors` file without the package of that name.
     """
     path = Path(path)
     if path.suffix not in WRITABLE:
         raise ValueError(f"{path}: the suffix must be one of {', '.join(WRITABLE)}, got {path.suffix!r}")
-    if path.suffix == ".safetensors":
+    with replacing(path) as part:
+        _write(part, path.suffix, state, record or {})
+
+
+def _write(path: Path, suffix: str, state: dict[str, Tensor], record: dict[str, Any]) -> None:
+    if suffix == ".safetensors":
         # Its tensors may not share memory.
         own = {name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in state.items()}
-        _safetensors(path).save_file(own, path, {"format": "pt", _RECORD: json.dumps(record or {})})
+        _safetensors(path).save_file(own, path, {"format": "pt", _RECORD: json.dumps(record)})
     else:
-        torch.save({"state_dict": dict(state), _RECORD: record or {}}, path)
+        torch.save({"state_dict": dict(state), _RECORD: record}, path)
 
 
 def _safetensors(path: Path) -> Any:

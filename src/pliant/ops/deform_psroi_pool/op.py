@@ -68,6 +68,7 @@ def deform_psroi_pool(
     Source: Dai et al., "Deformable Convolutional Networks", ICCV 2017, section 2.2; the definition is that of the
     authors' DeformablePSROIPooling, also MXNet's and OpenVINO's.
 
+    >>> import torch
     >>> x = torch.arange(4.0).view(1, 4, 1, 1).expand(1, 4, 4, 4)
     >>> rois = torch.tensor([[0.0, 0.0, 0.0, 3.0, 3.0]])
     >>> deform_psroi_pool(x, rois, None, 2, group_size=2)[0, 0]

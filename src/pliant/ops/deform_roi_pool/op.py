@@ -63,6 +63,7 @@ def deform_roi_pool(
     Source: Dai et al., "Deformable Convolutional Networks", ICCV 2017, equations 5 and 6; Zhu et al., "Deformable
     ConvNets v2", CVPR 2019, equation 2; the definition is mmcv's.
 
+    >>> import torch
     >>> x = torch.tensor([[1.0, 2.0], [3.0, 4.0]]).view(1, 1, 2, 2)
     >>> rois = torch.tensor([[0.0, 0.0, 0.0, 1.0, 1.0]])
     >>> deform_roi_pool(x, rois, None, 2, sampling_ratio=2)[0, 0]

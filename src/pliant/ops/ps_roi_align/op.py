@@ -51,6 +51,7 @@ def ps_roi_align(
     Source: Li et al., "Light-Head R-CNN", 2017; Dai et al., "R-FCN", NeurIPS 2016. Arguments of
     torchvision.ops.ps_roi_align.
 
+    >>> import torch
     >>> x = torch.arange(4.0).view(1, 4, 1, 1).expand(1, 4, 4, 4)
     >>> ps_roi_align(x, [torch.tensor([[0.0, 0.0, 4.0, 4.0]])], 2)[0, 0]
     tensor([[0., 1.],

@@ -56,6 +56,7 @@ def roi_align(
 
     Source: He et al., "Mask R-CNN", ICCV 2017, section 3. Arguments of torchvision.ops.roi_align.
 
+    >>> import torch
     >>> x = torch.arange(16.0).view(1, 1, 4, 4)
     >>> roi_align(x, [torch.tensor([[0.0, 0.0, 4.0, 4.0]])], 2, aligned=True)[0, 0]
     tensor([[ 2.5000,  4.5000],

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import base64
-import os
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
+
+from pliant._files import replacing
 
 # Okabe and Ito's palette, the dark page's lighter.
 _STYLE = """
@@ -68,12 +69,8 @@ def page(title: str, body: Sequence[str], hide: Sequence[str] = ()) -> str:
 
 def write(text: str, path: Path) -> Path:
     """Write a document and return its path; a failure leaves what was there before."""
-    part = path.with_name(f"{path.name}.part")
-    try:
+    with replacing(path) as part:
         part.write_text(text, encoding="utf-8")
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
     return path
 
 
