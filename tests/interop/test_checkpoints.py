@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import pickle
+import re
 import struct
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -148,7 +149,10 @@ def test_every_layout_and_back(layout: str, deform: str, offset_groups: int, tmp
     else:
         torch.save({"state_dict": state, "meta": {"epoch": 12}}, tmp_path / "in.pth")
     before = [name for name, layer in net.named_modules() if isinstance(layer, DeformConv2d)]
-    scale, boundary = {"msra": (2.0, "clamp" if deform == "v1" else "zeros")}.get(source, (1.0, "zeros"))
+    # What timm and torchvision do not have is the model's own.
+    own = source in ("timm", "torchvision")
+    clamped = source == "msra" and deform == "v1"
+    scale, boundary = 2.0 if own or source == "msra" else 1.0, "clamp" if clamped else "zeros"
     for layer in net.modules():
         if isinstance(layer, DeformConv2d):
             layer.mask_scale, layer.boundary = scale, boundary
@@ -171,7 +175,9 @@ def test_every_layout_and_back(layout: str, deform: str, offset_groups: int, tmp
     x = torch.randn(1, 3, 40, 40)
     for a, b in zip(other(x), net(x), strict=True):
         assert torch.equal(a, b)
-    assert checkpoints.read(tmp_path / f"out.{suffix}").record["layers"].keys() == set(before)
+    recorded = checkpoints.read(tmp_path / f"out.{suffix}").record["layers"]
+    assert recorded.keys() == set(before)
+    assert all(("boundary" in settings) != own for settings in recorded.values())
 
 
 NAMES = {
@@ -324,6 +330,59 @@ def test_pickles_that_need_more_are_refused(tmp_path: Path, capsys: pytest.Captu
         checkpoints.read(path)
 
 
+SUSPICIONS = {
+    ("dcnv2", "mmcv"): "names as in dcnv2: 8 of 182, such as layer2.0.conv2.conv_offset_mask.weight (--from dcnv2)",
+    ("detectron2", "timm"): "names as in detectron2: 153 of 153, such as backbone.bottom_up.stem.conv1.weight (--from",
+    ("torchvision", "mmcv"): "names as in torchvision: 182 of 182, such as backbone.body.conv1.weight (--from torch",
+    ("mmcv before version 2", "dcnv2"): "names as in mmdet: 8 of 182, such as backbone.layer2.0.conv2_offset.weight (",
+    ("msra", "mmcv"): "names as in msra: 153 of 153, such as conv1_weight (--from msra)",
+    ("timm", "torchvision"): "",
+    ("mmdet", "mmcv"): "",
+}
+
+
+@pytest.mark.parametrize(("layout", "source"), SUSPICIONS)
+def test_names_of_another_library_are_noticed(layout: str, source: str) -> None:
+    state = LAYOUTS[layout][1](_network().state_dict())
+    note = checkpoints.convert(state, source).note
+    sentence = SUSPICIONS[layout, source]
+    assert note.startswith(sentence) if sentence else "names as in" not in note
+    if layout == "detectron2":
+        with pytest.raises(ValueError, match=r"weight', …\) is one of mmdet's; names as in detectron2: 153 of 153"):
+            checkpoints.convert(state, "mmdet")
+
+
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+def test_files_that_cannot_be_written(suffix: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = tmp_path / f"in.{suffix}"
+    checkpoints.write(given, {"conv1.weight": torch.zeros(1)})
+    before = given.read_bytes()
+    (tmp_path / f"folder.{suffix}").mkdir()
+    for name, sentence in (
+        (f"none/out.{suffix}", f": there is no folder '{tmp_path / 'none'}' to write it to"),
+        (f"folder.{suffix}", ": is a folder"),
+        (f"in.{suffix}", ": is the checkpoint itself; name another file to write"),
+    ):
+        assert app.main(["convert", str(given), str(tmp_path / name), "--from", "timm"]) == 2
+        assert capsys.readouterr().err == f"pliant convert: {tmp_path / name}{sentence}\n"
+    assert given.read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"folder.{suffix}", f"in.{suffix}"]
+    # Nothing half written stays, and what was there does.
+    nothing: Any = lambda: None  # noqa: E731 - neither pickle nor JSON can write it
+    with pytest.raises(OSError, match=rf"^{re.escape(str(given))}: could not be written: "):
+        checkpoints.write(given, {"a": torch.zeros(1)}, {"layers": nothing})
+    assert given.read_bytes() == before
+
+
+def test_a_converted_file_is_not_converted_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    # Its record would be lost: the scale of its masks and their boundary.
+    _converted(tmp_path / "a.pth", _network())
+    assert app.main(["convert", str(tmp_path / "a.pth"), str(tmp_path / "b.pth"), "--from", "timm"]) == 2
+    sentence = "is converted already, from mmcv; checkpoints.load reads it"
+    assert capsys.readouterr().err == f"pliant convert: {tmp_path / 'a.pth'}: {sentence}\n"
+    assert not (tmp_path / "b.pth").exists()
+
+
 @pytest.mark.parametrize("protocol", [2, 4])
 def test_pickled_arrays_of_detectron2(protocol: int, tmp_path: Path) -> None:
     net = _network()
@@ -377,7 +436,7 @@ def test_files_that_are_none(tmp_path: Path) -> None:
         ("a.pth", b"not a pickle", "is not a file that torch.save wrote, or damaged"),
         ("a.pkl", b"not a pickle", "is not a pickle, or damaged|needs .* beside arrays"),
         ("a.safetensors", b"not safe", "is not a safetensors file"),
-        ("a.onnx", b"", "the suffix must be .pth, .pt, .pkl, .params or .safetensors, got '.onnx'"),
+        ("a.onnx", b"", "the suffix must be one of .pth, .pt, .pkl, .params, .safetensors, got '.onnx'"),
     ):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(ValueError, match=sentence):
@@ -385,6 +444,15 @@ def test_files_that_are_none(tmp_path: Path) -> None:
     for suffix in ("pth", "pkl", "params", "safetensors"):
         with pytest.raises(FileNotFoundError):
             checkpoints.read(tmp_path / f"missing.{suffix}")
+        (tmp_path / f"folder.{suffix}").mkdir()
+        with pytest.raises(IsADirectoryError, match=f"folder.{suffix}"):
+            checkpoints.read(tmp_path / f"folder.{suffix}")
+    # Cut short, it makes the system complain in some places.
+    torch.save({"a": torch.randn(4000)}, tmp_path / "whole.pth")
+    for count in (1, 500, 5000):
+        (tmp_path / "cut.pth").write_bytes((tmp_path / "whole.pth").read_bytes()[:count])
+        with pytest.raises(ValueError, match=r"cut.pth: is not a file that torch.save wrote, or damaged$"):
+            checkpoints.read(tmp_path / "cut.pth")
     torch.save({"epoch": 3}, tmp_path / "b.pth")
     with pytest.raises(ValueError, match="there are no weights in it"):
         checkpoints.read(tmp_path / "b.pth")
@@ -529,9 +597,9 @@ def test_trunks_that_break_off() -> None:
 def test_sources_and_parts_that_are_not_there() -> None:
     with pytest.raises(ValueError, match=r"^convert: source must be one of mmdet, mmcv, .*, got 'caffe'$"):
         checkpoints.convert({"a": torch.zeros(1)}, "caffe")
-    with pytest.raises(ValueError, match=r"^convert: none of the 1 names is one of mmdet's$"):
+    with pytest.raises(ValueError, match=r"^convert: none of the 1 names \('a'\) is one of mmdet's$"):
         checkpoints.convert({"a": torch.zeros(1)}, "mmdet")
-    with pytest.raises(ValueError, match=r"^convert: none of the 1 names is one of mmcv's in head$"):
+    with pytest.raises(ValueError, match=r"^convert: none of the 1 names \('a'\) is one of mmcv's in 'head'$"):
         checkpoints.convert({"a": torch.zeros(1)}, "mmcv", take="head")
     both = {name: torch.zeros(1) for name in ("stem.conv1.weight", "bottom_up.stem.conv1.weight")}
     with pytest.raises(

@@ -63,5 +63,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         if "--traceback" in argv:
             raise
-        print(f"pliant {command}: {error}", file=sys.stderr)
+        # Functions put their own name first, which may be the command's.
+        print(f"pliant {command}: {str(error).removeprefix(f'{command}: ')}", file=sys.stderr)
         return 2

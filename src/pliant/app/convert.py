@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from pliant.interop import checkpoints
 
@@ -18,7 +19,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Convert, write, and print what became of every name."""
+    if Path(args.input).exists() and Path(args.output).exists() and Path(args.input).samefile(args.output):
+        raise ValueError(f"{args.output}: is the checkpoint itself; name another file to write")
     file = checkpoints.read(args.input)
+    if "layers" in file.record:
+        source = file.record.get("source")
+        raise ValueError(f"{args.input}: is converted already, from {source}; checkpoints.load reads it")
     done = checkpoints.convert(file.state, args.source, version=args.version, take=args.take)
     checkpoints.write(args.output, done.state, done.record)
     print(done.report())

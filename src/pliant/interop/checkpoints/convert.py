@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pliant.interop.checkpoints.files import read
-from pliant.interop.checkpoints.names import SOURCES, layouts, rename
+from pliant.interop.checkpoints.names import SOURCES, layouts, rename, suspicion
 from pliant.ops.deform_conv2d.module import DeformConv2d
 from pliant.ops.deform_roi_pool.module import DeformRoIPool
 
@@ -27,8 +27,9 @@ class Conversion:
         names: for every name of the checkpoint what it is called now, None where it is left over.
         made: names that the checkpoint did not have: biases of zero for offset branches without one.
         layers: the deformable layers, and what a model must set to compute what they computed: of convolutions
-            ``version``, ``offset_groups``, ``mask_scale`` (version 2) and ``boundary``, of RoI pooling ``version``,
-            ``hidden``, ``separate_mask_trunk`` and ``mask_scale`` (version 2).
+            ``version``, ``offset_groups``, ``mask_scale`` (version 2) and ``boundary`` (neither where the library has
+            no such layers, as timm and torchvision), of RoI pooling ``version``, ``hidden``, ``separate_mask_trunk``
+            and ``mask_scale`` (version 2).
         note: what the file does not say and its user must know.
     """
 
@@ -91,9 +92,15 @@ def convert(state: Mapping[str, Tensor], source: str, *, version: int | None = N
             for old, new in names.items()
         }
     made = {new: state[old] for old, new in names.items() if new is not None}
+    doubt = suspicion(source, state)
     if not made:
-        raise ValueError(f"convert: none of the {len(state)} names is one of {source}'s{f' in {take}' if take else ''}")
-    result = Conversion(source, made, names, note=SOURCES[source].note)
+        some = ", ".join([repr(name) for name in state][:1] + ["…"] * (len(state) > 1))
+        raise ValueError(
+            f"convert: none of the {len(state)} names ({some}) is one of {source}'s{f' in {take!r}' if take else ''}"
+            + (f"; {doubt}" if doubt else "")
+        )
+    notes = [note for note in (doubt, SOURCES[source].note) if note]
+    result = Conversion(source, made, names, note="; ".join(notes))
     for branch in [name for name in made if name.endswith(".conv_offset.weight")]:
         layer = branch.removesuffix(".conv_offset.weight")
         if f"{layer}.weight" in made:
@@ -130,8 +137,9 @@ def _layer(result: Conversion, layer: str, version: int | None) -> None:
         result.made.append(bias)
     elif result.state[bias].shape != (channels,):
         raise ValueError(f"convert: {bias} must have shape ({channels},), got {tuple(result.state[bias].shape)}")
-    scale = {"mask_scale": source.mask_scale} if kind == 2 else {}
-    result.layers[layer] = {"version": kind, "offset_groups": G, **scale, "boundary": source.boundaries[kind - 1]}
+    said = {"mask_scale": source.mask_scale if kind == 2 else None, "boundary": source.boundaries[kind - 1]}
+    known = {setting: value for setting, value in said.items() if value is not None}
+    result.layers[layer] = {"version": kind, "offset_groups": G, **known}
 
 
 def _roi_layer(result: Conversion, prefix: str) -> None:
@@ -168,8 +176,8 @@ def _trunk(state: Mapping[str, Tensor], name: str) -> tuple[int, list[int]]:
 def load(model: nn.Module, path: str | Path) -> list[str]:
     """Load a converted file into a model, and set its deformable layers as the record says.
 
-    `mask_scale` and `boundary` of the model's layers are set; the other settings decide about shapes and have to be
-    right already. An error leaves the model untouched.
+    `mask_scale` and `boundary` of the model's layers are set where the record has them; the other settings decide about
+    shapes and have to be right already. An error leaves the model untouched.
 
     Args:
         model: has the parameters of the file, and deformable layers where it has some.
@@ -209,7 +217,7 @@ def load(model: nn.Module, path: str | Path) -> list[str]:
     for layer, settings in layers.items():
         layer.mask_scale = settings.get("mask_scale", layer.mask_scale)
         if isinstance(layer, DeformConv2d):
-            layer.boundary = settings["boundary"]
+            layer.boundary = settings.get("boundary", layer.boundary)
     with torch.no_grad():
         model.load_state_dict(state, strict=False)
     return missing

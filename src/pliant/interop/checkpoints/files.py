@@ -16,6 +16,7 @@ from pliant.interop.checkpoints import mxnet
 
 # Where checkpoints keep their weights beside other things, in the order in which they are looked for.
 INSIDE = ("state_dict", "model", "model_state_dict", "params_ema", "params")
+READABLE = (".pth", ".pt", ".pkl", ".params", ".safetensors")
 WRITABLE = (".safetensors", ".pth", ".pt")
 _RECORD = "pliant"
 
@@ -48,16 +49,18 @@ def read(path: str | Path) -> File:
     path = Path(path)
     found: Any
     record: dict[str, Any] = {}
+    if path.suffix not in READABLE:
+        raise ValueError(f"{path}: the suffix must be one of {', '.join(READABLE)}, got {path.suffix!r}")
+    with path.open("rb"):
+        pass  # so that a missing file, a folder and one that may not be read are errors with its name
     if path.suffix == ".safetensors":
         found, record = _read_safetensors(path)
     elif path.suffix in (".pth", ".pt"):
         found = _read_torch(path)
     elif path.suffix == ".pkl":
         found = _read_arrays(path)
-    elif path.suffix == ".params":
-        found = dict(mxnet.read(path))
     else:
-        raise ValueError(f"{path}: the suffix must be .pth, .pt, .pkl, .params or .safetensors, got {path.suffix!r}")
+        found = dict(mxnet.read(path))
     if isinstance(found, dict) and isinstance(found.get(_RECORD), dict):
         record = found[_RECORD]
     for key in INSIDE:
@@ -85,17 +88,26 @@ def write(path: str | Path, state: dict[str, Tensor], record: dict[str, Any] | N
     path = Path(path)
     if path.suffix not in WRITABLE:
         raise ValueError(f"{path}: the suffix must be one of {', '.join(WRITABLE)}, got {path.suffix!r}")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path}: there is no folder {str(path.parent)!r} to write it to")
+    if path.is_dir():
+        raise IsADirectoryError(f"{path}: is a folder")
+    package = _safetensors(path) if path.suffix == ".safetensors" else None
     with replacing(path) as part:
-        _write(part, path.suffix, state, record or {})
+        part.touch()  # the system's error where it may not be written; torch and safetensors have others
+        try:
+            _write(part, package, state, record or {})
+        except Exception as error:
+            raise OSError(f"{path}: could not be written: {str(error).partition(chr(10))[0]}") from error
 
 
-def _write(path: Path, suffix: str, state: dict[str, Tensor], record: dict[str, Any]) -> None:
-    if suffix == ".safetensors":
+def _write(path: Path, package: Any, state: dict[str, Tensor], record: dict[str, Any]) -> None:
+    if package is None:
+        torch.save({"state_dict": dict(state), _RECORD: record}, path)
+    else:
         # Its tensors may not share memory.
         own = {name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in state.items()}
-        _safetensors(path).save_file(own, path, {"format": "pt", _RECORD: json.dumps(record)})
-    else:
-        torch.save({"state_dict": dict(state), _RECORD: record}, path)
+        package.save_file(own, path, {"format": "pt", _RECORD: json.dumps(record)})
 
 
 def _safetensors(path: Path) -> Any:
@@ -111,8 +123,6 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     _safetensors(path)
     import safetensors
 
-    if not path.exists():
-        raise FileNotFoundError(2, "No such file or directory", str(path))
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             record = json.loads((file.metadata() or {}).get(_RECORD, "{}"))
@@ -126,14 +136,12 @@ def _read_torch(path: Path) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about the pickle's protocol, before it fails
             return torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
-    except Exception as error:  # pickle, zip and torch each have their own
+    except Exception as error:  # pickle, zip and torch each have their own; the system's, too, of a file cut short
         needs = _globals(path)
         if needs:
             raise ValueError(
-                f"{path}: needs {needs} beside tensors and numbers, which loading would run; where you trust it, "
-                'save its weights alone: torch.save(torch.load(path, weights_only=False)["state_dict"], new_path)'
+                f"{path}: needs {needs} beside tensors and numbers, which loading would run; where you trust it, save "
+                'its tensors alone, such as torch.save(torch.load(path, weights_only=False)["state_dict"], new_path)'
             ) from error
         raise ValueError(f"{path}: is not a file that torch.save wrote, or damaged") from error
 

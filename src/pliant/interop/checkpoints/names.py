@@ -20,17 +20,18 @@ class Source:
         rules: how names change.
         keeps: whether names without a rule stay as they are, or are left over: where they belong to parts whose
             meaning is another one here, such as heads.
-        mask_scale: of its modulated layers.
+        mask_scale: of its modulated layers; None where it has none, and those in a file are of another library's or
+            ours.
         versions: of its deformable layers.
-        boundaries: "zeros" or "clamp", for version 1 and for version 2.
+        boundaries: "zeros" or "clamp", for version 1 and for version 2; None likewise.
         note: what the file does not say and its user must know.
     """
 
     rules: Rules
     keeps: bool
-    mask_scale: float = 1.0
+    mask_scale: float | None = 1.0
     versions: tuple[int, ...] = (1, 2)
-    boundaries: tuple[str, str] = ("zeros", "zeros")
+    boundaries: tuple[str, str] | tuple[None, None] = ("zeros", "zeros")
     note: str = ""
 
 
@@ -135,8 +136,8 @@ SOURCES: dict[str, Source] = {
         boundaries=("clamp", "zeros"),
         note=_CAFFE + "; pictures are RGB, mean (123.15, 115.90, 103.06) subtracted, not divided",
     ),
-    "timm": Source((), keeps=True),
-    "torchvision": Source(TORCHVISION, keeps=True),
+    "timm": Source((), keeps=True, mask_scale=None, boundaries=(None, None)),
+    "torchvision": Source(TORCHVISION, keeps=True, mask_scale=None, boundaries=(None, None)),
 }
 
 
@@ -158,6 +159,22 @@ def rename(source: str, state: Mapping[str, Tensor]) -> dict[str, str | None]:
         if new is not None:
             taken[new] = old
     return names
+
+
+def suspicion(source: str, state: Mapping[str, Tensor]) -> str:
+    """Return whose names a checkpoint has where `source` changes none of them, "" where nobody's."""
+
+    def changed(name: str, old: str) -> bool:
+        new = msra(old) if name == "msra" else _apply(SOURCES[name], old)
+        if new == old or (new is None and not SOURCES[name].keeps):
+            return False
+        return name != "mmcv" or _is_branch(old, state)
+
+    found = {name: [old for old in state if changed(name, old)] for name in SOURCES}
+    most = max(found, key=lambda name: len(found[name]))
+    if found[source] or not found[most]:
+        return ""
+    return f"names as in {most}: {len(found[most])} of {len(state)}, such as {found[most][0]} (--from {most})"
 
 
 def _apply(source: Source, name: str) -> str | None:
