@@ -12,6 +12,7 @@ from pliant.app.explore import networks
 from pliant.app.explore.pictures import Picture
 from pliant.app.explore.pictures import canvas as canvas_of
 from pliant.data import FashionMNIST, read_image
+from pliant.nn import OffsetHistory
 from pliant.show import canvas, figures, history
 from pliant.show.view import view
 from pliant.studies.geometry import build
@@ -62,7 +63,7 @@ def training() -> None:
     net, random, recipe = build("deform-v1-3"), torch.Generator().manual_seed(0), Protocol.of("quick").recipe
     train = FashionMNIST.load().train
     steps = min(300, len(train) // recipe.batch)
-    with history.OffsetHistory(net, every=10, edges=[i / 5 for i in range(31)]) as seen:
+    with OffsetHistory(net, every=10, edges=[i / 5 for i in range(31)]) as seen:
         fit(net, lambda _: epoch(train, "augmented", recipe.batch, random), steps, recipe)
     figure = canvas.sheet(10, 2.8)
     figure.set_layout_engine("constrained")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 from dataclasses import asdict
 from pathlib import Path
@@ -130,6 +131,67 @@ def test_weights_of_a_study_and_a_picture_of_one_object(
     assert point == pytest.approx((32.0, 32.0))
 
 
+OWN = """
+import torch
+from torch import nn
+from pliant.nn import DeformConv2d
+
+def net():
+    torch.manual_seed(0)
+    made = nn.Sequential(nn.Conv2d(3, 4, 3, 2, padding=1), nn.ReLU(), DeformConv2d(4, 4, 3, padding=1))
+    nn.init.normal_(made[2].conv_offset.bias)
+    return made
+
+def grey():
+    return nn.Conv2d(1, 4, 3)
+
+def nothing():
+    return 3
+"""
+
+
+def test_any_module_of_the_user_is_drawn(
+    photograph: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "ownnets.py").write_text(OWN)
+    monkeypatch.chdir(tmp_path)
+    words = ("--image", photograph, "--point", "150,40", "--side", "100", "--evaluations", "6", "--out", "out")
+    assert shown("--model", "ownnets:net", *words) == 0
+    files = {path.name for path in (tmp_path / "out").iterdir()}
+    assert {"sampling.png", "support.png", "offsets-1.png", "masks-1.png", "dilation.png"} <= files
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "position (10, 37)" in page  # of every second pixel there is one, and (150, 40) is (75, 20) at this size
+    assert "seen at 100 × 75" in page
+    assert "No histograms of a training run" in page
+    assert "" not in __import__("sys").path
+    capsys.readouterr()
+    for model, says in (
+        ("ownnets:grey", "--model ownnets:grey fails on a picture (1, 3, 75, 100): Given groups=1"),
+        ("ownnets:nothing", "nothing() must return a torch.nn.Module, got int"),
+        ("ownnets:nobody", "ownnets has no function nobody"),
+        ("nowhere.at:all", "there is no module nowhere"),
+    ):
+        assert shown("--model", model, *words) == 2
+        err = capsys.readouterr().err
+        assert says in err
+        assert err.count("\n") == 1
+
+
+def test_histograms_of_the_run_are_drawn(detector: Path, photograph: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "last.pt").write_bytes(detector.read_bytes())
+    histogram = {"edges": [0.0, 1.0, 2.0], "counts": [3, 1], "unit": "map pixels", "mean": 0.6, "nonfinite": 0}
+    lines = [{"kind": "step", "step": 1, "loss": 0.5}]
+    lines += [{"kind": "evaluation", "step": s, "offsets": {"backbone.layer4.0.conv1": histogram}} for s in (5, 10)]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    words = ("--model", run / "last.pt", "--image", photograph, "--evaluations", "2", "--out", tmp_path / "out")
+    assert shown(*words) == 0
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "at the 2 evaluations of the run" in page
+    assert (tmp_path / "out" / "history.png").exists()
+
+
 def _saved(path: Path, kind: str) -> Path:
     random = np.random.default_rng(1)
     colour = random.integers(0, 255, (40, 60, 3), dtype=np.uint8)
@@ -162,7 +224,7 @@ def test_pictures_of_every_kind_can_be_looked_at(
         path = _saved(tmp_path, kind)
     network = networks.read(detector if which == "detector" else study)
     image = read_image(path)
-    seen, factor, shift = show._seen(network, detector if which == "detector" else study, image, None)
+    seen, factor, shift = show._seen(network, image, None)
     assert seen.shape[0] == 3
     assert max(seen.shape[1:]) <= 96
     assert 0 <= float(seen.min()) <= float(seen.max()) <= 1

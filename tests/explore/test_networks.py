@@ -84,13 +84,15 @@ def test_weights_of_a_study_are_read(tmp_path: Path) -> None:
 
 
 def test_what_is_no_network_gets_a_sentence(tmp_path: Path) -> None:
-    text, other, unfit = tmp_path / "a.pt", tmp_path / "b.pt", tmp_path / "plain-upright-0.pt"
+    text, other, unfit, module = (tmp_path / name for name in ("a.pt", "b.pt", "plain-upright-0.pt", "c.pt"))
     text.write_text("not weights")
     torch.save({"x": torch.ones(1)}, other)
     torch.save({"x": torch.ones(1)}, unfit)
+    torch.save(DeformConv2d(1, 1, 3), module)
     for path, match in (
-        (text, "damaged or no file of weights"),
-        (other, "neither a checkpoint of `pliant train detector` nor"),
+        (text, "damaged or no file of weights .*; taken are best.pt and last.pt of `pliant train detector`"),
+        (other, "does not say for which network its weights are; taken are best.pt and last.pt"),
+        (module, r"holds code \(pliant.ops.deform_conv2d.module.DeformConv2d.*\) that loading it would run; taken"),
         (unfit, "do not fit the contestant plain"),
     ):
         with pytest.raises(ValueError, match=match):

@@ -1,16 +1,14 @@
-"""Offset fields, masks, effective dilation and histograms against the layers' own predictions."""
+"""Offset fields, masks and effective dilation against the layers' own predictions."""
 
 from __future__ import annotations
-
-import json
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from pliant.nn import DeformConv2d, DeformPSRoIPool, DeformRoIPool
-from pliant.show import canvas, fields, history
+from pliant.nn import DeformConv2d
+from pliant.show import canvas, fields
 from pliant.show.grids import affine_offsets
 from pliant.show.recording import record
 
@@ -96,57 +94,3 @@ def test_what_is_not_there_is_an_error():
         fields.effective_dilation(record(DeformConv2d(1, 1, 1), torch.zeros(1, 4, 4)).deformable()[""])
     with pytest.raises(ValueError, match="no box"):
         fields.draw_dilation(canvas.sheet(1, 1).subplots(), [])
-
-
-def test_histograms_over_training_count_every_length():
-    class Net(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.conv = DeformConv2d(1, 8, 3, padding=1, offset_groups=1)
-            self.pool = DeformRoIPool(2, 8, version=2, hidden=())
-            self.parts = DeformPSRoIPool(2, 8, 2)
-
-        def forward(self, x):
-            x = self.conv(x)
-            rois = torch.tensor([[0.0, 1, 1, 7, 7], [0.0, 2, 2, 9, 9]])
-            return self.pool(x, rois).sum() + self.parts(x, x, rois).sum()
-
-    torch.manual_seed(0)
-    net = Net()
-    for branch in (net.conv.conv_offset, net.pool.offset_fc, net.parts.conv_offset):
-        for parameter in branch.parameters():
-            nn.init.normal_(parameter, std=1.0)
-    picture = torch.rand(1, 1, 10, 10)
-    edges = (0.0, 0.5, 1.0, 2.0)
-    with history.OffsetHistory(net, every=2, edges=edges, roi_edges=(0.0, 0.05, 0.1)) as seen:
-        for _ in range(3):
-            net(picture)
-        net.eval()
-        net(picture)
-    assert [(r["layer"], r["step"]) for r in seen.records] == [
-        (n, s) for s in (0, 2) for n in ("conv", "pool", "parts")
-    ]
-    assert json.loads(json.dumps(seen.records)) == seen.records
-    with torch.no_grad():
-        offset = net.conv.predict(picture)[0].double().reshape(9, 2, 100)
-        lengths = offset.norm(dim=1).flatten().numpy()
-        x = net.conv(picture)
-        moved = 0.1 * net.pool.predict(x, torch.tensor([[0.0, 1, 1, 7, 7], [0.0, 2, 2, 9, 9]]))[0].double()
-        maps = 0.1 * net.parts.conv_offset(x).double().reshape(2, 2, 4, 100)
-    for record_, values, limits in (
-        (seen.records[0], lengths, (0.0, 0.5, 1.0, np.inf)),
-        (seen.records[1], moved.norm(dim=1).flatten().numpy(), (0.0, 0.05, np.inf)),
-        (seen.records[2], maps.norm(dim=1).flatten().numpy(), (0.0, 0.05, np.inf)),
-    ):
-        np.testing.assert_array_equal(record_["counts"], np.histogram(values, limits)[0])
-        assert record_["mean"] == pytest.approx(values.mean())
-        assert record_["nonfinite"] == 0
-    assert not net.conv.conv_offset._forward_hooks
-    figure = canvas.sheet(9, 2.5)
-    history.draw(figure, seen.records)
-    assert [axes.get_title() for axes in figure.axes[:3]] == ["conv", "pool", "parts"]
-    with pytest.raises(ValueError, match="no records"):
-        history.draw(canvas.sheet(1, 1), [{"kind": "step", "step": 1}])
-    for wrong in ({"every": 0}, {"edges": (0.0,)}, {"roi_edges": (1.0, 0.0)}):
-        with pytest.raises(ValueError, match="OffsetHistory"):
-            history.OffsetHistory(net, **wrong)

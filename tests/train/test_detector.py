@@ -57,6 +57,27 @@ def test_it_learns(detector: Any, scenes: Any, tmp_path: Path) -> None:
     assert checkpoint.read(tmp_path / "best.pt")["best"] == {"step": best["step"], "AP": best["AP"]}
 
 
+def test_evaluations_count_offsets(detector: Any, scenes: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of the test pictures, or those of the first batches: as the network predicts them in the end."""
+    test = scenes(6, seed=1)
+    for most, count in ((16, 6), (1, 4)):
+        monkeypatch.setattr("pliant.train.detector.COUNTED", most)
+        model, folder = made(detector), tmp_path / str(most)
+        records = fit_detector(model, scenes(16), replace(RECIPE, epochs=2), test=test, folder=folder)
+        (name, found), *rest = records[-1]["offsets"].items()
+        assert (records[-1]["kind"], name, rest) == ("evaluation", "backbone.layer2.0", [])
+        assert "offsets" not in records[0]
+        layer = model.backbone["layer2"][0]
+        with torch.no_grad():
+            x = model.backbone["layer1"](torch.stack([test[i][0] for i in range(count)]).float() / 255 - 0.5)
+            length = layer.predict(x)[0].double().unflatten(1, (9, 2)).norm(dim=2)
+        assert found["counts"] == torch.histogram(length, torch.tensor(found["edges"], dtype=torch.float64))[0].tolist()
+        assert found["mean"] == pytest.approx(float(length.mean()), rel=1e-6)
+        assert found["mean"] > 0
+        (line,) = [json.loads(text) for text in (folder / "metrics.jsonl").read_text().splitlines()][-1:]
+        assert line["offsets"] == {name: found}
+
+
 def test_checkpoint_brings_the_network_back(detector: Any, scenes: Any, tmp_path: Path) -> None:
     net = made(detector)
     fit_detector(net, scenes(8), replace(RECIPE, epochs=1), folder=tmp_path)

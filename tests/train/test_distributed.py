@@ -205,6 +205,9 @@ def test_evaluation_is_shared(found: dict[str, Any]) -> None:
         assert scores["AP"] == pytest.approx(1)
         assert trained_ap == found["ddp"][-1]["AP"]
         assert f"after step {STOP + 1} of 8" in stopped
+    # Nine taps on maps of 4 × 5; of seven pictures the second process repeats one.
+    (offsets,) = found["ddp"][-1]["offsets"].values()
+    assert sum(offsets["counts"]) == 8 * 9 * 4 * 5
 
 
 def test_sharded_run_goes_on(found: dict[str, Any]) -> None:

@@ -4,31 +4,37 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
+import re
+import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from pliant.app.explore import networks, pictures
 from pliant.data import read_image
 from pliant.show import figures
 from pliant.show.view import view
+from pliant.studies.geometry.contestants import Net
 from pliant.studies.report import page
-from pliant.train import DetectorRecipe, checkpoint
+from pliant.train import DetectorRecipe, checkpoint, log
 from pliant.train.build import resizing
 
 MOST, LEAST, EASY = 60, 12, 512  # evaluations, and the side of a picture up to which there are most
 LONGEST = 1333  # side of a picture in pixels, unless --side says otherwise
+_OWN = re.compile(r"[^\W\d][\w.]*:[^\W\d]\w*")  # MODULE:FUNCTION
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what ``pliant show`` takes."""
     parser.add_argument(
-        "--model", type=Path, required=True, metavar="CHECKPOINT",
-        help="best.pt or last.pt of a run of pliant train, or weights of a study",
+        "--model", required=True, metavar="CHECKPOINT",
+        help="best.pt or last.pt of a run of pliant train, or weights of a study, or MODULE:FUNCTION, which returns "
+        "any module that takes pictures (1, 3, H, W) in 0 … 1",
     )  # fmt: skip
     parser.add_argument("--image", type=Path, required=True, metavar="FILE", help="a picture of any size and kind")
     place = parser.add_mutually_exclusive_group()
@@ -60,20 +66,21 @@ def run(args: argparse.Namespace) -> int:
         )
     if args.side is not None and args.side < 8:
         raise ValueError(f"--side must be at least 8 pixels, got {args.side}")
-    network = networks.read(args.model)
+    network = _network(args.model)
     with warnings.catch_warnings():
         # Pillow warns of pictures that are suspiciously large; here they are refused.
         warnings.simplefilter("error")
         image = read_image(args.image)
-    seen, factor, shift = _seen(network, args.model, image, args.side)
+    seen, factor, shift = _seen(network, image, args.side)
     _, H, W = image.shape
     for name, numbers in (("--point", args.point), ("--box", args.box)):
         if numbers is not None and not all(0 <= v <= (W, H)[i % 2] for i, v in enumerate(numbers)):
             said = ",".join(f"{v:g}" for v in numbers)
             raise ValueError(f"{name} {said} is not on {args.image}, which has {W} × {H} pixels")
     point, box = (_moved(numbers, seen, factor, shift) for numbers in (args.point, args.box))
-    picture = seen if network.detects else seen[:1]
-    drawn = seen.permute(1, 2, 0) if network.detects else seen[0]
+    square = isinstance(network.model, Net)  # a classifier of the geometry study: one grey object
+    picture = seen[:1] if square else seen
+    drawn = seen[0] if square else seen.permute(1, 2, 0)
     try:
         look = view(
             network.model, picture, image=drawn.double().numpy(), layer=args.layer, classes=network.classes,
@@ -82,15 +89,24 @@ def run(args: argparse.Namespace) -> int:
         )  # fmt: skip
     except (KeyError, TypeError) as error:
         raise ValueError(error.args[0]) from error
+    except RuntimeError as error:
+        if not _OWN.fullmatch(args.model):
+            raise
+        said = str(error).partition("\n")[0]
+        raise ValueError(f"--model {args.model} fails on a picture {tuple(picture[None].shape)}: {said}") from error
     evaluations = args.evaluations or max(LEAST, min(MOST, MOST * EASY**2 // (seen.shape[1] * seen.shape[2])))
     found, notes = figures.figures(
         look, error=args.error, evaluations=evaluations, tell=lambda name: print(f"  {name}.png", flush=True)
     )
+    try:
+        found.append(figures.training(log.read(Path(args.model).parent / "metrics.jsonl")))
+    except (LookupError, ValueError) as reason:
+        notes.append(str(reason.args[0]))
     facts = {
         "network": f"{args.model}. {network.about}",
         "picture": f"{args.image}, {W} × {H} pixels, seen at {seen.shape[2]} × {seen.shape[1]}",
     }
-    if not network.detects:
+    if square:
         with torch.no_grad():
             chances = network.model(picture[None])[0].softmax(0)
         best = chances.topk(min(3, len(chances)))
@@ -132,22 +148,48 @@ def write(
     return page.write(page.page(title, body), out / "report.html")
 
 
-def _seen(
-    network: networks.Network, path: Path, image: Tensor, side: int | None
-) -> tuple[Tensor, float, tuple[float, float]]:
+def _network(model: str) -> networks.Network:
+    """Return the network of a checkpoint, or the module that a function returns.
+
+    Raises:
+        OSError: there is no such file.
+        ValueError: it is something else, or there is no such function.
+    """
+    if not _OWN.fullmatch(model) or Path(model).exists():
+        return networks.read(Path(model))
+    module, name = model.split(":")
+    sys.path.insert(0, "")  # where the command was started, as with python -m
+    try:
+        made = getattr(importlib.import_module(module), name)()
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+            raise
+        raise ValueError(f"--model {model}: there is no module {error.name} here or among what is installed") from error
+    except AttributeError as error:
+        if error.name != name:
+            raise
+        raise ValueError(f"--model {model}: {module} has no function {name}") from error
+    finally:
+        sys.path.remove("")
+    if not isinstance(made, nn.Module):
+        raise ValueError(f"--model {model}: {name}() must return a torch.nn.Module, got {type(made).__name__}")
+    return networks.Network(model, model, type(made).__name__, made.eval(), (), networks.LONGEST)
+
+
+def _seen(network: networks.Network, image: Tensor, side: int | None) -> tuple[Tensor, float, tuple[float, float]]:
     """Return a picture (3, H, W) in 0 … 1 as a network sees it, the factor of its pixels, and where (0, 0) goes (x, y).
 
     A detector sees what its recipe says, and without one a picture no larger than those it was trained on. A
-    classifier sees one object in a square, as `pliant explore` draws it.
+    classifier of the geometry study sees one object in a square, as `pliant explore` draws it.
     """
     _, H, W = image.shape
-    if not network.detects:
+    if isinstance(network.model, Net):
         seen = pictures.canvas(pictures.Picture("", "", "yours", image), network)
         factor = pictures.OBJECT / max(H, W)
         return seen, factor, (network.side / 2 - factor * W / 2, network.side / 2 - factor * H / 2)
     resized = None
-    with contextlib.suppress(ValueError):  # weights of a study
-        resized = resizing(DetectorRecipe.of(checkpoint.read(path)["recipe"]).data)
+    with contextlib.suppress(ValueError, OSError):  # weights of a study, a module of the user
+        resized = resizing(DetectorRecipe.of(checkpoint.read(Path(network.id))["recipe"]).data)
     if resized is not None and side is None:
         nothing = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}
         nothing["ignore"] = torch.zeros(0, dtype=torch.bool)

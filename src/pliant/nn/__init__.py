@@ -1,5 +1,6 @@
 """The layers: operators that hold their parameters, and what training them needs."""
 
+from pliant.nn.histograms import OffsetHistory
 from pliant.nn.offsets import OffsetStatistics, parameter_groups
 from pliant.nn.surgery import deformify, undeformify
 from pliant.ops.deform_conv2d.module import DeformConv2d
@@ -12,6 +13,7 @@ __all__ = [
     "DeformPSRoIPool",
     "DeformRoIPool",
     "LocalResponseNorm",
+    "OffsetHistory",
     "OffsetStatistics",
     "deformify",
     "parameter_groups",

@@ -45,10 +45,25 @@ def effective_dilation(step: Step) -> np.ndarray:
     """
     if math.prod(step.kernel) == 1:
         raise ValueError("effective_dilation: a kernel of one tap has no dilation")
-    at = _taps(step, _offset(step) + step.regular[:, :, None, None])
-    down, across = at.diff(dim=1).norm(dim=3), at.diff(dim=2).norm(dim=3)
-    mean = torch.cat((down.flatten(0, 2), across.flatten(0, 2))).mean(0)
+    mean = spacing(_taps(step, _offset(step) + step.regular[:, :, None, None]))
     return torch.where(mean.isfinite(), mean, torch.nan).numpy()
+
+
+def spacing(at: Tensor) -> Tensor:
+    """Compute the mean distance of horizontally or vertically adjacent taps, over all offset groups.
+
+    Args:
+        at: (…, G, Kh, Kw, 2, Ho, Wo), (y, x) of the taps of more than one, from anywhere.
+
+    Returns:
+        (…, Ho, Wo): the effective dilation, in the unit of `at`.
+
+    >>> rows, columns = torch.meshgrid(torch.arange(3.0), torch.arange(3.0), indexing="ij")
+    >>> spacing(2 * torch.stack((rows, columns), -1)[None, ..., None, None]).tolist()
+    [[2.0]]
+    """
+    down, across = at.diff(dim=-5).norm(dim=-3), at.diff(dim=-4).norm(dim=-3)
+    return torch.cat((down.flatten(-5, -3), across.flatten(-5, -3)), -3).mean(-3)
 
 
 class Spread(NamedTuple):

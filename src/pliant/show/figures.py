@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pliant.models.two_stage import TwoStage
 from pliant.nn import DeformRoIPool, LocalResponseNorm
-from pliant.show import bins, canvas, fields, lrn, sampling
+from pliant.show import bins, canvas, fields, history, lrn, sampling
 from pliant.show.canvas import CENTRE, GREEN, INK, REGULAR, TAPS, VERMILION, YELLOW
 from pliant.show.influence import At, Node, OfBox, locations, receptive_field, saliency_region
 from pliant.show.layout import coloured, frame, grey, height, look_at, row, widened, window
@@ -72,6 +72,31 @@ def figures(
             if str(reason.args[0]) not in notes:
                 notes.append(str(reason.args[0]))
     return found, notes
+
+
+def training(records: Iterable[dict[str, Any]]) -> Figure:
+    """Draw how the offsets grew while the network was trained.
+
+    Args:
+        records: of its run; see :func:`pliant.show.history.by_layer`.
+
+    Raises:
+        LookupError: they hold no histogram.
+    """
+    records = list(records)
+    layers = history.by_layer(records)
+    if not layers:
+        raise LookupError("No histograms of a training run lie beside the weights: how offsets grew is not drawn.")
+    columns = min(len(layers), history.COLUMNS)
+    figure = canvas.sheet(2.7 * columns + 0.9, 2.2 * -(-len(layers) // columns) + 0.3)
+    figure.set_layout_engine("constrained")
+    history.draw(figure, records, step="step")
+    first = next(iter(layers.values()))
+    caption = (
+        f"Lengths of the offsets of every deformable layer at the {len(first)} evaluations of the run: the darker, the "
+        "more of them; the line is their mean. What is longer than the axis counts in its last bin."
+    )
+    return Figure("history", canvas.png(figure), "Offsets over training", caption)
 
 
 def _overview(view: View) -> Figure:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from pliant.nn import DeformConv2d
+from pliant.show.fields import spacing
 
 RESAMPLES = 1000
 
@@ -29,9 +30,7 @@ def effective_dilation(layer: DeformConv2d, offset: Tensor) -> Tensor:
 
     Source: Dai et al., ICCV 2017, section 4.2 (effective dilation).
     """
-    at = tap_positions(layer, offset)
-    down, across = at.diff(dim=2).norm(dim=4), at.diff(dim=3).norm(dim=4)
-    return torch.cat((down.flatten(1, 3), across.flatten(1, 3)), 1).mean(1)
+    return spacing(tap_positions(layer, offset))
 
 
 def outside(layer: DeformConv2d, offset: Tensor, height: int, width: int) -> Tensor:

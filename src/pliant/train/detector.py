@@ -19,11 +19,14 @@ from torch import Tensor, nn
 from pliant._files import replacing
 from pliant.data import Batch, Detection, Target, Transform, batches
 from pliant.data.drawing import seed_of
+from pliant.nn.histograms import OffsetHistory, summed
 from pliant.train import checkpoint
 from pliant.train.distributed import Ranks, load_optimizer, shard, whole
 from pliant.train.evaluation import evaluate
 from pliant.train.log import Log, Record
 from pliant.train.recipe import DetectorRecipe
+
+COUNTED = 16  # batches of each evaluation, and process, whose offsets are counted
 
 
 def fit_detector(
@@ -66,7 +69,8 @@ def fit_detector(
 
     Returns:
         The records of this call: of every step `loss`, its parts, `lr`, `gradient_norm`, `images_per_second`; of every
-        evaluation the average precisions.
+        evaluation the average precisions, and ``offsets``, a histogram of every deformable layer on the first
+        pictures (see :func:`pliant.nn.histograms.summed`).
 
     Raises:
         ValueError: a batch that the ranks cannot share or the data cannot fill; a folder with another run.
@@ -212,10 +216,11 @@ class _Run:
         began = time.perf_counter()
         self.stop.at_once = True
         try:
-            scores = evaluate(
-                self.model, self.test, batch=max(1, self.recipe.batch // self.ranks.world), resize=self.resize,
-                workers=self.recipe.workers, max_detections=self.recipe.max_detections, ranks=self.ranks,
-            )  # fmt: skip
+            with OffsetHistory(self.model, every=1, training=False, most=COUNTED) as history:
+                scores = evaluate(
+                    self.model, self.test, batch=max(1, self.recipe.batch // self.ranks.world), resize=self.resize,
+                    workers=self.recipe.workers, max_detections=self.recipe.max_detections, ranks=self.ranks,
+                )  # fmt: skip
         except KeyboardInterrupt:
             # The step was saved before.
             raise self._interrupted() from None
@@ -223,7 +228,9 @@ class _Run:
             self.stop.at_once = False
         seconds = time.perf_counter() - began
         epoch = 1 + (self.step - 1) // self.per_epoch
-        self._record({"kind": "evaluation", "step": self.step, "epoch": epoch, **scores, "seconds": seconds})
+        record = {"kind": "evaluation", "step": self.step, "epoch": epoch, **scores, "seconds": seconds}
+        offsets = summed(one for part in self.ranks.gather(history.records) for one in part)
+        self._record({**record, "offsets": offsets} if offsets else record)
         self.evaluated = self.step
         # The first is the best so far, even where there is nothing to find and AP is NaN.
         if self.best is None or not self.best["AP"] >= scores["AP"]:

@@ -32,6 +32,11 @@ SMALL = {
     "mdconv-c3-c5-mdpool": ("Clothes in a scene", "Finds them. Everything deformable, modulated: mdconv-c3-c5-mdpool."),
     "deform-v1-3": ("Piece of clothing", "Names it. Three deformable layers: deform-v1-3."),
 }
+# The end of every refusal.
+TAKEN = (
+    "taken are best.pt and last.pt of `pliant train detector` and the files CONTESTANT-DATA-SEED.pt in a study's "
+    "models/, and of any other network `pliant show --model MODULE:FUNCTION` draws the pictures"
+)
 LONGEST = 640  # side of a picture in pixels, whatever a recipe asks for: the page has to follow the pointer
 
 
@@ -122,6 +127,9 @@ def bundled() -> list[Network]:
 def read(path: Path) -> Network:
     """Return the network of a checkpoint: what ``pliant train detector`` wrote, or a file of a study's `models`.
 
+    These two say by themselves for which network their weights are. Weights alone do not, and a whole module that was
+    pickled would have to be run to be read.
+
     Raises:
         OSError: there is no such file, or it cannot be read.
         ValueError: it is damaged or something else; the sentence says what is expected.
@@ -131,7 +139,9 @@ def read(path: Path) -> Network:
     except OSError:
         raise
     except (RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} is damaged or no file of weights that torch.save wrote") from error
+        if needs := _code_in(path):
+            raise ValueError(f"{path} holds code ({needs}) that loading it would run; {TAKEN}") from error
+        raise ValueError(f"{path} is damaged or no file of weights that torch.save wrote; {TAKEN}") from error
     if isinstance(state, dict) and "recipe" in state:
         state = checkpoint.read(path)
         recipe = DetectorRecipe.of(state["recipe"])
@@ -141,10 +151,7 @@ def read(path: Path) -> Network:
         return Network(str(path), label, about, load_detector(state), tuple(state["classes"]), min(side, LONGEST))
     name = path.stem.rsplit("-", 2)[0]
     if name not in {*geometry.CONTESTANTS, *detection.CONTESTANTS} or not isinstance(state, dict):
-        raise ValueError(
-            f"{path} is neither a checkpoint of `pliant train detector` nor one of the files in a study's models/, "
-            "named CONTESTANT-DATA-SEED.pt"
-        )
+        raise ValueError(f"{path} does not say for which network its weights are; {TAKEN}")
     return _of_study(name, state, str(path), path.stem, "Weights of a study.")
 
 
@@ -170,6 +177,14 @@ def unpack(path: Path) -> dict[str, Tensor]:
         elif tensor.dtype == torch.float16:
             state[name] = tensor.float()
     return state
+
+
+def _code_in(path: Path) -> str:
+    """Return the classes that a pickle would have imported, "" where that is not what is wrong with it."""
+    try:
+        return ", ".join(sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))[:3])
+    except Exception:  # of a damaged file it raises whatever it stumbles over
+        return ""
 
 
 def _of_study(name: str, state: dict[str, Tensor], id: str, label: str, about: str) -> Network:
