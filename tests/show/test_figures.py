@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,6 +12,7 @@ from PIL import Image
 from torch import nn
 
 from pliant.nn import DeformConv2d, LocalResponseNorm
+from pliant.show import canvas, layout
 from pliant.show.figures import figures
 from pliant.show.view import view
 
@@ -54,6 +56,21 @@ def test_plain_networks_have_points_and_support_alone():
     assert [figure.name for figure in found] == ["picture", "sampling", "support"]
     assert "not deformable" in found[1].caption
     assert sum("no deformable convolution" in note for note in notes) == 1
+
+
+def test_names_of_boxes_lie_on_the_picture_and_cover_no_other():
+    figure = canvas.sheet(5, 4)
+    axes = figure.add_axes((0.0, 0.0, 1.0, 1.0))
+    canvas.show_picture(axes, np.zeros((80, 100, 3)))
+    boxes = [(30, 1, 60, 40), (32, 2, 61, 41), (31, 1, 60, 39), (90, 60, 100, 80), (0, 70, 20, 80), (2, 69, 22, 79)]
+    names = [layout.frame(axes, box, "#009E73", f"pullover 0.{i}1") for i, box in enumerate(boxes)]
+    layout.apart(axes, list(zip(names, boxes, strict=True)))
+    renderer = figure.canvas.get_renderer()
+    places = [name.get_window_extent(renderer) for name in names]
+    for i, one in enumerate(places):
+        assert one.x0 >= 0 and one.y0 >= 0 and one.x1 <= 500 and one.y1 <= 400
+        assert not any(one.overlaps(other) for other in places[:i])
+    assert layout.frame(axes, boxes[0], "#009E73", "") is None
 
 
 @pytest.mark.parametrize(

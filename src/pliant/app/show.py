@@ -9,6 +9,7 @@ import re
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -26,6 +27,7 @@ from pliant.train.build import resizing
 
 MOST, LEAST, EASY = 60, 12, 512  # evaluations, and the side of a picture up to which there are most
 LONGEST = 1333  # side of a picture in pixels, unless --side says otherwise
+OURS = "One of the networks that come with the package."
 _OWN = re.compile(r"[^\W\d][\w.]*:[^\W\d]\w*")  # MODULE:FUNCTION
 
 
@@ -33,8 +35,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what ``pliant show`` takes."""
     parser.add_argument(
         "--model", required=True, metavar="CHECKPOINT",
-        help="best.pt or last.pt of a run of pliant train, or weights of a study, or MODULE:FUNCTION, which returns "
-        "any module that takes pictures (1, 3, H, W) in 0 … 1",
+        help="best.pt or last.pt of a run of pliant train, weights of a study, MODULE:FUNCTION, which returns any "
+        f"module that takes pictures (1, 3, H, W) in 0 … 1, or one of the package: {', '.join(networks.SMALL)}",
     )  # fmt: skip
     parser.add_argument("--image", type=Path, required=True, metavar="FILE", help="a picture of any size and kind")
     place = parser.add_mutually_exclusive_group()
@@ -149,12 +151,14 @@ def write(
 
 
 def _network(model: str) -> networks.Network:
-    """Return the network of a checkpoint, or the module that a function returns.
+    """Return the network of a checkpoint, one of the package, or the module that a function returns.
 
     Raises:
         OSError: there is no such file.
         ValueError: it is something else, or there is no such function.
     """
+    if model in networks.SMALL and not Path(model).exists():
+        return next(replace(network, label=model, about=OURS) for network in networks.bundled() if network.id == model)
     if not _OWN.fullmatch(model) or Path(model).exists():
         return networks.read(Path(model))
     module, name = model.split(":")

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from pliant.models.two_stage import TwoStage
 from pliant.nn import DeformPSRoIPool, DeformRoIPool
 from pliant.show.canvas import BACKGROUND, INK, REGULAR, TAPS, YELLOW, scatter, show_picture
+from pliant.show.layout import look_at
 
 if TYPE_CHECKING:
     import numpy as np
@@ -194,8 +195,5 @@ def draw(
         scatter(axes, moved, TAPS, size=20, alpha=alpha)
     else:
         scatter(axes, regular, REGULAR, size=20)
-    for patch in axes.patches:
-        patch.set_clip_on(True)  # the frame of the picture would reach into neighbours
-    side = (0.5 + around) * max(x2 - x1, y2 - y1)
-    axes.set_xlim((x1 + x2) / 2 - side, (x1 + x2) / 2 + side)
-    axes.set_ylim((y1 + y2) / 2 + side, (y1 + y2) / 2 - side)
+    side, y, x = (0.5 + around) * max(x2 - x1, y2 - y1), (y1 + y2 - 1) / 2, (x1 + x2 - 1) / 2
+    look_at(axes, (y - side, y + side, x - side, x + side))

@@ -150,7 +150,8 @@ def draw_offsets(figure: Figure, step: Step, group: int = 0) -> None:
             axes = figure.add_subplot(grid[i, j])
             axes.imshow(flow_colours(field[i, j], most), interpolation="nearest")
             _bare(axes, f"tap {i}, {j}" if Kh * Kw > 1 else "")
-    axes = figure.add_subplot(grid[0, Kw])
+    axes = figure.add_subplot(grid[:, Kw])  # of all rows: what stands below the wheel would push the first apart
+    axes.set_anchor("N")
     y, x = np.mgrid[-1:1:81j, -1:1:81j]
     wheel = flow_colours(np.stack((y, x), -1), 1.0)
     wheel[np.hypot(y, x) > 1] = 1.0

@@ -15,7 +15,7 @@ from pliant.nn import DeformRoIPool, LocalResponseNorm
 from pliant.show import bins, canvas, fields, history, lrn, sampling
 from pliant.show.canvas import CENTRE, GREEN, INK, REGULAR, TAPS, VERMILION, YELLOW
 from pliant.show.influence import At, Node, OfBox, locations, receptive_field, saliency_region
-from pliant.show.layout import coloured, frame, grey, height, look_at, row, widened, window
+from pliant.show.layout import apart, coloured, frame, grey, height, look_at, row, widened, window
 from pliant.show.recording import record
 from pliant.show.view import View
 
@@ -110,10 +110,12 @@ def _overview(view: View) -> Figure:
     if view.detections:
         scores = view.detections["scores"]
         drawn = min(DETECTIONS, max(int((scores >= SURE).sum()), min(1, len(scores))))
+        names = []
         for i in reversed(range(drawn)):
-            label = int(view.detections["labels"][i])
+            label, box = int(view.detections["labels"][i]), view.detections["boxes"][i].tolist()
             name = view.classes[label] if label < len(view.classes) else str(label)
-            frame(axes, view.detections["boxes"][i].tolist(), GREEN, f"{name} {float(scores[i]):.2f}")
+            names.append((frame(axes, box, GREEN, f"{name} {float(scores[i]):.2f}"), box))
+        apart(axes, names[::-1])
     if view.box is not None:
         frame(axes, view.box, YELLOW, "")
     canvas.scatter(axes, row(view.centre), CENTRE, size=150, marker="P", layer=6)

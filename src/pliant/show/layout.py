@@ -75,8 +75,8 @@ def look_at(axes: Any, part: tuple[float, float, float, float]) -> None:
         spine.set_edgecolor("#B5B5B5")
 
 
-def frame(axes: Any, box: Sequence[float], color: str, text: str) -> None:
-    """Draw a box that shows on any ground, and a name on it."""
+def frame(axes: Any, box: Sequence[float], color: str, text: str) -> Any:
+    """Draw a box that shows on any ground, and a name above it, which is returned."""
     from matplotlib.patches import Rectangle
 
     x1, y1, x2, y2 = box
@@ -84,8 +84,36 @@ def frame(axes: Any, box: Sequence[float], color: str, text: str) -> None:
         axes.add_patch(
             Rectangle((x1 - 0.5, y1 - 0.5), x2 - x1, y2 - y1, fill=False, edgecolor=shade, linewidth=width, zorder=3)
         )
-    if text:
-        axes.text(
-            x1, max(y1 - 2, 4), text, fontsize=7.5, color="white", va="bottom", clip_on=True, zorder=5,
-            bbox={"facecolor": color, "edgecolor": "none", "pad": 1.0},
+    return axes.text(
+        x1 - 0.5, y1 - 0.5, text, fontsize=7.5, color="white", va="bottom", clip_on=True, zorder=5,
+        bbox={"facecolor": color, "edgecolor": "none", "pad": 1.0},
+    ) if text else None  # fmt: skip
+
+
+def apart(axes: Any, names: Sequence[tuple[Any, Sequence[float]]]) -> None:
+    """Move the names of boxes, from :func:`frame`, to where they lie on the picture and cover no earlier one.
+
+    Args:
+        axes: that fill their figure.
+        names: each with its box, x1, y1, x2, y2; the first has the first choice.
+    """
+    renderer, whole, taken = axes.figure.canvas.get_renderer(), axes.get_window_extent(), []
+    for name, (x1, y1, x2, y2) in names:
+        left, right, top, bottom = x1 - 0.5, x2 - 0.5, y1 - 0.5, y2 - 0.5
+        corners = (
+            (left, top, "left", "bottom"), (left, top, "left", "top"), (left, bottom, "left", "top"),
+            (right, top, "right", "bottom"), (right, bottom, "right", "top"), (left, bottom, "left", "bottom"),
+            (right, top, "right", "top"), (right, bottom, "right", "bottom"),
         )  # fmt: skip
+        best: tuple[float, Any] | None = None
+        for x, y, across, down in corners:
+            name.set(position=(x, y), horizontalalignment=across, verticalalignment=down)
+            here = name.get_window_extent(renderer)
+            inside = here.x0 >= whole.x0 and here.x1 <= whole.x1 and here.y0 >= whole.y0 and here.y1 <= whole.y1
+            bad = (not inside) + sum(here.padded(2).overlaps(other) for other in taken)
+            if best is None or bad < best[0]:
+                best = (bad, (x, y, across, down, here))
+        assert best is not None
+        x, y, across, down, here = best[1]
+        name.set(position=(x, y), horizontalalignment=across, verticalalignment=down)
+        taken.append(here)

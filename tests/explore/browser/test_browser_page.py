@@ -71,6 +71,13 @@ def test_page_is_readable(opener: Callable[..., Any], server: Server, width: int
     assert stage["width"] >= (500 if width == 1280 else 360)
     if width == 1280:
         assert stage["y"] + stage["height"] < 900
+    # However far one scrolls, the picture, which stays in view, covers nothing else.
+    for far in (200, 400, 4000):
+        tab.evaluate(f"scrollTo(0, {far})")
+        assert tab.evaluate("document.querySelector('#keys').getBoundingClientRect().bottom") <= tab.evaluate(
+            "document.querySelector('.inhibition').getBoundingClientRect().top"
+        )
+    tab.evaluate("scrollTo(0, 0)")
     rows = tab.evaluate(
         "['--paper', '--ink', '--quiet', '--accent', '--on'].map(n => getComputedStyle(document.documentElement)"
         ".getPropertyValue(n).trim())"

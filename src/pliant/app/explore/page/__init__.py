@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 FOLDER = Path(__file__).parent
-SCRIPTS = ("trace.js", "draw.js", "page.js")
+SCRIPTS = ("trace.js", "draw.js", "ask.js", "controls.js", "stage.js", "page.js")  # each uses those before it
 CONTENT_TYPES = {
     ".html": "text/html; charset=utf-8",
     ".css": "text/css; charset=utf-8",

@@ -141,18 +141,23 @@ class Sheet {
     context.strokeRect(left, top, right - left, bottom - top);
     context.setLineDash([]);
     context.globalAlpha = 1;
-    return [left, top];
   }
-  label(px, py, text, colour, paper) {
-    const context = this.context;
+  /** Write the name of a box at a corner of it where it covers none of the names in `taken`, and add it to them. */
+  label([x1, y1, x2, y2], text, colour, paper, taken) {
+    const context = this.context, { clientWidth: W, clientHeight: H } = context.canvas;
     context.font = "600 12px system-ui, sans-serif";
-    const width = context.measureText(text).width + 10;
-    const left = Math.min(px, context.canvas.clientWidth - width), top = Math.max(0, py - 19);
+    const [left, top] = this.at(y1 - 0.5, x1 - 0.5), [right, bottom] = this.at(y2 - 0.5, x2 - 0.5);
+    const width = context.measureText(text).width + 10, height = 19;
+    const corners = [[left - 1, top - height], [left - 1, bottom], [right + 1 - width, top - height], [right + 1 - width, bottom], [left - 1, top], [left - 1, bottom - height]]
+      .map(([x, y]) => [Math.max(0, Math.min(x, W - width)), Math.max(0, Math.min(y, H - height))]);
+    const free = ([x, y]) => taken.every(([a, b, c]) => x + width <= a || x >= a + c || y + height <= b || y >= b + height);
+    const [x, y] = corners.find(free) || corners[0];
+    taken.push([x, y, width]);
     context.fillStyle = colour;
-    context.fillRect(left - 1, top, width, 19);
+    context.fillRect(x, y, width, height);
     context.fillStyle = paper;
     context.textBaseline = "middle";
-    context.fillText(text, left + 4, top + 10);
+    context.fillText(text, x + 5, y + 10);
   }
 }
 
@@ -183,15 +188,9 @@ function drawObjects(sheet, detection, shown, chosen, show, colours) {
   const faint = Math.max(0.08, Math.min(0.5, 40 / detection.proposals.length));
   if (show.rois) for (const roi of detection.proposals) sheet.box(roi, colours.ink, { width: 1, alpha: faint, dash: [3, 3] });
   const object = chosen === null ? null : detection.objects[chosen];
-  if (show.boxes) {
-    for (const i of [...shown].reverse()) {
-      if (i === chosen) continue;
-      const { box, label, score } = detection.objects[i], [left, top] = sheet.box(box, colours.ink, { width: 1.5, rim: colours.paper });
-      if (shown.length <= MOST_LABELS) sheet.label(left, top, `${label} ${score.toFixed(2)}`, colours.ink, colours.paper);
-    }
-  }
-  if (!object) return;
-  if (show.bins && detection.bins) {
+  const others = shown.filter((i) => i !== chosen);
+  if (show.boxes) for (const i of [...others].reverse()) sheet.box(detection.objects[i].box, colours.ink, { width: 1.5, rim: colours.paper });
+  if (object && show.bins && detection.bins) {
     const [x1, y1, x2, y2] = object.roi, P = detection.side, first = chosen * P * P;
     sheet.box(object.roi, colours.ink, { width: 1, dash: [5, 4], alpha: 0.9 });
     let top = 0;
@@ -208,9 +207,12 @@ function drawObjects(sheet, detection, shown, chosen, show, colours) {
       }
     }
   }
-  if (show.boxes) {
-    const [left, top] = sheet.box(object.box, colours.accent, { width: 2.5, rim: colours.paper });
-    sheet.label(left, top, `${object.label} ${object.score.toFixed(2)}`, colours.accent, colours.paper);
+  if (!show.boxes) return;
+  if (object) sheet.box(object.box, colours.accent, { width: 2.5, rim: colours.paper });
+  const named = [...(object ? [chosen] : []), ...(shown.length <= MOST_LABELS ? others : [])], taken = [];
+  for (const i of named) {
+    const { box, label, score } = detection.objects[i];
+    sheet.label(box, `${label} ${score.toFixed(2)}`, i === chosen ? colours.accent : colours.ink, colours.paper, taken);
   }
 }
 
