@@ -1,10 +1,11 @@
-"""Draw the pictures of show.md: ``python docs/show_pictures.py``. Two minutes on one core, most of it matplotlib's."""
+"""Draw the pictures of show.md and of README: ``python docs/show_pictures.py``. Two minutes on one core."""
 
 from __future__ import annotations
 
 import io
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image
 
@@ -13,7 +14,9 @@ from pliant.app.explore.pictures import Picture
 from pliant.app.explore.pictures import canvas as canvas_of
 from pliant.data import FashionMNIST, read_image
 from pliant.nn import OffsetHistory
-from pliant.show import canvas, figures, history
+from pliant.show import bins, canvas, figures, history
+from pliant.show.influence import OfBox, locations
+from pliant.show.layout import frame
 from pliant.show.view import view
 from pliant.studies.geometry import build
 from pliant.studies.geometry.protocol import Protocol, epoch
@@ -47,6 +50,39 @@ def scene() -> None:
             save(f"show-{figure.name}", figure.data, flat=figure.name.startswith(("offsets", "masks")))
 
 
+def readme() -> None:
+    """Draw the samples that a detection rests on most, on regular grids and with the offsets, and its bins."""
+    detector = next(n for n in networks.bundled() if n.detects)
+    image = read_image(networks.BUNDLED / "scene-1.png").float() / 255
+    look = view(detector.model, image, image=image.permute(1, 2, 0).double().numpy(), classes=detector.classes)
+    assert look.box is not None
+    regular, moved, weights = [], [], []
+    for layer, found in locations(detector.model, image, OfBox(look.box)).items():
+        if layer in (steps := look.recording.deformable()):
+            # A pixel of the map that is sampled is as far from the next as all layers below stride together.
+            below = [step.stride for _, step in look.recording.steps(layer)[:-1]]
+            offset = steps[layer].offset.double().permute(0, 2, 3, 1) * torch.stack(below).prod(0)
+            moved.append(look.recording.samples(layer).reshape(-1, 2))
+            regular.append(moved[-1] - offset.reshape(-1, 2).numpy())
+            weights.append(found.strength.ravel() / found.strength.max())
+    weight = np.concatenate(weights)
+    best = np.argsort(weight)[-400:]
+    figure = canvas.sheet(9.6, 3.45)
+    panels = figure.subplots(1, 3)
+    for axes, points, colour, title in (
+        (panels[0], regular, canvas.REGULAR, "a regular grid"),
+        (panels[1], moved, canvas.TAPS, "with learned offsets"),
+    ):
+        canvas.show_picture(axes, look.paper, title)
+        alpha = 0.15 + 0.85 * weight[best]
+        canvas.scatter(axes, np.concatenate(points)[best], colour, size=13, alpha=alpha, outlined=False)
+        frame(axes, look.box, canvas.YELLOW, "")
+    pooled = bins.bins(detector.model, image, torch.tensor([look.box]))
+    bins.draw(panels[2], look.paper, pooled, title="bins of its RoI, and where they move", around=0.1)
+    figure.subplots_adjust(0.003, 0.005, 0.997, 0.92, 0.02)
+    save("readme", canvas.png(figure), flat=True)
+
+
 def garment() -> None:
     """Draw what one output on a turned pullover looks at, through the deformable layers of a small classifier."""
     classifier = next(n for n in networks.bundled() if n.id == "deform-v1-3")
@@ -72,6 +108,7 @@ def training() -> None:
 
 
 if __name__ == "__main__":
+    readme()
     garment()
     scene()
     training()

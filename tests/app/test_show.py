@@ -261,7 +261,7 @@ def test_figures_of_extreme_pictures_have_a_sensible_size(detector: Path) -> Non
         (("--model", "nowhere.pt"), "nowhere.pt"),
         (("--model", "BROKEN"), "is damaged or no file of weights"),
         (("--point", "300,20"), "--point 300,20 is not on"),
-        (("--box", "50,20,40,60"), "is not on the picture"),
+        (("--box", "50,20,40,60"), "--box 50,20,40,60 must be X1,Y1,X2,Y2 with"),
         (("--layer", "head"), "'head' made no map"),
         (("--layer", "fc1"), "'pool"),
         (("--error", "2"), "--error must lie between 0 and 1"),

@@ -79,6 +79,9 @@ def run(args: argparse.Namespace) -> int:
         if numbers is not None and not all(0 <= v <= (W, H)[i % 2] for i, v in enumerate(numbers)):
             said = ",".join(f"{v:g}" for v in numbers)
             raise ValueError(f"{name} {said} is not on {args.image}, which has {W} × {H} pixels")
+    if args.box is not None and not (args.box[0] < args.box[2] and args.box[1] < args.box[3]):
+        said = ",".join(f"{v:g}" for v in args.box)
+        raise ValueError(f"--box {said} must be X1,Y1,X2,Y2 with X1 < X2 and Y1 < Y2")
     point, box = (_moved(numbers, seen, factor, shift) for numbers in (args.point, args.box))
     square = isinstance(network.model, Net)  # a classifier of the geometry study: one grey object
     picture = seen[:1] if square else seen
