@@ -1,0 +1,82 @@
+"""What docs/interop shows and needs more than the tests install runs, too, where that is installed.
+
+Blocks of "python" run everywhere (tests/test_readme.py); these are blocks of "py". Those of a section run in one
+folder, each in a process of its own: what one writes, the next reads.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parents[2] / "docs" / "interop"
+BLOCK = re.compile(r"^```py\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+COMPILES = "torch.export, AOTInductor, traces"
+
+
+def _sections() -> dict[tuple[str, str], list[str]]:
+    """Return the blocks of every section that has some, by page and heading."""
+    found = {}
+    for page in sorted(FOLDER.glob("*.md")):
+        for section in re.split(r"^## ", page.read_text(), flags=re.MULTILINE)[1:]:
+            if blocks := BLOCK.findall(section):
+                found[page.stem, section.partition("\n")[0]] = blocks
+    return found
+
+
+SECTIONS = _sections()
+
+
+def test_the_sections_are_found() -> None:
+    assert {heading: len(blocks) for (_, heading), blocks in SECTIONS.items()} == {
+        "ONNX": 2,
+        "OpenVINO": 1,
+        COMPILES: 2,
+        "An installed torchvision": 1,
+        "mmcv": 2,
+    }
+
+
+def _imported(code: str) -> set[str]:
+    """Return the packages that a block imports, and what ours import for it."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.Import):
+            names |= {name.name for name in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module)
+    needs = {"pliant.interop.onnx": {"onnx", "onnxscript"}}
+    return {name.partition(".")[0] for name in names}.union(*(needs.get(name, set()) for name in names))
+
+
+@pytest.mark.parametrize(
+    "section",
+    [pytest.param(key, marks=pytest.mark.slow) if key[1] == COMPILES else key for key in SECTIONS],
+    ids=lambda key: key[1],
+)
+def test_examples_run(section: tuple[str, str], tmp_path: Path) -> None:
+    ran = 0
+    for code in SECTIONS[section]:
+        if any(importlib.util.find_spec(name) is None for name in _imported(code)):
+            continue
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=tmp_path,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        assert "Traceback" not in done.stderr
+        ran += 1
+    if not ran:
+        pytest.skip(f"{section[1]} is not installed")
