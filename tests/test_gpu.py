@@ -63,7 +63,7 @@ def _suppress_by_class(dtype: torch.dtype, device: str, **options: Any) -> Tenso
     return batched_nms(**t, iou_threshold=0.5, **options)
 
 
-POOLS = ("roi_align", "ps_roi_align", "deform_roi_pool", "deform_psroi_pool")
+POOLS = ("roi_align", "ps_roi_align", "roi_pool", "ps_roi_pool", "deform_roi_pool", "deform_psroi_pool")
 CALLS: dict[str, Callable[..., Tensor]] = {
     "deform_conv2d": _convolve,
     "local_response_norm": _normalize,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +24,10 @@ if MODE == "1":
     import triton.language as tl
     from triton.runtime import interpreter
 
+    # The tests are no package.
+    sys.path.insert(0, str(Path(__file__).parent))
+    import watched
+
     dot = interpreter.InterpreterBuilder.create_dot
 
     def _widened(t: Any) -> Any:
@@ -33,6 +38,7 @@ if MODE == "1":
         return interpreter.TensorHandle(data, tl.float32)
 
     interpreter.InterpreterBuilder.create_dot = lambda self, a, b, *rest: dot(self, _widened(a), _widened(b), *rest)
+    watched.watch()
 
 
 @pytest.fixture

@@ -73,28 +73,14 @@ TABLE = [
     for precision in PRECISIONS
     for name in BY_NAME
 ]
-# Run with every change; the rest of the table is marked slow.
-QUICK = {
-    ("S1", "bfloat16", "forward"),
-    ("S1", "bfloat16", "samples"),
-    ("S1", "bfloat16", "weight"),
-    ("S1", "float32", "forward"),
-    ("S1", "tf32", "forward"),
-    ("S5", "float16", "forward"),
-    ("S7", "float32", "forward"),
-    ("S7", "bfloat16", "samples"),
-    ("S8", "bfloat16", "forward"),
-    ("S8", "float32", "samples"),
-    ("S8", "tf32", "weight"),
-}
+# Run with every change: a wide one, a depthwise one, the stem where layouts are hardest; the rest is marked slow.
+QUICK = {row for row in TABLE if row[0] in ("S2", "S7") and row[1] in ("float32", "bfloat16")}
+QUICK |= {("S8", "tf32", "weight"), ("S8", "bfloat16", "forward")}
 
 
 def _rows(architecture: str) -> list[Any]:
     slow = pytest.mark.slow
-    return [
-        pytest.param(architecture, *row, marks=() if architecture == "sm_90" and row in QUICK else slow)
-        for row in TABLE
-    ]
+    return [pytest.param(architecture, *row, marks=() if row in QUICK else slow) for row in TABLE]
 
 
 @pytest.mark.parametrize(("architecture", "name", "precision", "kernel"), [*_rows("sm_80"), *_rows("sm_90")])
@@ -107,8 +93,8 @@ def test_no_register_is_spilled(
         assert MATRIX[architecture] in found.assembly
 
 
-@pytest.mark.parametrize("kernel", ["forward", "samples", "weight"])
-@pytest.mark.parametrize("architecture", MATRIX)
+@pytest.mark.parametrize("kernel", ["forward", "samples", pytest.param("weight", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("architecture", ["sm_100", "gfx942", "gfx1100"])
 def test_every_architecture(compiled: Callable[..., Any], architecture: str, kernel: str) -> None:
     found = compiled(_launch("S1", "bfloat16", kernel), architecture)
     assert MATRIX[architecture] in found.assembly
@@ -132,7 +118,7 @@ def test_everything_compiles(
 
 def test_channels_are_loaded_16_bytes_at_a_time(compiled: Callable[..., Any]) -> None:
     for precision in ("bfloat16", "tf32"):
-        assembly = compiled(_launch("S1", precision, "forward"), "sm_90").assembly
+        assembly = compiled(_launch("S2", precision, "forward"), "sm_90").assembly
         loads = [line for line in assembly.splitlines() if "ld.global" in line]
         # Four corners of at least one row; only offsets and masks come one at a time, of four positions at most.
         assert sum("v4.b32" in line for line in loads) >= 4

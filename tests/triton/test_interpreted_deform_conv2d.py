@@ -284,6 +284,51 @@ def test_64_bit_indices_where_they_are_needed(name: str) -> None:
     assert triton.Shape(*(t[n] for n in NAMES), (1, 1, 0, 0, 1, 1), False).arguments["INDEX"] == tl.int64
 
 
+def _index(offset: Tensor, mask: Tensor, channels: int = 1, outputs: int = 1) -> object:
+    """Return what places in an image are counted in, for a kernel of one tap."""
+    input = torch.empty(1, channels, *offset.shape[2:], device="meta")
+    weight = torch.empty(outputs, channels, 1, 1, device="meta")
+    return triton.Shape(input, offset, weight, mask, (1, 1, 0, 0, 1, 1), False).arguments["INDEX"]
+
+
+def test_64_bit_indices_of_views_and_weights() -> None:
+    def view(channels: int, stride: int, step: int) -> Tensor:
+        strides = (0, stride, 2**8 * step, step)
+        return torch.empty(1, device="meta").as_strided((1, channels, 2**8, 2**8), strides)
+
+    mask = view(2**14, 0, 0)
+    assert _index(view(2**15 - 2, 0, 0), mask) == tl.int32
+    # One number in memory, its gradient has 2³¹.
+    assert _index(view(2**15, 0, 0), mask) == tl.int64
+    # Gaps between channels and between positions, each of 2³⁰ elements.
+    assert _index(view(2, 2**28, 2**13), view(1, 0, 1)) == tl.int32
+    assert _index(view(2, 2**29, 2**14), view(1, 0, 1)) == tl.int64
+    few = torch.empty(1, 2, 3, 4, device="meta")
+    assert _index(few, few[:, :1], 2**14, 2**16) == tl.int32
+    assert _index(few, few[:, :1], 2**15, 2**16) == tl.int64
+
+
+def test_more_positions_than_are_counted() -> None:
+    with pytest.raises(ValueError, match=r"^deform_conv2d: on a GPU an output map must have at most 2147482624 posi"):
+        _index(*(torch.empty(1, 1, 1, 1, device="meta").expand(1, n, 2**16, 2**15) for n in (2, 1)))
+
+
+@pytest.mark.parametrize("groups", [1, 8192])
+def test_grids_hold_their_programs(groups: int) -> None:
+    # A device takes 2³¹ programs in the first dimension of a grid, 2¹⁶ in the others.
+    case = DeformConvCase("many", (1, 8192, 100, 100), 8192, (7, 7), padding=(3, 3), groups=groups, offset_groups=8192)
+    N, C, H, W = case.input
+    shapes = [(N, C, H, W), (N, 2 * C * 49, H, W), (C, C // groups, 7, 7), (N, C * 49, H, W)]
+    tensors = [torch.empty(1, device="meta").expand(shape) for shape in shapes]
+    shape = triton.Shape(*tensors, _geometry(case), False)
+    output = torch.empty(N, C, H, W, device="meta")
+    launches = triton.forward_launches(shape, None, output)
+    launches += [triton.samples_launch(shape, output, output, None, tensors[1], tensors[3])]
+    for launch in [*launches, triton.weight_launch(shape, output)[0]]:
+        assert 0 < launch.grid[0] < 2**31
+        assert all(0 < n < 2**16 for n in launch.grid[1:])
+
+
 @pytest.mark.parametrize("name", ["plain", pytest.param("multiplier", marks=pytest.mark.slow)])
 def test_deterministic_whatever_program_runs_first(name: str, reversed_grid: Callable[[], None]) -> None:
     case = BY_NAME[name]

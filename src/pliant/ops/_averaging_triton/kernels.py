@@ -117,7 +117,7 @@ def count(origin, skipped, bin, total, step, visits, extent, COUNTED: tl.constex
     return found
 
 
-@triton.jit(do_not_specialize=["samples"])
+@triton.jit(do_not_specialize=["N", "H", "W", "samples"])
 def forward(
     input, rois, offset, mask, output,
     N, H, W, Ph, Pw, Gh, Gw, part, outputs, each, classes, parts, samples, scale, gamma,
@@ -167,8 +167,8 @@ def forward(
             w0, w1, w2, w3 = weights(fy, fx, 1.0)
             top = input + (upper.to(INDEX) * W * C + turn * outputs)[:, None]
             bottom = input + (lower.to(INDEX) * W * C + turn * outputs)[:, None]
-            near = (left * C)[:, None]
-            far = (right * C)[:, None]
+            near = (left.to(INDEX) * C)[:, None]
+            far = (right.to(INDEX) * C)[:, None]
             sums += w0[:, None] * tl.load(top + near + lane[None, :], mask=keep, other=0.0).to(tl.float32)
             sums += w1[:, None] * tl.load(top + far + lane[None, :], mask=keep, other=0.0).to(tl.float32)
             sums += w2[:, None] * tl.load(bottom + near + lane[None, :], mask=keep, other=0.0).to(tl.float32)
@@ -186,7 +186,7 @@ def forward(
         tl.store(output + r * output_r + tl.trans(at), tl.trans(result), mask=tl.trans(keep))
 
 
-@triton.jit(do_not_specialize=["samples"])
+@triton.jit(do_not_specialize=["N", "H", "W", "samples"])
 def backward(
     grad, input, rois, offset, mask, grad_input, grad_offset, grad_mask, unit,
     N, H, W, Ph, Pw, Gh, Gw, part, outputs, each, classes, parts, samples, scale, gamma,
@@ -257,8 +257,8 @@ def backward(
                 w0, w1, w2, w3 = weights(fy, fx, 1.0)
                 top = (upper.to(INDEX) * W * C + turn * outputs)[:, None]
                 bottom = (lower.to(INDEX) * W * C + turn * outputs)[:, None]
-                near = (left * C)[:, None]
-                far = (right * C)[:, None]
+                near = (left.to(INDEX) * C)[:, None]
+                far = (right.to(INDEX) * C)[:, None]
                 if WANT_SUMS:
                     fro = input + at
                     x0 = tl.load(fro + top + near + lane[None, :], mask=keep, other=0.0).to(tl.float32)

@@ -35,7 +35,7 @@ def power(s, beta, POWER: tl.constexpr):
 
 @triton.jit
 def lines(
-    numel, D, inner, step, first,
+    numel, D, inner, step, tile, first,
     LAST: tl.constexpr, INDEX: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_I: tl.constexpr,
 ):  # fmt: skip
     """Return the start of a tile in memory, its places there, their position along the window, and which exist.
@@ -45,15 +45,15 @@ def lines(
     several neighbours, and the shifted ones from odd addresses.
     """
     if LAST:
-        line = tl.program_id(0).to(tl.int64) * BLOCK_I
+        line = tile.to(tl.int64) * BLOCK_I
         i = tl.arange(0, BLOCK_I)[:, None]
         d = first + tl.arange(0, BLOCK_D)[None, :]
         return line * D, i.to(INDEX) * D + d * step, d, (line + i < numel // D) & (d >= 0) & (d < D)
     else:
         tiles = tl.cdiv(inner, BLOCK_I)
-        i = tl.program_id(0) % tiles * BLOCK_I + tl.arange(0, BLOCK_I)[None, :]
+        i = tile % tiles * BLOCK_I + tl.arange(0, BLOCK_I)[None, :]
         d = first + tl.arange(0, BLOCK_D)[:, None]
-        start = (tl.program_id(0) // tiles).to(tl.int64) * D * inner
+        start = (tile // tiles).to(tl.int64) * D * inner
         return start, d.to(INDEX) * inner + i, d, (i < inner) & (d >= 0) & (d < D)
 
 
@@ -67,25 +67,27 @@ def energy(x, at, d, exists, D, step, a, k, BEFORE: tl.constexpr, AFTER: tl.cons
     return k + a * total
 
 
-@triton.jit(do_not_specialize=["step"])
+@triton.jit(do_not_specialize=["numel", "step", "tiles"])
 def forward(
     input, output,
-    numel, D, inner, step, a, beta, k,
+    numel, D, inner, step, tiles, a, beta, k,
     BEFORE: tl.constexpr, AFTER: tl.constexpr, POWER: tl.constexpr, LAST: tl.constexpr, INDEX: tl.constexpr,
     BLOCK_D: tl.constexpr, BLOCK_I: tl.constexpr,
 ):  # fmt: skip
     """Normalize BLOCK_D places of BLOCK_I lines."""
-    start, at, d, exists = lines(numel, D, inner, step, tl.program_id(1) * BLOCK_D, LAST, INDEX, BLOCK_D, BLOCK_I)
+    tile = tl.program_id(0) % tiles
+    first = tl.program_id(0) // tiles * BLOCK_D
+    start, at, d, exists = lines(numel, D, inner, step, tile, first, LAST, INDEX, BLOCK_D, BLOCK_I)
     x = input + start
     s = energy(x, at, d, exists, D, step if LAST else inner, a, k, BEFORE, AFTER, INDEX)
     y = tl.load(x + at, mask=exists, other=0.0).to(tl.float32) * power(s, beta, POWER)
     tl.store(output + start + at, y.to(output.dtype.element_ty), mask=exists)
 
 
-@triton.jit(do_not_specialize=["step"])
+@triton.jit(do_not_specialize=["numel", "step", "tiles"])
 def backward(
     grad, input, output,
-    numel, D, inner, step, a, beta, k,
+    numel, D, inner, step, tiles, a, beta, k,
     BEFORE: tl.constexpr, AFTER: tl.constexpr, POWER: tl.constexpr, LAST: tl.constexpr, INDEX: tl.constexpr,
     HALO: tl.constexpr, USED: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_I: tl.constexpr,
 ):  # fmt: skip
@@ -94,8 +96,9 @@ def backward(
     Places HALO before and behind them are computed by two blocks, so that every window lies in one; where a block holds
     the whole line there is no halo.
     """
-    first = tl.program_id(1) * USED - HALO
-    start, at, d, exists = lines(numel, D, inner, step, first, LAST, INDEX, BLOCK_D, BLOCK_I)
+    tile = tl.program_id(0) % tiles
+    first = tl.program_id(0) // tiles * USED - HALO
+    start, at, d, exists = lines(numel, D, inner, step, tile, first, LAST, INDEX, BLOCK_D, BLOCK_I)
     s = energy(input + start, at, d, exists, D, step if LAST else inner, a, k, BEFORE, AFTER, INDEX)
     x = tl.load(input + start + at, mask=exists, other=0.0).to(tl.float32)
     g = tl.load(grad + start + at, mask=exists, other=0.0).to(tl.float32)
@@ -229,10 +232,12 @@ def launches(
     lanes = _power(input.numel() // D if last else inner, max(TILE // size, 1))
     used = size - 2 * halo
     tiles = -(-input.numel() // D // lanes) if last else input.numel() // (D * inner) * -(-inner // lanes)
-    grid = (tiles, -(-D // used), 1)
+    # In one dimension: the others hold 2¹⁶ programs, too few for the blocks of a line of many millions.
+    grid = (tiles * -(-D // used), 1, 1)
     sizes = {
         "D": D, "inner": inner, "step": inner, "BEFORE": before, "AFTER": after, "LAST": last, "HALO": halo,
-        "USED": used, "BLOCK_D": size, "BLOCK_I": lanes, "INDEX": tl.int64 if D * inner >= 2**31 else tl.int32,
+        "USED": used, "BLOCK_D": size, "BLOCK_I": lanes, "tiles": tiles,
+        "INDEX": tl.int64 if D * (lanes if last else inner) >= 2**31 else tl.int32,
     }  # fmt: skip
     return [Launch.of(forward if grad is None else backward, grid, registers=168, **numbers, **sizes)]
 

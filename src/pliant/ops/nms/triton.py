@@ -18,7 +18,7 @@ WORD = tl.constexpr(32)
 ROWS = 128
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n", "words"])
 def overlaps(boxes, classes, bits, n, words, threshold, CLASSES: tl.constexpr, BLOCK: tl.constexpr):
     """Write for BLOCK boxes which of WORD later ones they suppress.
 
@@ -56,7 +56,7 @@ def overlaps(boxes, classes, bits, n, words, threshold, CLASSES: tl.constexpr, B
         tl.store(bits + i.to(tl.int64) * words + tl.program_id(1), word, mask=here)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n", "words"])
 def sweep(bits, kept, n, words, WORDS: tl.constexpr):
     """Walk over the boxes by descending score, a word of them at a time: one program, which knows who is suppressed."""
     lane = tl.arange(0, WORD)

@@ -138,3 +138,22 @@ torch.library.register_autograd(f"pliant::{_OP}", _backward, setup_context=_setu
 torch.library.register_autograd(
     f"pliant::{_OP}_backward", _backward_twice, setup_context=_setup_context_twice, lib=_native.library
 )
+
+
+# GPUs. Triton is imported by the first call.
+
+
+def _on_gpu(*arguments: Any) -> Tensor:
+    from pliant.ops import _bins_triton
+
+    return _bins_triton.ps_roi_pool(*arguments)
+
+
+def _on_gpu_backward(*arguments: Any) -> Tensor:
+    from pliant.ops import _bins_triton
+
+    return _bins_triton.ps_roi_pool_backward(*arguments)
+
+
+_native.on_gpu(_OP, _on_gpu)
+_native.on_gpu(f"{_OP}_backward", _on_gpu_backward)

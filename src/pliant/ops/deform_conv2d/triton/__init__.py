@@ -152,7 +152,7 @@ def samples_launch(
         "WANT_INPUT": d_input is not None, "WANT_OFFSET": d_offset.numel() > 0, "WANT_MASK": d_mask.numel() > 0,
         "tiles": tiles, "BLOCK_P": size.P, "BLOCK_O": size.O, "BLOCK_C": size.C, "TAPS": size.taps,
     }  # fmt: skip
-    grid = (shape.N * tiles, shape.G * ceil(shape.K, size.taps), 1)
+    grid = (shape.N * tiles * shape.G * ceil(shape.K, size.taps), 1, 1)
     return Launch.of(backward_samples, grid, size.warps, size.stages, size.registers, **shape.arguments, **arguments)
 
 
@@ -180,5 +180,5 @@ def weight_launch(shape: Shape, grad: Tensor) -> tuple[Launch, Tensor]:
     }  # fmt: skip
     kernel = backward_weight_depthwise if shape.multiplier else backward_weight
     return Launch.of(
-        kernel, (count, *rows), size.warps, size.stages, size.registers, **shape.arguments, **arguments
+        kernel, (rows[0], count, rows[1]), size.warps, size.stages, size.registers, **shape.arguments, **arguments
     ), shares

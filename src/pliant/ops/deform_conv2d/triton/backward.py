@@ -7,13 +7,13 @@ import triton.language as tl
 
 from pliant.ops._sampling_triton import add, inside, steps, tile_positions, weights
 from pliant.ops.deform_conv2d.triton.forward import gather
-from pliant.ops.deform_conv2d.triton.taps import locate_taps
+from pliant.ops.deform_conv2d.triton.taps import MAPS, locate_taps
 
 
-@triton.jit
+@triton.jit(do_not_specialize=MAPS)
 def backward_samples(
     grad, input, offset, mask, weight, grad_input, grad_offset, grad_mask, scale,
-    H, W, C, O, Ho, Wo, Og, Cg, Cj, segment, K, Kw, sh, sw, ph, pw, dh, dw,
+    N, H, W, C, O, Ho, Wo, Og, Cg, Cj, segment, K, Kw, sh, sw, ph, pw, dh, dw,
     offset_n, offset_c, offset_p, mask_n, mask_c, mask_p,
     tiles,
     MASKED: tl.constexpr, CLAMP: tl.constexpr, INDEX: tl.constexpr, VECTOR: tl.constexpr, MULTIPLIER: tl.constexpr,
@@ -30,12 +30,15 @@ def backward_samples(
     C = C // VECTOR * VECTOR
     Cj = Cj // VECTOR * VECTOR
     segment = segment // VECTOR * VECTOR
-    n = (tl.program_id(0) // tiles).to(tl.int64)
-    ho, wo, exists = tile_positions(tl.program_id(0) % tiles, Ho, Wo, BLOCK_P)
+    # One dimension of the grid holds 2³¹ programs, the others 2¹⁶: too few for offset groups times taps.
+    tile = tl.program_id(0) % (N * tiles)
+    row = tl.program_id(0) // (N * tiles)
+    n = (tile // tiles).to(tl.int64)
+    ho, wo, exists = tile_positions(tile % tiles, Ho, Wo, BLOCK_P)
     p = ho.to(INDEX) * Wo + wo
     taps = tl.cdiv(K, TAPS)
-    j = tl.program_id(1) // taps
-    t0 = tl.program_id(1) % taps * TAPS
+    j = row // taps
+    t0 = row % taps * TAPS
     t = t0 + tl.arange(0, TAPS)
     lanes = tl.arange(0, TAPS * BLOCK_C)
     lane_t = t0 + lanes // BLOCK_C
@@ -66,7 +69,7 @@ def backward_samples(
                 for i in range(MULTIPLIER):
                     o = ch * MULTIPLIER + i
                     some = c + lanes < segment
-                    w = tl.load(weight + (o * K + t0), mask=some, other=0.0).to(tl.float32)
+                    w = tl.load(weight + (o.to(INDEX) * K + t0), mask=some, other=0.0).to(tl.float32)
                     keep = exists[:, None] & some[None, :]
                     g = tl.load(grad + (p[:, None] * O + o[None, :]), mask=keep, other=0.0).to(tl.float32)
                     product += g * w[None, :]
@@ -82,7 +85,7 @@ def backward_samples(
                         other=0.0,
                     )
                     w = tl.load(
-                        weight + (((group * Og + o) * K * Cg)[:, None] + (lane_t * Cg + k)[None, :]),
+                        weight + (((group * Og + o).to(INDEX) * K * Cg)[:, None] + (lane_t * Cg + k)[None, :]),
                         mask=(o < Og)[:, None] & known[None, :],
                         other=0.0,
                     )
@@ -128,7 +131,7 @@ def backward_samples(
         tl.store(to + P, dx.to(grad_offset.dtype.element_ty), mask=keep)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=MAPS)
 def backward_weight(
     grad, input, offset, mask, shares,
     N, H, W, C, O, Ho, Wo, Og, Cg, Cj, segment, K, Kw, sh, sw, ph, pw, dh, dw,
@@ -143,14 +146,14 @@ def backward_weight(
     segment = segment // VECTOR * VECTOR
     chunks = tl.cdiv(segment, BLOCK_C)
     taps = tl.cdiv(K, TAPS)
-    c = tl.program_id(1) % chunks * BLOCK_C
-    t0 = tl.program_id(1) // chunks % taps * TAPS
-    c0 = tl.program_id(1) // (chunks * taps) * segment
+    c = tl.program_id(0) % chunks * BLOCK_C
+    t0 = tl.program_id(0) // chunks % taps * TAPS
+    c0 = tl.program_id(0) // (chunks * taps) * segment
     j = c0 // Cj
     group = c0 // Cg
     o = tl.program_id(2) * BLOCK_O + tl.arange(0, BLOCK_O)
     sums = tl.zeros((BLOCK_O, TAPS * BLOCK_C), tl.float32)
-    first = tl.program_id(0) * share
+    first = tl.program_id(1) * share
     for index in range(first, tl.minimum(first + share, N * tiles)):
         n = (index // tiles).to(tl.int64)
         ho, wo, exists = tile_positions(index % tiles, Ho, Wo, BLOCK_P)
@@ -179,11 +182,12 @@ def backward_weight(
     t = t0 + lanes // BLOCK_C
     k = c + lanes % BLOCK_C
     keep = (o < Og)[:, None] & ((t < K) & (k < segment))[None, :]
-    to = shares + tl.program_id(0).to(tl.int64) * shares_s
-    tl.store(to + (((group * Og + o) * K * Cg)[:, None] + (t * Cg + c0 - group * Cg + k)[None, :]), sums, mask=keep)
+    to = shares + tl.program_id(1).to(tl.int64) * shares_s
+    row = (group * Og + o).to(INDEX) * K * Cg
+    tl.store(to + (row[:, None] + (t * Cg + c0 - group * Cg + k)[None, :]), sums, mask=keep)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=MAPS)
 def backward_weight_depthwise(
     grad, input, offset, mask, shares,
     N, H, W, C, O, Ho, Wo, Cj, K, Kw, sh, sw, ph, pw, dh, dw,
@@ -195,14 +199,14 @@ def backward_weight_depthwise(
     """Compute one share of a depthwise weight's gradient, (O, K) in float32, for BLOCK_O outputs at one tap."""
     C = C // VECTOR * VECTOR
     Cj = Cj // VECTOR * VECTOR
-    t = tl.program_id(1) % K
-    j = tl.program_id(1) // K // blocks
-    o = tl.program_id(1) // K % blocks * BLOCK_O + tl.arange(0, BLOCK_O)
+    t = tl.program_id(0) % K
+    j = tl.program_id(0) // K // blocks
+    o = tl.program_id(0) // K % blocks * BLOCK_O + tl.arange(0, BLOCK_O)
     some = o < Cj * MULTIPLIER
     c = o // MULTIPLIER
     o += j * Cj * MULTIPLIER
     sums = tl.zeros((BLOCK_P, BLOCK_O), tl.float32)
-    first = tl.program_id(0) * share
+    first = tl.program_id(1) * share
     for index in range(first, tl.minimum(first + share, N * tiles)):
         n = (index // tiles).to(tl.int64)
         ho, wo, exists = tile_positions(index % tiles, Ho, Wo, BLOCK_P)
@@ -218,5 +222,5 @@ def backward_weight_depthwise(
             grad + n * Ho * Wo * O + (p[:, None] * O + o[None, :]), mask=exists[:, None] & some[None, :], other=0.0
         )
         sums += tl.reshape(x, (BLOCK_P, BLOCK_O)) * g.to(tl.float32)
-    to = shares + tl.program_id(0).to(tl.int64) * shares_s
-    tl.store(to + (o * K + t), tl.sum(sums, 0), mask=some)
+    to = shares + tl.program_id(1).to(tl.int64) * shares_s
+    tl.store(to + (o.to(INDEX) * K + t), tl.sum(sums, 0), mask=some)

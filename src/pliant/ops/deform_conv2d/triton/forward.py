@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 from pliant.ops._sampling_triton import inside, steps, tile_positions, weights
-from pliant.ops.deform_conv2d.triton.taps import locate_taps
+from pliant.ops.deform_conv2d.triton.taps import MAPS, locate_taps
 
 
 @triton.jit
@@ -32,7 +32,7 @@ def gather(
     return x
 
 
-@triton.jit
+@triton.jit(do_not_specialize=MAPS)
 def forward(
     input, offset, mask, weight, bias, output,
     H, W, C, Ho, Wo, Og, Cg, Cj, segment, K, Kw, sh, sw, ph, pw, dh, dw,
@@ -73,7 +73,7 @@ def forward(
             t = t0 + lanes // BLOCK_C
             k = c + lanes % BLOCK_C
             w = tl.load(
-                weight + ((t * Cg + c0 + k)[:, None] + o[None, :] * (K * Cg)),
+                weight + ((t * Cg + c0 + k)[:, None] + o.to(INDEX)[None, :] * (K * Cg)),
                 mask=((t < K) & (k < segment))[:, None] & (o < Og)[None, :],
                 other=0.0,
             )
@@ -98,7 +98,7 @@ def forward(
         tl.store(output + tl.trans(at), tl.trans(result), mask=tl.trans(keep))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["P", "count"])
 def combine(
     shares, bias, output,
     O, P,
@@ -128,7 +128,7 @@ def combine(
         tl.store(to + tl.trans(at), tl.trans(result), mask=tl.trans(keep))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=MAPS)
 def forward_depthwise(
     input, offset, mask, weight, bias, output,
     H, W, C, Ho, Wo, Cj, K, Kw, sh, sw, ph, pw, dh, dw,
@@ -158,7 +158,7 @@ def forward_depthwise(
             offset_c, offset_p, mask_c, mask_p, MASKED, CLAMP, INDEX,
         )  # fmt: skip
         x = gather(input + j * Cj, top, left, fy, fx, counts, m, c, some, H, W, C, CLAMP, INDEX)
-        w = tl.load(weight + (o * K + t), mask=some, other=0.0).to(tl.float32)
+        w = tl.load(weight + (o.to(INDEX) * K + t), mask=some, other=0.0).to(tl.float32)
         sums += tl.reshape(x, (BLOCK_P, BLOCK_O)) * w[None, :]
     if BIASED:
         sums += tl.load(bias + o, mask=some, other=0.0).to(tl.float32)[None, :]

@@ -10,6 +10,9 @@ import torch.nn.functional as F
 import triton.language as tl
 from torch import Tensor
 
+# Positions of one map are counted in 32 bits, to the end of the last tile.
+POSITIONS = 2**31 - 2**10
+
 
 class Shape:
     """One call: its tensors as the kernels read them, its sizes, and everything a kernel may ask for by name."""
@@ -40,13 +43,20 @@ class Shape:
         self.multiplier = self.Og if Cg == 1 and g > 1 else 0
         # Channels in a row that share an offset group and a convolution group.
         self.segment = self.Cj if self.multiplier else math.gcd(self.Cj, Cg)
+        if self.P > POSITIONS:
+            raise ValueError(
+                f"deform_conv2d: on a GPU an output map must have at most {POSITIONS} positions, got {Ho}×{Wo}; "
+                "cut the map into strips"
+            )
         self.device, self.dtype = input.device, input.dtype
         self.input = input.contiguous(memory_format=torch.channels_last)
         offset, offset_p = planes(offset)
         mask_or_none, (mask, mask_p) = mask, (offset, offset_p) if mask is None else planes(mask)
-        # The image itself is counted in 64 bits always, what lies in it where it must be.
-        largest = max(H * W * C, self.P * O, offset.stride(1) * offset.shape[1], mask.stride(1) * mask.shape[1])
-        largest = max(largest, self.P * offset_p, self.P * mask_p)
+        # The image itself is counted in 64 bits always, what lies in it where it must be. Offsets and masks may have
+        # gaps, or be one number; their gradients are dense.
+        largest = max(H * W * C, self.P * O, O * K * Cg, self.P * offset.shape[1])
+        for t, stride in ((offset, offset_p), (mask, mask_p)):
+            largest = max(largest, t.shape[1] * t.stride(1) + self.P * stride)
         sh, sw, ph, pw, dh, dw = geometry
         self.arguments: dict[str, Any] = {
             "input": self.input, "offset": offset, "mask": mask,

@@ -7,6 +7,9 @@ import triton.language as tl
 
 from pliant.ops._sampling_triton import locate
 
+# Sizes of which no other kernel is compiled: pictures come in many, and nothing is loaded faster for knowing them.
+MAPS = ["N", "H", "W", "Ho", "Wo", "tiles", "share"]
+
 
 @triton.jit
 def locate_taps(
