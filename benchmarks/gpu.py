@@ -19,7 +19,6 @@ import shlex
 import statistics
 import sys
 import time
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -91,7 +90,7 @@ def rows(problem: Problem, repeats: int) -> list[dict[str, Any]]:
             able.append(c)
         except Exception as reason:
             # A peer that cannot is a line of the table, not the end of it.
-            row["failed"] = f"{type(reason).__name__}: {next(iter(str(reason).splitlines()), '')}"[:300]
+            row["failed"] = _first_line(reason)
         found.append(row)
     del exact
     samples = measure(able, repeats)
@@ -124,21 +123,28 @@ def table(problem: Problem, found: list[dict[str, Any]]) -> str:
 # Compiling ahead, on every core: Triton's cache on disk then holds what the table runs.
 
 
-def build(problem: Problem) -> str:
+def build(problem: Problem) -> None:
     """Run the kernels of a problem once, in a process of its own."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        dtype_of(problem.precision)
-        for c in problem.contestants():
-            if c.name.startswith("pliant"):
-                c.run()
+    dtype_of(problem.precision)
+    for c in problem.contestants():
+        if c.name.startswith("pliant"):
+            c.run()
     torch.cuda.synchronize()
-    return problem.case
 
 
 def _build_by_number(arguments: tuple[int, argparse.Namespace]) -> str:
+    """Return what went wrong, or nothing: the table says it too, where the problem has its turn."""
     number, options = arguments
-    return build(problems(options)[number])
+    problem = problems(options)[number]
+    try:
+        build(problem)
+    except Exception as reason:
+        return f"{problem.op} {problem.case} {problem.precision}: {_first_line(reason)}"
+    return ""
+
+
+def _first_line(reason: Exception) -> str:
+    return f"{type(reason).__name__}: {next(iter(str(reason).splitlines()), '')}"[:300]
 
 
 def problems(options: argparse.Namespace) -> list[Problem]:
@@ -198,9 +204,10 @@ def main() -> int:
     # One problem of each shape and precision compiles what its batches need; forward + backward holds the forward.
     first = [i for i, p in enumerate(everything) if p.mode != "forward" or p.op == "nms"]
     with multiprocessing.get_context("spawn").Pool(min(8, os.cpu_count() or 1)) as pool:
-        pool.map(_build_by_number, [(i, options) for i in first], chunksize=1)
+        said = pool.map(_build_by_number, [(i, options) for i in first], chunksize=1)
     report["build_s"] = round(time.perf_counter() - start, 1)
-    print(f"\nbuilt in {report['build_s']} s\n", flush=True)
+    report["build_failed"] = [sentence for sentence in said if sentence]
+    print("\n".join(["", *report["build_failed"], f"built in {report['build_s']} s", ""]), flush=True)
     report["checks"] = checks()
     report["results"], report["left_out"] = [], []
     for problem in everything:
@@ -208,7 +215,12 @@ def main() -> int:
         if left() < 0:
             report["left_out"].append(entry)
             continue
-        found = rows(problem, options.repeats)
+        try:
+            found = rows(problem, options.repeats)
+        except Exception as reason:
+            # Such as memory that does not suffice for the exact result: what comes after is measured all the same.
+            found = [{"contestant": "pliant", "failed": _first_line(reason)}]
+            torch.cuda.empty_cache()
         print("\n" + table(problem, found), flush=True)
         report["results"].append(entry | {"rows": found})
         if options.out:

@@ -73,6 +73,7 @@ def graphs() -> None:
     t = _leaves()
     expected = torch.autograd.grad(_layer(t).square().sum(), list(t.values()))
     stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         for _ in range(3):
             torch.autograd.grad(_layer(t).square().sum(), list(t.values()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 from collections.abc import Callable, Iterator, Sequence
@@ -55,12 +56,19 @@ def dtype_of(precision: str) -> torch.dtype:
 # Deformable convolution.
 
 
+@functools.cache
+def _drawn(case: DeformConvCase, device: str) -> dict[str, Tensor]:
+    """Return the inputs in float32: drawing them takes the processor longer than everything else takes the GPU."""
+    return {name: x.to(device) for name, x in case.tensors(channels_last=True).items()}
+
+
 def conv_tensors(case: DeformConvCase, precision: str, device: str) -> dict[str, Tensor]:
     """Return the inputs channels-last, offsets a little away from integers, where their gradient jumps."""
-    t = case.tensors(dtype_of(precision), channels_last=True)
+    dtype = dtype_of(precision)
+    t = {name: x.to(dtype, copy=True) for name, x in _drawn(case, device).items()}
     whole = t["offset"].float().floor()
-    t["offset"] = (whole + (t["offset"].float() - whole).clamp(0.02, 0.98)).to(t["offset"].dtype)
-    return {name: x.to(device) for name, x in t.items()}
+    t["offset"] = (whole + (t["offset"].float() - whole).clamp(0.02, 0.98)).to(dtype)
+    return t
 
 
 def conv_problems(batches: Sequence[int], device: str) -> Iterator[Problem]:
@@ -217,14 +225,14 @@ def box_problems(device: str) -> Iterator[Problem]:
     """Yield RoI pooling on 1000 RoIs, and suppression among 2000 and 20000 boxes."""
     for precision in ("bfloat16", "float32"):
         for mode in ("forward", "forward + backward"):
-            for op in ("deform_roi_pool", "roi_align"):
+            for op in ("deform_roi_pool", "roi_align", "roi_pool"):
                 yield roi_problem(op, precision, mode, device)
     for case in (NMS_SPEED[0], NMS_SPEED[2]):
         yield nms_problem(case, device)
 
 
 def roi_problem(op: str, precision: str, mode: str, device: str) -> Problem:
-    """Return deformable RoI pooling with offsets and masks, or RoIAlign, on a map of 256 channels."""
+    """Return deformable RoI pooling with offsets and masks, or one of its elders, on a map of 256 channels."""
     case, backward = replace(ROI_SPEED[0], rois=1000), mode != "forward"
     size, names = (case.rois, case.input[1], *case.output_size), ("offset", "mask")
 
@@ -248,9 +256,10 @@ def roi_problem(op: str, precision: str, mode: str, device: str) -> Problem:
     def own(implementation: str) -> Callable[..., Tensor]:
         def run(input: Tensor, boxes: Tensor, offset: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
             options = {**case.arguments(op), "implementation": implementation}
-            if op == "roi_align":
-                return ops.roi_align(input, boxes, **options)
-            return ops.deform_roi_pool(input, boxes, offset, mask=mask, **options)
+            if op == "deform_roi_pool":
+                return ops.deform_roi_pool(input, boxes, offset, mask=mask, **options)
+            found: Tensor = getattr(ops, op)(input, boxes, **options)
+            return found
 
         return run
 
@@ -266,17 +275,17 @@ def roi_problem(op: str, precision: str, mode: str, device: str) -> Problem:
             Contestant("pliant", call(own("native"), t, grad)),
         ]
         if importlib.util.find_spec("torchvision"):
-            peer = importlib.import_module("torchvision.ops").roi_align
+            other = "roi_align" if op == "deform_roi_pool" else op
+            peer = getattr(importlib.import_module("torchvision.ops"), other)
 
             def torchvision(input: Tensor, boxes: Tensor, **_: Tensor) -> Tensor:
-                return peer(input, boxes.to(input.dtype), **case.arguments("roi_align"))
+                return peer(input, boxes.to(input.dtype), **case.arguments(other))
 
             # It has no deformable form: beside that one it stands as RoIAlign, which moves no bins.
             plain = {"input": t["input"].contiguous(), "boxes": t["rois" if "rois" in t else "boxes"]}
-            label = "torchvision roi_align"
             # Boxes of a low precision are others: the result is not compared.
-            checked = op == "roi_align" and precision == "float32"
-            found.append(Contestant(label, call(torchvision, plain, grad), checked))
+            checked = op == other and precision == "float32"
+            found.append(Contestant(f"torchvision {other}", call(torchvision, plain, grad), checked))
         return found
 
     def exact() -> tuple[Tensor, ...]:

@@ -5,6 +5,8 @@ No GPU is needed: tensors are fake, or live on the CPU, which then counts as one
 
 from __future__ import annotations
 
+import functools
+import importlib
 import sys
 import types
 from collections.abc import Callable
@@ -207,3 +209,84 @@ def test_compiles_whole(monkeypatch: pytest.MonkeyPatch, why: str) -> None:
     else:
         compiled(t)
     assert (torch.ops.pliant.deform_conv2d in seen) == (not why)
+
+
+# What a call does beside its kernels, on fake tensors: these have no values, and asking for one is an error.
+
+
+def _kernel(name: str, suffix: str) -> Callable[..., Any]:
+    """Return what is registered for GPUs."""
+    if name in ("roi_align", "ps_roi_align", "deform_roi_pool", "deform_psroi_pool"):
+        from pliant.ops import _averaging_triton
+
+        return functools.partial(_averaging_triton.backward if suffix else _averaging_triton.forward, name)
+    found: Callable[..., Any] = getattr(importlib.import_module(f"pliant.ops.{name}.op"), f"_on_gpu{suffix}")
+    return found
+
+
+def _gradients(name: str, t: dict[str, Tensor], case: Any) -> tuple[list[Any], list[Any]]:
+    """Return the arguments of an operator and of its backward as torch knows them, forward run on the way."""
+    op = getattr(torch.ops.pliant, name)
+    if name == "deform_conv2d":
+        geometry = (*case.stride, *case.padding, *case.dilation, False)
+        tensors = [t[n] for n in ("input", "offset", "weight", "bias", "mask")]
+        y = op(*tensors, *geometry)
+        del tensors[3]
+        return [*tensors[:3], t["bias"], tensors[3], *geometry], [torch.empty_like(y), *tensors, *geometry, 0b1111]
+    if name == "local_response_norm":
+        window = (1, 2, 2, False, 1e-4, 0.75, 2.0)
+        return [t["input"], *window], [torch.empty_like(t["input"]), t["input"], *window]
+    (Ph, Pw), scale = case.output_size, case.spatial_scale
+    N, _, H, W = t["input"].shape
+    last = torch._prims_common.suggest_memory_format(t["input"]) == torch.channels_last
+    if name == "roi_pool":
+        arguments = [t["input"], t["boxes"], Ph, Pw, scale]
+        y, taken = op(*arguments)
+        return arguments, [torch.empty_like(y), t["boxes"], taken, N, H, W, last]
+    if name == "ps_roi_pool":
+        arguments = [t["input"], t["boxes"], Ph, Pw, scale]
+        return arguments, [torch.empty_like(op(*arguments)), t["boxes"], N, H, W, scale, last]
+    geometry = {
+        "roi_align": (Ph, Pw, scale, 2, True),
+        "ps_roi_align": (Ph, Pw, scale, 2),
+        "deform_roi_pool": (Ph, Pw, scale, 2, 0.1),
+        "deform_psroi_pool": (Ph, scale, case.group_size, case.part_size, case.samples, 0.1),
+    }[name]
+    moved = name.startswith("deform")
+    tensors = [t["rois"], t["offset"], t["mask"]] if moved else [t["boxes"]]
+    arguments = [t["input"], *tensors, *geometry]
+    return arguments, [torch.empty_like(op(*arguments)), *arguments, *([0b111] if moved else [])]
+
+
+@pytest.mark.parametrize("deterministic", [False, True], ids=["atomic", "deterministic"])
+@pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])
+@pytest.mark.parametrize("name", ["deform_conv2d", "local_response_norm", *POOLS])
+def test_no_value_is_asked_for_and_strides_are_as_promised(
+    monkeypatch: pytest.MonkeyPatch, name: str, channels_last: bool, deterministic: bool
+) -> None:
+    """Else a CUDA graph could not record the call, and compiled code would read in the wrong layout."""
+    pytest.importorskip("triton")
+    from pliant.ops import _launch
+
+    launched: list[_launch.Launch] = []
+    monkeypatch.setattr(_launch.Launch, "run", lambda launch, device: launched.append(launch))
+    case: Any = {"deform_conv2d": CONV, "local_response_norm": NORM}.get(name)
+    if case is None:
+        case = (PS_ROI_CASES if "ps" in name else ROI_CASES)[0]
+        t = case.tensors(name, torch.bfloat16, channels_last=channels_last)
+    else:
+        t = case.tensors(torch.bfloat16, channels_last=channels_last)
+    torch.use_deterministic_algorithms(deterministic)
+    with FakeTensorMode():
+        t = {n: torch.empty_strided(x.shape, x.stride(), dtype=x.dtype) for n, x in t.items()}
+        forward, backward = _gradients(name, t, case)
+        for suffix, arguments in (("", forward), ("_backward", backward)):
+            promised = getattr(torch.ops.pliant, name + suffix)(*arguments)
+            launched.clear()
+            found = _kernel(name, suffix)(*arguments)
+            assert launched
+            pairs = [(found, promised)] if isinstance(found, Tensor) else zip(found, promised, strict=True)
+            for a, b in pairs:
+                assert (a.shape, a.dtype, a.device) == (b.shape, b.dtype, b.device)
+                assert a.stride() == b.stride() or not a.numel()
+    torch.use_deterministic_algorithms(True)

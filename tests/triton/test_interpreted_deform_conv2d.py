@@ -61,9 +61,10 @@ def atomic() -> Iterator[None]:
 
 # The interpreter takes a while for every program: what needs many of them runs in the workflows only. Here there is one
 # case more, of channels for two blocks and few positions.
-CHANNELS = DeformConvCase("channels", (1, 40, 3, 5), 20)
-BY_NAME["channels"] = CHANNELS
-SMALL = [name for name in BY_NAME if name not in ("wide", "tiles")]
+BY_NAME["channels"] = DeformConvCase("channels", (1, 40, 3, 5), 20)
+# And one of several outputs a channel.
+BY_NAME["times"] = DeformConvCase("times", (1, 4, 3, 4), 8, (1, 2), padding=(0, 0), groups=4, offset_groups=2)
+SMALL = [name for name in BY_NAME if name not in ("wide", "tiles", "multiplier")]
 LOW = [("plain", dtype) for dtype in (torch.bfloat16, torch.float16)]
 
 
@@ -232,19 +233,19 @@ def test_pixels_and_masks_that_are_nan_stay_where_they_are() -> None:
     assert torch.equal(found["mask"].isnan(), expected["mask"].isnan())
 
 
-def test_sums_shared_out_to_several_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("name", "count"), [("channels", 5), pytest.param("crooked", 3, marks=pytest.mark.slow)])
+def test_sums_shared_out_to_several_programs(monkeypatch: pytest.MonkeyPatch, name: str, count: int) -> None:
     # As on a device with more processors than there are tiles.
     monkeypatch.setattr(triton, "processors", lambda device: 64)
-    for name, count in (("channels", 5), ("crooked", 3)):
-        case = BY_NAME[name]
-        t = case.tensors()
-        shape = triton.Shape(*(t[n] for n in NAMES), _geometry(case), False)
-        y, grad, expected = _expected(case, t)
-        first, _ = triton.forward_launches(shape, t["bias"], torch.empty_like(y, dtype=torch.float32))
-        assert first.grid[2] == count
-        assert error(_forward(case, t), y) < TOLERANCE[torch.float32]
-        found = _backward(case, t, grad, wanted=0b0100)
-        assert error(found["weight"], expected["weight"]) < TOLERANCE[torch.float32]
+    case = BY_NAME[name]
+    t = case.tensors()
+    shape = triton.Shape(*(t[n] for n in NAMES), _geometry(case), False)
+    y, grad, expected = _expected(case, t)
+    first, _ = triton.forward_launches(shape, t["bias"], torch.empty_like(y, dtype=torch.float32))
+    assert first.grid[2] == count
+    assert error(_forward(case, t), y) < TOLERANCE[torch.float32]
+    found = _backward(case, t, grad, wanted=0b0100)
+    assert error(found["weight"], expected["weight"]) < TOLERANCE[torch.float32]
 
 
 def test_64_bit_indices(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -329,7 +330,7 @@ def test_grids_hold_their_programs(groups: int) -> None:
         assert all(0 < n < 2**16 for n in launch.grid[1:])
 
 
-@pytest.mark.parametrize("name", ["plain", pytest.param("multiplier", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["times", pytest.param("plain", marks=pytest.mark.slow)])
 def test_deterministic_whatever_program_runs_first(name: str, reversed_grid: Callable[[], None]) -> None:
     case = BY_NAME[name]
     t = case.tensors()

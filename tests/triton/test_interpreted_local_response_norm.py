@@ -48,7 +48,11 @@ def _check(t: dict[str, Tensor], window: tuple[Any, ...], expected: tuple[Tensor
         assert error(found, exact) < TOLERANCE[found.dtype]
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(c, marks=pytest.mark.slow if c.name in ("many_channels", "wide_map") else ()) for c in CASES],
+    ids=lambda case: case.name,
+)
 def test_matches_the_float64_reference(case: LRNCase) -> None:
     t = case.tensors()
     expected = _expected(lambda x: local_response_norm(x, **case.arguments, implementation="reference"), t)
@@ -64,7 +68,13 @@ def test_low_precision(name: str, dtype: torch.dtype) -> None:
     _check(t, _window(case), expected)
 
 
-@pytest.mark.parametrize("name", ["alexnet", "many_channels", "even_left", "even_right", "volume", "spatial", "flat"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("alexnet", "even_left", "even_right", "volume", "spatial", "flat"),
+        pytest.param("many_channels", marks=pytest.mark.slow),
+    ],
+)
 def test_channels_last(name: str) -> None:
     case = BY_NAME[name]
     t = case.tensors(channels_last=True)

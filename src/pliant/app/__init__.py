@@ -12,6 +12,7 @@ from collections.abc import Sequence
 # own; only the module of the command at hand is imported.
 COMMANDS = {
     "bench": ("time every operator beside its limit and its peers (from a checkout)", ""),
+    "tune": ("find faster sizes of the GPU kernels on this device, and keep them in the user's cache", ""),
     "convert": ("turn another library's checkpoint into ours, and say what became of every name", "convert"),
     "doctor": ("say what is installed, what is missing, and whether every operator agrees with its reference", ""),
     "study": ("run an experiment and write its report", "study"),

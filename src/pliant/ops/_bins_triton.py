@@ -226,6 +226,6 @@ def ps_roi_pool_backward(
     sums = grad.new_zeros((N, H, W, P * O), dtype=torch.float32 if unit is None else torch.int64)
     values = grad.permute(0, 2, 3, 1).contiguous().view(R, P, O)
     launch(sums, rois, values, None, (Ph, Pw), scale, True, unit).run(grad.device)
-    found = (sums if unit is None else sums / unit).unflatten(3, (P, O)).permute(0, 4, 3, 1, 2).flatten(1, 2)
+    found: Tensor = (sums if unit is None else sums / unit).unflatten(3, (P, O)).permute(0, 4, 3, 1, 2).flatten(1, 2)
     format = torch.channels_last if channels_last else torch.contiguous_format
     return found.to(grad.dtype).contiguous(memory_format=format)

@@ -46,8 +46,8 @@ def forward_launches(shape: Shape, bias: Tensor | None, output: Tensor) -> list[
         "output_o": 1 if last else shape.P, "output_p": shape.O if last else 1,
         "bias": output if bias is None else bias.contiguous(), "BIASED": bias is not None, "LAST": last,
     }  # fmt: skip
+    size = blocks.forward(shape)
     if shape.multiplier:
-        size = blocks.depthwise(shape)
         tiles, columns = ceil(shape.P, size.P), ceil(shape.Cj * shape.multiplier, size.O)
         constants: dict[str, Any] = {"tiles": tiles, "blocks": columns, "BLOCK_P": size.P, "BLOCK_O": size.O}
         grid = (shape.N * tiles, shape.G * columns, 1)
@@ -57,7 +57,6 @@ def forward_launches(shape: Shape, bias: Tensor | None, output: Tensor) -> list[
             )
         ]
 
-    size = blocks.forward(shape)
     tiles, columns = ceil(shape.P, size.P), ceil(shape.Og, size.O)
     steps = shape.Cg // shape.segment * ceil(shape.K, size.taps)
     programs = shape.N * tiles * shape.g * columns
@@ -161,7 +160,7 @@ def weight_launch(shape: Shape, grad: Tensor) -> tuple[Launch, Tensor]:
 
     Every share is a fixed run of positions: no atomics, the same bits every time.
     """
-    size = blocks.depthwise(shape) if shape.multiplier else blocks.weight(shape)
+    size = blocks.weight(shape)
     tiles = ceil(shape.P, size.P)
     if shape.multiplier:
         columns = ceil(shape.Cj * shape.multiplier, size.O)

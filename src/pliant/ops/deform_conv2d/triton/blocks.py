@@ -1,4 +1,4 @@
-"""How the kernels cut their work, by shape class: chosen from sizes alone, never by trying."""
+"""How the kernels cut their work, by class of shape: from a table, or what `pliant tune` found, never by trying."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import torch
 
+from pliant.ops import _tuned
 from pliant.ops._launch import power
 from pliant.ops.deform_conv2d.triton.shape import Shape
 
@@ -30,6 +31,36 @@ def _lanes(shape: Shape, most: int) -> tuple[int, int]:
 
 def forward(shape: Shape) -> Blocks:
     """Return the blocks of the forward kernel."""
+    return _chosen(shape, "forward")
+
+
+def samples(shape: Shape) -> Blocks:
+    """Return the blocks of the kernel for the gradients of input, offset and mask."""
+    return _chosen(shape, "samples")
+
+
+def weight(shape: Shape) -> Blocks:
+    """Return the blocks of the kernel for the gradient of the weight."""
+    return _chosen(shape, "weight")
+
+
+def _chosen(shape: Shape, kernel: str) -> Blocks:
+    tuned = _tuned.known(shape.device)
+    found = tuned.get(name(shape, kernel)) if tuned else None
+    return TABLE[kernel](shape) if found is None else Blocks(*found)
+
+
+def name(shape: Shape, kernel: str) -> str:
+    """Return the class of shapes for which sizes are tuned: a kernel and what its speed depends on most."""
+    dtype, positions = str(shape.dtype).removeprefix("torch."), power(shape.N * shape.P, 1, 1 << 62)
+    dtype = "tf32" if shape.arguments["PRECISION"] == "tf32" else dtype
+    depthwise = f", {shape.multiplier} outputs each" if shape.multiplier else f", {shape.Og} outputs"
+    return f"{kernel} {dtype}: {shape.segment} channels{depthwise}, {shape.K} taps, up to {positions} positions"
+
+
+def _forward(shape: Shape) -> Blocks:
+    if shape.multiplier:
+        return _depthwise(shape)
     if shape.dtype == torch.float32:
         # Without TF32 the products, too, are computed in registers.
         C, taps = _lanes(shape, 32 if shape.arguments["PRECISION"] == "tf32" else 16)
@@ -39,13 +70,12 @@ def forward(shape: Shape) -> Blocks:
     return Blocks(64, O, C, taps, 8 if O == 256 else 4, registers=168 if taps > 1 and O < 256 else None)
 
 
-def depthwise(shape: Shape) -> Blocks:
-    """Return the blocks of the depthwise kernels: outputs that are channels."""
+def _depthwise(shape: Shape) -> Blocks:
+    # Outputs, which are channels.
     return Blocks(32, power(shape.Cj * shape.multiplier, 16, 64), 0, 1, 4, registers=168)
 
 
-def samples(shape: Shape) -> Blocks:
-    """Return the blocks of the kernel for the gradients of input, offset and mask."""
+def _samples(shape: Shape) -> Blocks:
     if shape.multiplier:
         return Blocks(32, 16, power(shape.Cj, 16, 64), 1, 4)
     C, taps = _lanes(shape, 32)
@@ -53,7 +83,42 @@ def samples(shape: Shape) -> Blocks:
     return Blocks(64, power(shape.Og, 16, 64 if shape.dtype == torch.float32 else 32), C, taps, 4)
 
 
-def weight(shape: Shape) -> Blocks:
-    """Return the blocks of the kernel for the gradient of the weight."""
+def _weight(shape: Shape) -> Blocks:
+    if shape.multiplier:
+        return _depthwise(shape)
     C, taps = _lanes(shape, 32)
     return Blocks(32, power(shape.Og, 16, 64), C, taps, 4)
+
+
+TABLE = {"forward": _forward, "samples": _samples, "weight": _weight}
+
+
+def neighbours(shape: Shape, kernel: str, size: Blocks) -> list[Blocks]:
+    """Return what else a kernel could be cut into: one of the sizes doubled or halved, a stage more or less.
+
+    Matrix instructions want 16 of everything; a program as large as the largest here already holds a register for
+    every lane of 512 by 32.
+    """
+    found = []
+    depthwise = shape.multiplier > 0
+    for P in (size.P // 2, size.P * 2):
+        if 16 <= P <= 256:
+            found.append(size._replace(P=P))
+    outputs = shape.Cj * shape.multiplier if depthwise else shape.Og
+    for O in (size.O // 2, size.O * 2):
+        if 16 <= O <= power(outputs, 16, 256) and not (depthwise and kernel == "samples"):
+            found.append(size._replace(O=O))
+    for columns in (size.C * size.taps // 2, size.C * size.taps * 2):
+        if depthwise and kernel == "samples" and 16 <= columns <= power(shape.Cj, 16, 256):
+            found.append(size._replace(C=columns))
+        elif not depthwise and 16 <= columns <= 128:
+            C, taps = _lanes(shape, columns)
+            found.append(size._replace(C=C, taps=taps))
+    for warps in (size.warps // 2, size.warps * 2):
+        if 1 <= warps <= 16:
+            found.append(size._replace(warps=warps))
+    for stages in (size.stages - 1, size.stages + 1):
+        if 1 <= stages <= 4:
+            found.append(size._replace(stages=stages))
+    # How many registers are enough was found for the size at hand.
+    return [f for f in dict.fromkeys(n._replace(registers=None) for n in found) if f != size]
