@@ -47,7 +47,7 @@ def test_local_response_norm(
     assert found.spilled == 0, found.registers
 
 
-@pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
+@pytest.mark.parametrize("architecture", [pytest.param("sm_80", marks=pytest.mark.slow), "sm_90"])
 @pytest.mark.parametrize(
     "case",
     [NMS_SPEED[0], *(pytest.param(case, marks=pytest.mark.slow) for case in NMS_SPEED[1:])],

@@ -59,7 +59,9 @@ def _rows() -> list[Any]:
     ]
     quick = {(op, torch.bfloat16, kernel) for op in ("deform_roi_pool", "deform_psroi_pool") for kernel in KERNELS[:2]}
     quick |= {("deform_roi_pool", torch.float32, kernel) for kernel in KERNELS[:2]}
-    return [pytest.param(*row, marks=() if row[1:] in quick else pytest.mark.slow) for row in rows]
+    some = {("sm_80", "deform_roi_pool", torch.bfloat16, kernel) for kernel in KERNELS[:2]}
+    some |= {("sm_90", *row) for row in quick}
+    return [pytest.param(*row, marks=() if row in some else pytest.mark.slow) for row in rows]
 
 
 @pytest.mark.parametrize(("architecture", "op", "dtype", "kernel"), _rows())

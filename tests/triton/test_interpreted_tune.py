@@ -24,8 +24,14 @@ def _nothing_known(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch.backends.cuda.matmul.fp32_precision = before
 
 
-@pytest.mark.parametrize("case", [SMALL, DEPTHWISE], ids=lambda case: case.name)
-@pytest.mark.parametrize("kernel", tune.KERNELS)
+@pytest.mark.parametrize(
+    ("case", "kernel"),
+    [
+        *((SMALL, kernel) for kernel in tune.KERNELS),
+        *(pytest.param(DEPTHWISE, kernel, marks=pytest.mark.slow) for kernel in tune.KERNELS),
+    ],
+    ids=lambda what: getattr(what, "name", what),
+)
 def test_every_neighbour_computes_the_same(case: DeformConvCase, kernel: str) -> None:
     device = torch.device("cpu")
     trial = next(t for t in tune.of(case, "float32", device) if t.kernel == kernel)
