@@ -103,6 +103,25 @@ def test_suppression() -> None:
     assert torch.equal(torchvision.batched_nms(empty, nothing, nothing, nothing), torch.empty(0, dtype=torch.int64))
 
 
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor, .* are deprecated:UserWarning")
+@pytest.mark.parametrize("kind", [torch.quint8, torch.qint8, torch.qint32])
+def test_quantized_tensors(kind: torch.dtype) -> None:
+    # In units of 0.5 around 10: what they stand for is what counts.
+    def quantized(x: Tensor) -> Tensor:
+        return torch.quantize_per_tensor(x.float(), 0.5, 10, kind)
+
+    x, rois = quantized(8 * _map()[:1]), quantized(ROIS[ROIS[:, 0] == 0])
+    y = torchvision.roi_align(x, rois, 2, 0.5, 2)
+    assert (y.dtype, y.q_scale(), y.q_zero_point()) == (kind, 0.5, 10)
+    assert torch.equal(y, quantized(torchvision.roi_align(x.dequantize(), rois.dequantize(), 2, 0.5, 2)))
+    with pytest.raises(RuntimeError, match=r"^Only one image per batch is allowed in roi_align when quantized tensors"):
+        torchvision.roi_align(quantized(_map()), rois, 2)
+
+    boxes, scores = quantized(torch.tensor([[0, 0, 4, 4], [0, 0, 4, 5], [6, 6, 9, 9]])), quantized(torch.arange(3))
+    assert torchvision.nms(boxes, scores, 0.5).tolist() == [2, 1]
+    assert torchvision.nms(boxes, scores, 0.9).tolist() == [2, 1, 0]
+
+
 @pytest.mark.parametrize(
     ("boxes", "scores", "sentence"),
     [

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import re
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -384,6 +385,17 @@ def test_layers_that_move_are_not_folded_and_nothing_changes(part: str) -> None:
     assert _deformable(undeformify(net, "0")) == ["1"]
     with pytest.raises(ValueError, match=r"where='0' chooses none of the model's deformable convolutions: 1$"):
         undeformify(net, "0")
+
+
+def test_what_is_no_model_of_layers() -> None:
+    for function in (deformify, undeformify):
+        with pytest.raises(TypeError, match=rf"^{function.__name__}: model must be an nn.Module, got a OrderedDict$"):
+            function(nn.Conv2d(4, 4, 3).state_dict(), "*")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # torch.jit is on its way out
+        traced = torch.jit.trace(nn.Sequential(nn.Conv2d(4, 4, 3)), torch.zeros(1, 4, 5, 5))
+    with pytest.raises(ValueError, match=r"^deformify: a traced or scripted model has no layers to replace; replace "):
+        deformify(traced, "*")
 
 
 def test_nothing_to_fold_and_hooks() -> None:

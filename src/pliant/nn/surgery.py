@@ -52,10 +52,11 @@ def deformify(
         The model; where it is itself the convolution that is replaced, the new layer.
 
     Raises:
-        TypeError: `where` is none of these.
-        ValueError: nothing is chosen; or a chosen layer cannot be replaced: another padding mode than zeros, a subclass
-            with a forward of its own, a weight that is computed (weight norm, pruning, a parametrization) or not there
-            yet (lazy), hooks, channels that `offset_groups` does not divide. The sentence names the layer.
+        TypeError: `where` is none of these, or `model` no module.
+        ValueError: a traced or scripted model; nothing is chosen; or a chosen layer cannot be replaced: another padding
+            mode than zeros, a subclass with a forward of its own, a weight that is computed (weight norm, pruning, a
+            parametrization) or not there yet (lazy), hooks, channels that `offset_groups` does not divide. The sentence
+            names the layer.
 
     Source: Zhu et al., CVPR 2019, section 4.1, replaces the 3×3 convolutions of conv3 to conv5; mask scale of MXNet's
     example.
@@ -69,6 +70,7 @@ def deformify(
     27
     """
     op = "deformify"
+    _open(op, model)
     branches = {layer.conv_offset for layer in model.modules() if isinstance(layer, DeformConv2d)}
     places = _places(
         model, (m for m in model.modules() if isinstance(m, nn.Conv2d) and m not in branches and max(m.kernel_size) > 1)
@@ -124,14 +126,16 @@ def undeformify(model: nn.Module, where: Where | None = None) -> nn.Module:
         The model; where it is itself the layer that is replaced, the new convolution.
 
     Raises:
-        TypeError: `where` is none of these.
-        ValueError: nothing is chosen; or a chosen layer moves its samples, or has hooks. The sentence names the layer.
+        TypeError: `where` is none of these, or `model` no module.
+        ValueError: a traced or scripted model; nothing is chosen; or a chosen layer moves its samples, or has hooks.
+            The sentence names the layer.
 
     >>> layer = DeformConv2d(4, 6, 3, padding=1)
     >>> undeformify(layer)
     Conv2d(4, 6, kernel_size=(3, 3), stride=(1, 1), padding=(1, 1))
     """
     op = "undeformify"
+    _open(op, model)
     places = _places(model, (m for m in model.modules() if isinstance(m, DeformConv2d)))
     swaps: list[tuple[list[str], nn.Module]] = []
     for layer in _chosen(op, places, (lambda name, layer: True) if where is None else where, "deformable convolutions"):
@@ -158,6 +162,14 @@ def undeformify(model: nn.Module, where: Where | None = None) -> nn.Module:
         conv.weight, conv.bias = _folded(layer), layer.bias
         swaps.append((places[layer], conv.train(layer.training)))
     return _swap(model, swaps)
+
+
+def _open(op: str, model: nn.Module) -> None:
+    """Raise where there are no layers that could be replaced."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"{op}: model must be an nn.Module, got a {type(model).__name__}")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ValueError(f"{op}: a traced or scripted model has no layers to replace; replace those it is made from")
 
 
 def _places(model: nn.Module, layers: Iterable[_Layer]) -> dict[_Layer, list[str]]:

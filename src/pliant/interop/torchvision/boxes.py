@@ -28,7 +28,8 @@ def roi_align(
     """Average the bins of boxes, as `torchvision.ops.roi_align` does: :func:`pliant.ops.roi_align`.
 
     Args:
-        input: (N, C, H, W).
+        input: (N, C, H, W); quantized per tensor, as there, with boxes (R, 5) that are quantized too and one image: the
+            output is quantized like it.
         boxes: (R, 5), image index and ``x1 y1 x2 y2``, or a list of (n, 4) for each image.
         output_size: bins, an int or a pair.
         spatial_scale: pixels of the map for one pixel of the image.
@@ -88,6 +89,11 @@ def ps_roi_pool(input: Tensor, boxes: Tensor, output_size: int, spatial_scale: f
 
 def _eager(name: str, input: Tensor, boxes: Boxes, output_size: Size, *settings: Any) -> Tensor:
     rois = _rois(boxes)
+    if name == "roi_align" and input.is_quantized:
+        if input.shape[0] != 1:
+            raise RuntimeError("Only one image per batch is allowed in roi_align when quantized tensors are passed.")
+        found = _eager(name, input.dequantize(), rois.dequantize(), output_size, *settings)
+        return torch.quantize_per_tensor(found, input.q_scale(), input.q_zero_point(), input.dtype)
     with as_runtime_error(f"torchvision.ops.{name}"):
         result: Tensor = getattr(ops, name)(input, rois, output_size, *settings)
     return result
@@ -97,7 +103,7 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
     """Return the indices of boxes without a better one that overlaps them: :func:`pliant.ops.nms`.
 
     Args:
-        boxes: (n, 4), ``x1 y1 x2 y2``.
+        boxes: (n, 4), ``x1 y1 x2 y2``; quantized, as there, with scores that are quantized too.
         scores: (n,).
         iou_threshold: IoU above which a box is dropped.
 
@@ -117,6 +123,8 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
         raise RuntimeError(
             f"boxes and scores should have same number of elements in dimension 0, got: {len(boxes)} and {len(scores)}"
         )
+    if boxes.is_quantized:
+        boxes, scores = boxes.dequantize(), scores.dequantize()
     with as_runtime_error("torchvision.ops.nms"):
         return ops.nms(boxes, scores, iou_threshold)
 
