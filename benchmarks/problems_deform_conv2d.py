@@ -11,11 +11,11 @@ from torch import Tensor
 import peers as others
 from measuring import Call, Problem
 from pliant.ops import deform_conv2d
-from pliant.testing import DEFORM_CONV_SPEED as CASES
-from pliant.testing import DeformConvCase
+from pliant.testing import DEFORM_CONV_CALL, DEFORM_CONV_SPEED, DeformConvCase
 
 __all__ = ["CASES", "problem"]
 
+CASES = (*DEFORM_CONV_SPEED, DEFORM_CONV_CALL)
 NAMES = ("input", "offset", "mask", "weight", "bias")
 
 
@@ -50,7 +50,7 @@ def problem(case: DeformConvCase, backward: bool, peers: str) -> Problem:
         alone = {name: (t[:1] if name in NAMES[:3] else t).double() for name, t in nchw.items()}
         return call(own("reference"), alone, grad[:1].double(), backward)()
 
-    native = own("native")
+    native = own("auto")
     contestants = [
         Call("pliant nchw", call(native, nchw, grad, backward)),
         Call("pliant channels_last", call(native, nhwc, grad, backward)),

@@ -1,6 +1,6 @@
 """Time every operator beside its limit and its peers: see benchmarks/README.md for what the figures mean.
 
-benchmarks/run.py [--op deform_conv2d|deform_roi_pool|lrn|nms] [--cases S1,S2] [--threads 1,2] [--backward]
+benchmarks/run.py [--op deform_conv2d|deform_roi_pool|lrn|nms|networks] [--cases S1,S2] [--threads 1,2] [--backward]
                   [--peers none|torch|all] [--base REVISION] [--repeats N] [--out FILE]
 """
 
@@ -26,7 +26,7 @@ from measuring import Problem, rows, table
 from pliant import _native
 from revision import checked_out
 
-OPERATORS = ("deform_conv2d", "deform_roi_pool", "lrn", "nms")
+OPERATORS = ("deform_conv2d", "deform_roi_pool", "lrn", "nms", "networks")
 
 
 def machine() -> dict[str, Any]:
@@ -72,6 +72,8 @@ def arguments() -> argparse.Namespace:
 
 def main() -> None:
     options = arguments()
+    if _native.path is None:
+        raise SystemExit(f"benchmarks: the kernels are not there to be timed, {_native.reason}")
     report: dict[str, Any] = {
         "command": shlex.join(["python", *sys.argv]),
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),

@@ -100,6 +100,8 @@ DEFORM_CONV_SPEED = (
     DeformConvCase("S7", (1, 128, 56, 56), 128, groups=128),
     DeformConvCase("S8", (1, 3, 224, 224), 64, (7, 7), (2, 2), (3, 3)),
 )
+# So small that its time is what a call costs.
+DEFORM_CONV_CALL = DeformConvCase("T1", (1, 8, 8, 8), 8)
 
 
 def _boxes(random: torch.Generator, count: int, images: int, height: float, width: float) -> Tensor:
@@ -311,3 +313,15 @@ NMS_SPEED = (
     NMSCase("D1", 5000, 300, 80),
     NMSCase("L1", 20000, 4000, 1),
 )
+
+
+@dataclass(frozen=True)
+class NetworkCase:
+    """A ResNet of `depth` layers on a picture of `size`: its height and width in pixels."""
+
+    name: str
+    depth: int
+    size: tuple[int, int]
+
+
+NETWORK_SPEED = (NetworkCase("N1", 50, (800, 1333)),)

@@ -97,7 +97,8 @@ def apart(axes: Any, names: Sequence[tuple[Any, Sequence[float]]]) -> None:
         axes: that fill their figure.
         names: each with its box, x1, y1, x2, y2; the first has the first choice.
     """
-    renderer, whole, taken = axes.figure.canvas.get_renderer(), axes.get_window_extent(), []
+    renderer, whole = axes.figure.canvas.get_renderer(), axes.get_window_extent()
+    taken: list[Any] = []
     for name, (x1, y1, x2, y2) in names:
         left, right, top, bottom = x1 - 0.5, x2 - 0.5, y1 - 0.5, y2 - 0.5
         corners = (
