@@ -290,3 +290,35 @@ def test_no_value_is_asked_for_and_strides_are_as_promised(
                 assert (a.shape, a.dtype, a.device) == (b.shape, b.dtype, b.device)
                 assert a.stride() == b.stride() or not a.numel()
     torch.use_deterministic_algorithms(True)
+
+
+# How many boxes are kept is a size that export has to name: tests/ops/nms.
+@pytest.mark.parametrize("name", [name for name in CALLS if "nms" not in name])
+def test_exports_as_one_node(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setattr(_native, "_look", lambda kind, index: "")
+
+    class Network(torch.nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            # The tensors of the case; the graph is of the operator alone.
+            return CALLS[name](torch.float32, "cuda", implementation="native") + x
+
+    with FakeTensorMode():
+        program = torch.export.export(Network(), (torch.empty(1, device="cuda"),))
+    nodes = [node.target for node in program.graph.nodes if "pliant" in str(node.target)]
+    assert [str(target).split(".")[1] for target in nodes] == [name.replace("lrn", "local_response_norm")]
+
+
+@every
+def test_autocast_runs_in_low_precision(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setattr(_native, "_look", lambda kind, index: "")
+    # torch.autocast("cuda") itself does nothing where there is no GPU.
+    before = torch.get_autocast_dtype("cuda")
+    torch.set_autocast_enabled("cuda", True)
+    torch.set_autocast_dtype("cuda", torch.bfloat16)
+    try:
+        with FakeTensorMode(shape_env=ShapeEnv()):
+            y = CALLS[name](torch.float32, "cuda", implementation="native")
+    finally:
+        torch.set_autocast_enabled("cuda", False)
+        torch.set_autocast_dtype("cuda", before)
+    assert y.dtype == (torch.int64 if "nms" in name else torch.bfloat16)
