@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import types
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -202,6 +203,43 @@ def test_a_file_that_cannot_be_used_is_said_once(file: Path, content: str, says:
     assert str(file) in str(said[0].message)
     # Warnings are errors here.
     assert _tuned.known(GPU) == {}
+
+
+@pytest.mark.parametrize(
+    ("platform", "variables", "folder"),
+    [
+        ("linux", {"XDG_CACHE_HOME": "/caches"}, "/caches/pliant/tuned"),
+        ("linux", {}, "/home/someone/.cache/pliant/tuned"),
+        ("darwin", {"XDG_CACHE_HOME": "/caches"}, "/home/someone/Library/Caches/pliant/tuned"),
+        ("win32", {"LOCALAPPDATA": "/local"}, "/local/pliant/tuned"),
+    ],
+)
+def test_the_users_cache(
+    monkeypatch: pytest.MonkeyPatch, platform: str, variables: dict[str, str], folder: str
+) -> None:
+    for name in ("XDG_CACHE_HOME", "LOCALAPPDATA"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(Path, "home", lambda: Path("/home/someone"))
+    monkeypatch.setattr(sys, "platform", platform)
+    assert _tuned._cache() == Path(folder)
+
+
+def test_who_has_no_home_has_no_tuned_sizes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(_tuned, "_known", {})
+    monkeypatch.setattr(tune, "gpu", lambda name: GPU)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Test")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", homeless)
+    assert _tuned.known(GPU) == {}
+    assert app.main(["tune", "--forget"]) == 2
+    assert capsys.readouterr().err.startswith("pliant tune: there is no folder for tuned sizes: Could not determine")
 
 
 def test_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -136,6 +136,25 @@ def test_boxes_and_offsets_that_are_nowhere_read_nothing(op: str) -> None:
     _check(op, case, t)
 
 
+@pytest.mark.parametrize("op", ["deform_roi_pool", "deform_psroi_pool"])
+def test_no_image_and_tensors_with_gaps(op: str) -> None:
+    case = RoICase("few", (1, 4, 5, 6), 2, (2, 2), group_size=2, part_size=2, samples=1, sampling_ratio=1)
+    t = case.tensors(op)
+    y, grad, _ = _expected(op, case, t)
+    gaps = {name: torch.stack([x, x], -1)[..., 0] for name, x in t.items()}
+    assert error(triton.forward(op, *_tensors(op, gaps), *_geometry(op, case)), y) < TOLERANCE[torch.float32]
+    one = grad[:1, :1, :1, :1].expand_as(grad)
+    expected = _backward(op, case, t, one.contiguous())
+    for name, found in _backward(op, case, gaps, one).items():
+        assert torch.equal(found, expected[name]), name
+    # Boxes, and no image that they could be in.
+    t["input"] = t["input"][:0]
+    assert not triton.forward(op, *_tensors(op, t), *_geometry(op, case)).any()
+    found = _backward(op, case, t, grad)
+    assert found["input"].shape == (0, 4, 5, 6)
+    assert not found["offset"].any() and not found["mask"].any()
+
+
 def test_samples_are_counted_as_the_reference_does() -> None:
     # Bins of whole pixels by an inexact scale: one sample more would show in the second digit.
     x = torch.randn(1, 2, 9, 11, generator=torch.Generator().manual_seed(0))

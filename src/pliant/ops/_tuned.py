@@ -30,13 +30,20 @@ def path(device: torch.device) -> Path:
 
 
 def _cache() -> Path:
-    """Return the folder that the system keeps for what can be made again."""
-    if sys.platform == "win32":
-        base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
-    elif sys.platform == "darwin":
-        base = Path.home() / "Library" / "Caches"
-    else:
-        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    """Return the folder that the system keeps for what can be made again.
+
+    Raises:
+        OSError: this user has no home.
+    """
+    try:
+        if sys.platform == "win32":
+            base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
+        elif sys.platform == "darwin":
+            base = Path.home() / "Library" / "Caches"
+        else:
+            base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError as error:
+        raise OSError(f"there is no folder for tuned sizes: {error}") from error
     return base / "pliant" / "tuned"
 
 
@@ -48,7 +55,7 @@ def known(device: torch.device) -> dict[str, list[Any]]:
     found = _known.get(device)
     if found is None:
         # Devices without a driver interpret kernels, or compile them for others: by the table.
-        found = _known[device] = {} if device.type in ("cpu", "meta") else _read(path(device))
+        found = _known[device] = {} if device.type in ("cpu", "meta") else _read(device)
     return found
 
 
@@ -70,7 +77,12 @@ def forget(device: torch.device) -> bool:
     return there
 
 
-def _read(file: Path) -> dict[str, list[Any]]:
+def _read(device: torch.device) -> dict[str, list[Any]]:
+    try:
+        file = path(device)
+    except OSError:
+        # Whoever has no home has tuned nothing.
+        return {}
     try:
         text = file.read_text(encoding="utf-8")
     except FileNotFoundError:
