@@ -322,3 +322,24 @@ def test_autocast_runs_in_low_precision(monkeypatch: pytest.MonkeyPatch, name: s
         torch.set_autocast_enabled("cuda", False)
         torch.set_autocast_dtype("cuda", before)
     assert y.dtype == (torch.int64 if "nms" in name else torch.bfloat16)
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_tf32_is_what_pytorchs_own_products_are_allowed(allowed: bool) -> None:
+    pytest.importorskip("triton")
+    from pliant.ops.deform_conv2d.triton.shape import precision
+
+    matmul = torch.backends.cuda.matmul
+    before = torch.get_float32_matmul_precision(), matmul.fp32_precision
+    try:
+        for ask in (
+            lambda: setattr(matmul, "allow_tf32", allowed),
+            lambda: setattr(matmul, "fp32_precision", "tf32" if allowed else "ieee"),
+            lambda: torch.set_float32_matmul_precision("high" if allowed else "highest"),
+        ):
+            ask()
+            assert precision(torch.empty(1)) == ("tf32" if allowed else "ieee")
+            assert precision(torch.empty(1, dtype=torch.float16)) == "ieee"
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        matmul.fp32_precision = before[1]
