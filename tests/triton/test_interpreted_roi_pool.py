@@ -102,9 +102,9 @@ def test_no_image_and_tensors_with_gaps(op: str) -> None:
 @pytest.mark.parametrize("op", ["roi_pool", "ps_roi_pool"])
 def test_deterministic_whatever_program_runs_first(op: str, reversed_grid: Callable[[], None]) -> None:
     # Many boxes meet in every pixel, in several programs.
-    case = RoICase("many", (1, 128, 2, 3), 6, (2, 2), 0.5)
+    case = RoICase("many", (1, 128, 2, 3), 12, (2, 2), 0.5)
     t = case.tensors(op)
-    grad = torch.randn(6, 128 if op == "roi_pool" else 32, 2, 2, generator=torch.Generator().manual_seed(1))
+    grad = torch.randn(12, 128 if op == "roi_pool" else 32, 2, 2, generator=torch.Generator().manual_seed(1))
     ordered = _run(op, t, case, grad)[1]
     torch.use_deterministic_algorithms(False)
     atomic = _run(op, t, case, grad)[1]
