@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -254,7 +255,37 @@ def test_settings_that_are_refused(tmp_path: Path) -> None:
         export(layer.train(), (x,), path)
     with pytest.raises(ValueError, match=r"^onnx.export: pass dynamic or dynamic_shapes, not both$"):
         export(layer.eval(), (x,), path, dynamic=True, dynamic_shapes=({},))
+    sentence = r"must be at least 2 in the example, input has shape \(1, 4, 8, 8\)$"
+    with pytest.raises(ValueError, match=sentence):
+        export(layer.eval(), (x[:1],), path, dynamic=True)
+    with pytest.raises(ValueError, match=r"^onnx.export: bfloat16 needs an opset of at least 22, got 21$"):
+        export(copy.deepcopy(layer).bfloat16(), (x.bfloat16(),), path, 21)
+    with pytest.raises(ValueError, match=r"^onnx.export: torch .* writes no opset 99, it made one of 18$"):
+        export(layer.eval(), (x,), path, 99)
     assert not path.exists()
+
+
+class Named(nn.Module):
+    """A convolution of what a dictionary holds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = DeformConv2d(4, 4, 3)
+
+    def forward(self, maps: dict[str, Tensor]) -> Tensor:
+        y: Tensor = self.layer(maps["x"])
+        return y
+
+
+def test_inputs_in_a_dictionary_and_one_alone(tmp_path: Path) -> None:
+    net = _drawn(Named()).eval()
+    x, other = torch.randn(2, 4, 8, 8), torch.randn(3, 4, 9, 7)
+    export(net, ({"x": x},), tmp_path / "named.onnx", dynamic=True)
+    export(net.layer, x, tmp_path / "alone.onnx")
+    for name, given in (("named", other), ("alone", x)):
+        session = onnxruntime.InferenceSession(tmp_path / f"{name}.onnx", providers=["CPUExecutionProvider"])
+        (found,) = session.run(None, {session.get_inputs()[0].name: given.numpy()})
+        assert error(torch.from_numpy(found), net({"x": given})) <= 1e-5
 
 
 def test_without_the_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,6 +31,16 @@ def test_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
         ours.convert(nn.Identity().eval(), (torch.ones(1),))
 
 
+class Suppressing(nn.Module):
+    def forward(self, boxes: Tensor, scores: Tensor) -> Tensor:
+        return ops.nms(boxes, scores, 0.5)
+
+
+def test_suppression_is_refused(openvino: Any) -> None:
+    with pytest.raises(ValueError, match=r"^openvino.convert: the model has nms, which is not converted; let it end"):
+        ours.convert(Suppressing().eval(), (torch.rand(5, 4), torch.rand(5)))
+
+
 @pytest.fixture(scope="module")
 def openvino() -> Any:
     return pytest.importorskip("openvino", reason="openvino is not installed (the extra openvino)")

@@ -20,7 +20,7 @@ FREE = {4: (0, 2, 3), 2: (0,)}  # of maps (N, C, H, W) and of RoIs (R, 5): which
 def program(
     op: str,
     model: nn.Module,
-    args: Sequence[Any],
+    args: Sequence[Any] | Tensor,
     kwargs: Mapping[str, Any] | None,
     dynamic: bool,
     dynamic_shapes: Any,
@@ -32,24 +32,24 @@ def program(
     Args:
         op: who asks, for errors.
         model: in evaluation mode.
-        args: inputs to trace it with.
+        args: inputs to trace it with, or the only one.
         kwargs: more inputs, by name.
         dynamic: batch, height and width of maps and the number of RoIs may change.
         dynamic_shapes: as torch.export takes them, instead of `dynamic`.
         clamp: whether ``boundary="clamp"`` of deformable convolution is rewritten too.
 
     Raises:
-        ValueError: a model in training mode, or both kinds of dynamic shapes.
+        ValueError: a model in training mode, both kinds of dynamic shapes, or `dynamic` with a size below 2.
     """
     if model.training:
         raise ValueError(f"{op}: the model is in training mode; call model.eval() first")
     if dynamic and dynamic_shapes is not None:
         raise ValueError(f"{op}: pass dynamic or dynamic_shapes, not both")
-    args, kwargs = tuple(args), dict(kwargs or {})
+    args, kwargs = (args,) if isinstance(args, Tensor) else tuple(args), dict(kwargs or {})
     if dynamic:
         names = list(inspect.signature(model.forward).parameters)
-        dynamic_shapes = {name: _free(value) for name, value in zip(names, args, strict=False)}
-        dynamic_shapes |= {name: _free(value) for name, value in kwargs.items()}
+        named = dict(zip(names, args, strict=False)) | kwargs
+        dynamic_shapes = {name: _free(op, name, value) for name, value in named.items()}
     with torch.no_grad(), quiet():
         found = torch.export.export(model, args, kwargs, dynamic_shapes=dynamic_shapes)
         rules = _rewriting.rules(found.graph, clamp=clamp)
@@ -64,8 +64,18 @@ def quiet() -> Iterator[None]:
         yield
 
 
-def _free(value: Any) -> Any:
+def _free(op: str, name: str, value: Any) -> Any:
     """Return which sizes of an argument may change."""
     if isinstance(value, Tensor):
-        return dict.fromkeys(FREE.get(value.dim(), ()), torch.export.Dim.DYNAMIC)
-    return type(value)(map(_free, value)) if isinstance(value, list | tuple) else None
+        sizes = FREE.get(value.dim(), ())
+        if any(value.shape[i] < 2 for i in sizes):
+            raise ValueError(
+                f"{op}: with dynamic every size that may change must be at least 2 in the example, {name} has shape "
+                f"{tuple(value.shape)}"
+            )
+        return dict.fromkeys(sizes, torch.export.Dim.DYNAMIC)
+    if isinstance(value, dict):
+        return {key: _free(op, f"{name}[{key!r}]", part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_free(op, f"{name}[{i}]", part) for i, part in enumerate(value))
+    return None

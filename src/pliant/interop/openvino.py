@@ -7,7 +7,8 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 import pliant.ops  # noqa: F401 - declares the operators
 from pliant.interop._program import program, quiet
@@ -35,7 +36,7 @@ def extensions() -> list[Any]:
 
 def convert(
     model: nn.Module,
-    args: Sequence[Any],
+    args: Sequence[Any] | Tensor,
     *,
     kwargs: Mapping[str, Any] | None = None,
     dynamic: bool = False,
@@ -45,7 +46,7 @@ def convert(
 
     Args:
         model: in evaluation mode.
-        args: inputs to trace it with.
+        args: inputs to trace it with, or the only one.
         kwargs: more inputs, by name.
         dynamic: batch, height and width of every input (N, C, H, W) and the number of every input's rows (R, 5) may
             change; each must be at least 2 in `args`.
@@ -56,7 +57,8 @@ def convert(
         setting.
 
     Raises:
-        ValueError: a model in training mode, or both kinds of dynamic shapes.
+        ValueError: a model in training mode or with `nms`, both kinds of dynamic shapes, or `dynamic` with a size below
+            2.
         ModuleNotFoundError: openvino is not installed: ``pip install "pliant[openvino]"``.
     """
     _needed()
@@ -64,6 +66,8 @@ def convert(
     from openvino.frontend.pytorch.fx_decoder import TorchFXPythonDecoder
 
     exported = program("openvino.convert", model, args, kwargs, dynamic, dynamic_shapes, clamp=False)
+    if any(node.target == torch.ops.pliant.nms.default for node in exported.graph.nodes):
+        raise ValueError("openvino.convert: the model has nms, which is not converted; let it end before")
     # By default OpenVINO takes every size of an input for unknown, and its kernels want to know the channels.
     with quiet(), _without_its_own_misses():
         decoder = TorchFXPythonDecoder.from_exported_program(exported, dynamic_shapes=False)

@@ -8,17 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pliant.interop._program import program, quiet
 
 FIRST = 19  # DeformConv begins here
-NEWER = 22  # has new versions of RoiAlign and MaxRoiPool
+NEWER = 22  # has new versions of RoiAlign and MaxRoiPool, and Conv and DeformConv of bfloat16
 
 
 def export(
     model: nn.Module,
-    args: Sequence[Any],
+    args: Sequence[Any] | Tensor,
     path: str | Path,
     opset: int = FIRST,
     *,
@@ -39,7 +39,7 @@ def export(
 
     Args:
         model: in evaluation mode.
-        args: inputs to trace it with.
+        args: inputs to trace it with, or the only one.
         path: the file.
         opset: at least 19.
         kwargs: more inputs, by name.
@@ -51,15 +51,16 @@ def export(
         external_data: put the weights into a file beside, ``PATH.data``; models beyond 2 GiB need it.
 
     Raises:
-        ValueError: an opset before DeformConv (which torch would write without a word into a file that no runtime
-            reads), a model in training mode, or both kinds of dynamic shapes.
+        ValueError: an opset before DeformConv, or bfloat16 before it has that (which torch would write without a word
+            into a file that no runtime reads), or one that torch cannot write; a model in training mode, both kinds of
+            dynamic shapes, or `dynamic` with a size below 2.
         ModuleNotFoundError: onnx or onnxscript is not installed: ``pip install "pliant[export]"``.
 
     Warns:
         UserWarning: RoI operators with an opset of 22 or more, for which ONNX Runtime 1.32 has no kernels.
     """
-    if opset < FIRST:
-        raise ValueError(f"onnx.export: opset must be at least {FIRST}, where DeformConv begins, got {opset}")
+    if not isinstance(opset, int) or opset < FIRST:
+        raise ValueError(f"onnx.export: opset must be at least {FIRST}, where DeformConv begins, got {opset!r}")
     for needed in ("onnx", "onnxscript"):
         try:
             __import__(needed)
@@ -69,6 +70,9 @@ def export(
     from pliant.interop.onnx import translating
 
     exported = program("onnx.export", model, args, kwargs, dynamic, dynamic_shapes, clamp=True)
+    low = any(getattr(node.meta.get("val"), "dtype", None) == torch.bfloat16 for node in exported.graph.nodes)
+    if low and opset < NEWER:
+        raise ValueError(f"onnx.export: bfloat16 needs an opset of at least {NEWER}, got {opset}")
     if opset >= NEWER and any(node.target in translating.ROIS for node in exported.graph.nodes):
         warnings.warn(
             f"onnx.export: the file has RoI operators of opset {opset}, for which ONNX Runtime (1.32) has no CPU "
@@ -87,4 +91,6 @@ def export(
             verbose=False,
         )
     assert written is not None
+    if (version := written.model.opset_imports[""]) != opset:
+        raise ValueError(f"onnx.export: torch {torch.__version__} writes no opset {opset}, it made one of {version}")
     written.save(str(path), external_data=external_data)
