@@ -8,8 +8,9 @@
 namespace pliant {
 
 template <class A>
-inline constexpr int32_t kScalarType =
-    static_cast<int32_t>(std::is_same_v<A, double> ? ScalarType::Double : ScalarType::Float);
+inline constexpr int32_t kScalarType = static_cast<int32_t>(std::is_same_v<A, double>     ? ScalarType::Double
+                                                            : std::is_same_v<A, BFloat16> ? ScalarType::BFloat16
+                                                                                          : ScalarType::Float);
 
 // A tensor over `data`, without a copy: rows × cols with the given strides. Never throws: an empty handle is an error
 // that `mm` reports.

@@ -83,61 +83,63 @@ PLIANT_INLINE void of_width(int64_t n, F&& f) {
   }
 }
 
-template <class A>
-PLIANT_INLINE const A* corner(const A* map, int64_t pixel, int64_t C, const A* zeros) {
+template <class M>
+PLIANT_INLINE const M* corner(const M* map, int64_t pixel, int64_t C, const M* zeros) {
   return pixel >= 0 ? map + pixel * C : zeros;
 }
 
 // columns[p][0..n) = mask·Σ_i weight_i·corner_i[0..n). `map` and `zeros` point at the first channel of the segment.
-template <class A>
-PLIANT_INLINE void gather_impl(A* columns, int64_t stride, const Samples<A>& at, const A* map, const A* zeros,
+// The map may be kept in another type M than that of sums.
+template <class A, class M>
+PLIANT_INLINE void gather_impl(A* columns, int64_t stride, const Samples<A>& at, const M* map, const M* zeros,
                                int64_t C, int64_t channels, int64_t count) {
   of_width(channels, [&](auto n) __attribute__((always_inline)) {
     for (int64_t p = 0; p < count; ++p) {
       const A m = at.mask[p];
       const A w0 = m * at.weight[0][p], w1 = m * at.weight[1][p], w2 = m * at.weight[2][p], w3 = m * at.weight[3][p];
-      const A* x0 = corner(map, at.pixel[0][p], C, zeros);
-      const A* x1 = corner(map, at.pixel[1][p], C, zeros);
-      const A* x2 = corner(map, at.pixel[2][p], C, zeros);
-      const A* x3 = corner(map, at.pixel[3][p], C, zeros);
+      const M* x0 = corner(map, at.pixel[0][p], C, zeros);
+      const M* x1 = corner(map, at.pixel[1][p], C, zeros);
+      const M* x2 = corner(map, at.pixel[2][p], C, zeros);
+      const M* x3 = corner(map, at.pixel[3][p], C, zeros);
       A* __restrict out = columns + p * stride;
 #pragma omp simd
-      for (int64_t c = 0; c < n; ++c) out[c] = w0 * x0[c] + w1 * x1[c] + w2 * x2[c] + w3 * x3[c];
+      for (int64_t c = 0; c < n; ++c) out[c] = w0 * A(x0[c]) + w1 * A(x1[c]) + w2 * A(x2[c]) + w3 * A(x3[c]);
     }
   });
 }
 
 // Where K taps of one position read, and how much of it: what `blend` needs of Samples.
-template <class A>
+template <class A, class M>
 struct Tap {
-  const A* at[4];
+  const M* at[4];
   A weight[4];
 };
 
 // out[p][0..n) = bias + Σ_k factors[k]·mask·Σ_i weight_i·corner_i, elementwise over channels: depthwise convolution.
 // `taps` has room for K, `factors` and `bias` point at the first channel; set k of the samples is `step` after set k − 1.
-template <int Width, class A>
-PLIANT_INLINE void blend_block(A* out, const Tap<A>* taps, int64_t K, const A* factors, int64_t stride, const A* bias,
+template <int Width, class A, class M>
+PLIANT_INLINE void blend_block(A* out, const Tap<A, M>* taps, int64_t K, const A* factors, int64_t stride, const A* bias,
                                int64_t c0) {
   A sum[Width];
 #pragma omp simd
   for (int c = 0; c < Width; ++c) sum[c] = bias[c0 + c];
   for (int64_t k = 0; k < K; ++k) {
-    const A *x0 = taps[k].at[0] + c0, *x1 = taps[k].at[1] + c0, *x2 = taps[k].at[2] + c0, *x3 = taps[k].at[3] + c0;
+    const M *x0 = taps[k].at[0] + c0, *x1 = taps[k].at[1] + c0, *x2 = taps[k].at[2] + c0, *x3 = taps[k].at[3] + c0;
     const A w0 = taps[k].weight[0], w1 = taps[k].weight[1], w2 = taps[k].weight[2], w3 = taps[k].weight[3];
     const A* factor = factors + k * stride + c0;
     asm volatile("");
 #pragma omp simd
-    for (int c = 0; c < Width; ++c) sum[c] += factor[c] * (w0 * x0[c] + w1 * x1[c] + w2 * x2[c] + w3 * x3[c]);
+    for (int c = 0; c < Width; ++c)
+      sum[c] += factor[c] * (w0 * A(x0[c]) + w1 * A(x1[c]) + w2 * A(x2[c]) + w3 * A(x3[c]));
   }
 #pragma omp simd
   for (int c = 0; c < Width; ++c) out[c0 + c] = sum[c];
 }
 
-template <class A>
-PLIANT_INLINE void blend_impl(A* out, int64_t out_stride, const Samples<A>& at, int64_t step, int64_t K, Tap<A>* taps,
-                              const A* factors, const A* bias, const A* map, const A* zeros, int64_t C, int64_t n,
-                              int64_t count) {
+template <class A, class M>
+PLIANT_INLINE void blend_impl(A* out, int64_t out_stride, const Samples<A>& at, int64_t step, int64_t K,
+                              Tap<A, M>* taps, const A* factors, const A* bias, const M* map, const M* zeros,
+                              int64_t C, int64_t n, int64_t count) {
   constexpr int kWide = 256 / sizeof(A), kNarrow = 32 / sizeof(A);
   for (int64_t p = 0; p < count; ++p, out += out_stride) {
     for (int64_t k = 0; k < K; ++k)
@@ -214,24 +216,20 @@ PLIANT_INLINE void scatter_impl(A* map, const A* grad, int64_t stride, const Sam
   else
     locate_impl<false>(o, from, n, H, W);
 }
-[[maybe_unused]] PLIANT_CLONES static void gather(float* o, int64_t s, const Samples<float>& at, const float* x,
-                                                  const float* z, int64_t C, int64_t n, int64_t p) {
-  gather_impl(o, s, at, x, z, C, n, p);
-}
-[[maybe_unused]] PLIANT_CLONES static void gather(double* o, int64_t s, const Samples<double>& at, const double* x,
-                                                  const double* z, int64_t C, int64_t n, int64_t p) {
-  gather_impl(o, s, at, x, z, C, n, p);
-}
-[[maybe_unused]] PLIANT_CLONES static void blend(float* o, int64_t s, const Samples<float>& at, int64_t step, int64_t K,
-                                                 Tap<float>* taps, const float* f, const float* b, const float* x,
-                                                 const float* z, int64_t C, int64_t n, int64_t p) {
-  blend_impl(o, s, at, step, K, taps, f, b, x, z, C, n, p);
-}
-[[maybe_unused]] PLIANT_CLONES static void blend(double* o, int64_t s, const Samples<double>& at, int64_t step,
-                                                 int64_t K, Tap<double>* taps, const double* f, const double* b,
-                                                 const double* x, const double* z, int64_t C, int64_t n, int64_t p) {
-  blend_impl(o, s, at, step, K, taps, f, b, x, z, C, n, p);
-}
+#define PLIANT_READS(A, M)                                                                                            \
+  [[maybe_unused]] PLIANT_CLONES static void gather(A* o, int64_t s, const Samples<A>& at, const M* x, const M* z,    \
+                                                    int64_t C, int64_t n, int64_t p) {                               \
+    gather_impl(o, s, at, x, z, C, n, p);                                                                             \
+  }                                                                                                                  \
+  [[maybe_unused]] PLIANT_CLONES static void blend(A* o, int64_t s, const Samples<A>& at, int64_t step, int64_t K,    \
+                                                   Tap<A, M>* taps, const A* f, const A* b, const M* x, const M* z,   \
+                                                   int64_t C, int64_t n, int64_t p) {                                \
+    blend_impl(o, s, at, step, K, taps, f, b, x, z, C, n, p);                                                         \
+  }
+PLIANT_READS(float, float)
+PLIANT_READS(double, double)
+PLIANT_READS(float, BFloat16)
+#undef PLIANT_READS
 [[maybe_unused]] PLIANT_CLONES static void dots(float* const d[4], const float* g, int64_t s, const Samples<float>& at,
                                                 const float* x, const float* z, int64_t C, int64_t n, int64_t p) {
   dots_impl(d, g, s, at, x, z, C, n, p);
