@@ -107,6 +107,16 @@ def test_errors_are_runtime_errors_with_torchvisions_words(wrong: str) -> None:
         deform_conv2d(**arguments)
 
 
+def test_pairs_that_are_none() -> None:
+    for function, arguments in ((deform_conv2d, _tensors()), (DeformConv2d, {"in_channels": 6, "out_channels": 4})):
+        settings = {"kernel_size": 3} if function is DeformConv2d else {}
+        for wrong in ("same", "12", (1, 2, 3), (1,)):
+            with pytest.raises(
+                ValueError, match=rf"^kernel_size, stride.* a pair of ints, got {re.escape(repr(wrong))}$"
+            ):
+                function(**arguments, **settings, padding=wrong)
+
+
 def test_an_empty_output() -> None:
     with pytest.raises(RuntimeError, match=r"^Calculated output size too small - out_h: 0 out_w: 3$"):
         deform_conv2d(**_tensors(input=(2, 6, 2, 5), offset=(2, 18, 0, 3)))

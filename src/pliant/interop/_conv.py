@@ -12,9 +12,15 @@ Pair = int | Sequence[int]
 
 
 def pair(value: Pair) -> tuple[int, int]:
-    """Return `value` as (vertical, horizontal)."""
-    vertical, horizontal = value if isinstance(value, Sequence) else (value, value)
-    return vertical, horizontal
+    """Return `value` as (vertical, horizontal).
+
+    Raises:
+        ValueError: it is neither an int nor a pair of ints, such as ``padding="same"``.
+    """
+    both = tuple(value) if isinstance(value, Sequence) else (value, value)
+    if len(both) != 2 or any(isinstance(one, str) for one in both):
+        raise ValueError(f"kernel_size, stride, padding and dilation must be an int or a pair of ints, got {value!r}")
+    return both
 
 
 def convolve(
