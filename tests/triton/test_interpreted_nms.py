@@ -17,7 +17,13 @@ pytestmark = pytest.mark.filterwarnings("ignore:(divide by zero|invalid value|ov
 BY_NAME = {case.name: case for case in NMS_CASES}
 
 
-@pytest.mark.parametrize(("name", "threshold"), [*((name, 0.5) for name in BY_NAME), ("one_class", 0.0)])
+@pytest.mark.parametrize(
+    ("name", "threshold"),
+    [
+        *(pytest.param(name, 0.5, marks=pytest.mark.slow if name == "sparse" else ()) for name in BY_NAME),
+        ("one_class", 0.0),
+    ],
+)
 def test_keeps_what_the_reference_keeps(name: str, threshold: float) -> None:
     t = BY_NAME[name].tensors()
     for classes in (None, t["classes"]):

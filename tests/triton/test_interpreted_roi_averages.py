@@ -105,7 +105,7 @@ def test_matches_the_float64_reference(op: str, name: str) -> None:
 @pytest.mark.usefixtures("atomic")
 @pytest.mark.parametrize(("op", "dtype"), [("deform_roi_pool", torch.bfloat16), ("deform_psroi_pool", torch.float16)])
 def test_low_precision(op: str, dtype: torch.dtype) -> None:
-    case = CASES[op]["pixel" if "ps" in op else "row"]
+    case = PARTS if "ps" in op else CASES[op]["row"]
     _check(op, case, case.tensors(op, dtype))
 
 

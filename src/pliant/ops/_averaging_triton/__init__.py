@@ -44,7 +44,9 @@ class Pool:
         # Channels of one turn lie side by side: (N, H, W, turns, outputs).
         self.map = input.unflatten(1, (self.outputs, self.turns)).permute(0, 3, 4, 2, 1).contiguous()
         self.C = power(self.each, 1, 64)
-        self.B = power(self.P, 1, 1024 // self.C)
+        # So many lanes that each thread loads 16 bytes at once and no register is spilled; laying out grids as large as
+        # the boxes takes registers too.
+        self.B = power(self.P, 1, (1024 if samples > 0 and input.element_size() == 2 else 512) // self.C)
         self.tiles, self.blocks = ceil(self.P, self.B), ceil(self.each, self.C)
         self.arguments: dict[str, Any] = {
             "input": self.map, "rois": rois.contiguous(),
@@ -186,4 +188,6 @@ def backward_launch(
         "chunks": chunks, "span": pool.blocks * pool.C if summed else pool.C,
     }  # fmt: skip
     grid = (pool.R * pool.tiles, pool.classes * chunks, 1)
-    return Launch.of(kernels.backward, grid, registers=128, fused=False, **pool.arguments, **more)
+    # Sums in 64 bits take registers.
+    registers = 128 if unit is None else 168
+    return Launch.of(kernels.backward, grid, registers=registers, fused=False, **pool.arguments, **more)

@@ -152,7 +152,9 @@ def samples_launch(
         "tiles": tiles, "BLOCK_P": size.P, "BLOCK_O": size.O, "BLOCK_C": size.C, "TAPS": size.taps,
     }  # fmt: skip
     grid = (shape.N * tiles * shape.G * ceil(shape.K, size.taps), 1, 1)
-    return Launch.of(backward_samples, grid, size.warps, size.stages, size.registers, **shape.arguments, **arguments)
+    # Sums in 64 bits take registers: several taps' are shared out to more threads.
+    warps = size.warps * 2 if unit is not None and size.taps > 1 else size.warps
+    return Launch.of(backward_samples, grid, warps, size.stages, size.registers, **shape.arguments, **arguments)
 
 
 def weight_launch(shape: Shape, grad: Tensor) -> tuple[Launch, Tensor]:

@@ -64,7 +64,7 @@ def _forward(shape: Shape) -> Blocks:
     if shape.dtype == torch.float32:
         # Without TF32 the products, too, are computed in registers.
         C, taps = _lanes(shape, 32 if shape.arguments["PRECISION"] == "tf32" else 16)
-        return Blocks(64, power(shape.Og, 16, 64), C, taps, 4)
+        return Blocks(64, power(shape.Og, 16, 64), C, taps, 4, registers=168 if taps > 1 else None)
     C, taps = _lanes(shape, 32)
     O = power(shape.Og, 16, 256)
     return Blocks(64, O, C, taps, 8 if O == 256 else 4, registers=168 if taps > 1 and O < 256 else None)
