@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from pliant.models.two_stage import TwoStage
 from pliant.nn import DeformConv2d
 from pliant.show.recording import record
 from pliant.studies.geometry import build
+from pliant.train import DataRecipe, DetectorRecipe, build_data, checkpoint
 
 
 def test_bundled_networks_are_deformable_and_small(bundled: dict[str, Network]) -> None:
@@ -71,6 +73,17 @@ def test_checkpoint_of_a_detector_is_read(grouped: Path) -> None:
     network = networks.read(grouped)
     assert network.detects and network.classes == ("cat", "dog") and network.side == 96
     assert network.label.endswith("/best.pt") and network.about == "Finds cat, dog."
+
+
+@pytest.mark.parametrize("source", ["composed", "crowns"])
+def test_pictures_are_as_large_as_those_it_learned_from(source: str, grouped: Path, tmp_path: Path) -> None:
+    state = checkpoint.read(grouped)
+    recipe = DetectorRecipe.of(state["recipe"])
+    recipe = replace(recipe, data=DataRecipe(source))
+    checkpoint.write(tmp_path / "last.pt", {**state, "recipe": asdict(recipe)})
+    test = build_data(recipe.data, "test")
+    assert test is not None
+    assert networks.read(tmp_path / "last.pt").side == max(test[0][0].shape)
 
 
 def test_weights_of_a_study_are_read(tmp_path: Path) -> None:

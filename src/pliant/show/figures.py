@@ -91,9 +91,10 @@ def training(records: Iterable[dict[str, Any]]) -> Figure:
     figure = canvas.sheet(2.7 * columns + 0.9, 2.2 * -(-len(layers) // columns) + 0.3)
     figure.set_layout_engine("constrained")
     history.draw(figure, records, step="step")
-    first = next(iter(layers.values()))
+    count = len(next(iter(layers.values())))
+    said = f"the {count} evaluations" if count > 1 else "the evaluation"
     caption = (
-        f"Lengths of the offsets of every deformable layer at the {len(first)} evaluations of the run: the darker, the "
+        f"Lengths of the offsets of every deformable layer at {said} of the run: the darker, the "
         "more of them; the line is their mean. What is longer than the axis counts in its last bin."
     )
     return Figure("history", canvas.png(figure), "Offsets over training", caption)

@@ -32,6 +32,8 @@ SMALL = {
     "mdconv-c3-c5-mdpool": ("Clothes in a scene", "Finds them. Everything deformable, modulated: mdconv-c3-c5-mdpool."),
     "deform-v1-3": ("Piece of clothing", "Names it. Three deformable layers: deform-v1-3."),
 }
+# Sides of pictures of these sources where a recipe names none.
+SIDES = {"composed": 128, "crowns": 200}
 # The end of every refusal.
 TAKEN = (
     "taken are best.pt and last.pt of `pliant train detector` and the files CONTESTANT-DATA-SEED.pt in a study's "
@@ -145,7 +147,8 @@ def read(path: Path) -> Network:
     if isinstance(state, dict) and "recipe" in state:
         state = checkpoint.read(path)
         recipe = DetectorRecipe.of(state["recipe"])
-        side = recipe.data.long_side or 2 * recipe.data.short_side or recipe.data.crop or recipe.data.size or 320
+        data = recipe.data
+        side = data.long_side or 2 * data.short_side or data.crop or data.size or SIDES.get(data.source, 320)
         label = f"{path.parent.name}/{path.name}" if path.parent.name else path.name
         about = f"Finds {_listed(state['classes'])}."
         return Network(str(path), label, about, load_detector(state), tuple(state["classes"]), min(side, LONGEST))
