@@ -1,13 +1,19 @@
-"""Other implementations, each where it is installed: ONNX Runtime, OpenVINO, ncnn, torchvision, mmcv.
+"""Other implementations, each where it is installed: inference runtimes, other frameworks, operators of PyTorch users.
 
-A function here returns what to call for a case: for inference runtimes, which have no gradients, without arguments and
-on the case's tensors in NCHW; else a function of the tensors. ImportError where the library is missing, LookupError
-where it cannot compute the case.
+A function here returns what to call for a case: a function of the tensors for what computes on PyTorch's, else a call
+without arguments, on the tensors it was given: NCHW for inference runtimes, which have no gradients; frameworks are
+told whether to compute them, and return output and gradients in the order of the problem. ImportError where the library
+is missing, LookupError where it cannot compute the case.
 """
 
 from __future__ import annotations
 
+import ctypes
+import functools
+import os
+import subprocess
 import tempfile
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -149,6 +155,111 @@ def ncnn_deform_conv2d(case: DeformConvCase, t: dict[str, Tensor]) -> Call:
     return run
 
 
+def onednn_lrn(case: LRNCase, t: dict[str, Tensor], backward: bool) -> Call:
+    """Return oneDNN's LRN on channels_last tensors; its results are allocated by every call."""
+    if case.size % 2 == 0:
+        raise LookupError("oneDNN centres its window, whose size is odd")
+    library, x, grad = _onednn(), t["input"], t["grad"]
+    constants = (case.size, case.alpha, case.beta, case.k, torch.get_num_threads())
+    made = library.lrn_create(*x.shape, backward, *constants)
+    if made is None:
+        raise LookupError("oneDNN has no LRN for this case")
+
+    def compute(*tensors: Tensor) -> None:
+        pointers = [tensor.data_ptr() for tensor in tensors] + [None] * (4 - len(tensors))
+        if status := library.lrn_run(made, *pointers):
+            raise RuntimeError(f"oneDNN's LRN fails with status {status}")
+
+    # Memory laid out as x's, channels last.
+    def forward() -> tuple[Tensor, ...]:
+        y = torch.empty_like(x)
+        compute(x, y)
+        return (y,)
+
+    def both() -> tuple[Tensor, ...]:
+        y, dx = torch.empty_like(x), torch.empty_like(x)
+        compute(x, y, grad, dx)
+        return y, dx
+
+    run = both if backward else forward
+    weakref.finalize(run, library.lrn_delete, made)
+    return run
+
+
+@functools.cache
+def _onednn() -> ctypes.CDLL:
+    """Compile onednn_lrn.cpp where oneDNN's and OpenMP's headers and a compiler are found, and load it."""
+    compiler = [os.environ.get("CXX", "c++"), "-std=c++17", "-O2", "-fopenmp"]
+    look = [*compiler, "-include", "dnnl.hpp", "-include", "omp.h", "-E", "-x", "c++", os.devnull]
+    try:
+        subprocess.run(look, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise LookupError("there is no compiler that finds dnnl.hpp and omp.h") from error
+    with tempfile.TemporaryDirectory() as folder:
+        source, target = Path(__file__).with_name("onednn_lrn.cpp"), f"{folder}/lrn.so"
+        subprocess.run([*compiler, "-shared", "-fPIC", str(source), "-o", target, "-ldnnl"], check=True)
+        library = ctypes.CDLL(target)
+    sizes, numbers = [ctypes.c_int64] * 4, [ctypes.c_float] * 3
+    library.lrn_create.argtypes = [*sizes, ctypes.c_int, ctypes.c_int64, *numbers, ctypes.c_int]
+    library.lrn_create.restype = ctypes.c_void_p
+    library.lrn_run.argtypes = [ctypes.c_void_p] * 5
+    library.lrn_delete.argtypes = [ctypes.c_void_p]
+    return library
+
+
+def tensorflow_lrn(case: LRNCase, t: dict[str, Tensor], backward: bool) -> Call:
+    """Return TensorFlow's LRN, eager, in NHWC; its alpha multiplies the window's sum, not its mean."""
+    import tensorflow as tf  # type: ignore[import-not-found]
+
+    if case.size % 2 == 0:
+        raise LookupError("TensorFlow's window has a radius: its size is odd")
+    try:
+        tf.config.threading.set_intra_op_parallelism_threads(torch.get_num_threads())
+        tf.config.threading.set_inter_op_parallelism_threads(1)
+    except RuntimeError as error:
+        raise LookupError("TensorFlow keeps the number of threads that the process began with") from error
+    x, grad = (tf.constant(t[name].permute(0, 2, 3, 1).numpy()) for name in ("input", "grad"))
+    constants = {"bias": case.k, "alpha": case.alpha / case.size, "beta": case.beta}
+
+    def normalized() -> Any:
+        return tf.nn.local_response_normalization(x, case.size // 2, **constants)
+
+    def nchw(found: Any) -> Tensor:
+        return torch.from_dlpack(tf.experimental.dlpack.to_dlpack(found)).permute(0, 3, 1, 2)
+
+    def both() -> tuple[Tensor, ...]:
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = normalized()
+        return nchw(y), nchw(tape.gradient(y, x, grad))
+
+    return both if backward else lambda: (nchw(normalized()),)
+
+
+def paddle_deform_conv2d(case: DeformConvCase, t: dict[str, Tensor], grad: Tensor, backward: bool) -> Call:
+    """Return Paddle's deform_conv2d; with `backward` it computes all five gradients and returns the first three."""
+    import paddle  # type: ignore[import-not-found]
+
+    paddle.base.core.set_num_threads(torch.get_num_threads())
+    names = ("input", "offset", "mask", "weight", "bias")
+    tensors = {name: paddle.to_tensor(t[name].numpy(), stop_gradient=not backward) for name in names}
+    above = paddle.to_tensor(grad.numpy())
+    input, offset, mask, weight, bias = tensors.values()
+    geometry = (list(case.stride), list(case.padding), list(case.dilation), case.offset_groups, case.groups)
+
+    def forward() -> tuple[Tensor, ...]:
+        with paddle.no_grad():
+            y = paddle.vision.ops.deform_conv2d(input, offset, weight, bias, *geometry, mask)
+        return (torch.from_dlpack(y),)
+
+    def both() -> tuple[Tensor, ...]:
+        y = paddle.vision.ops.deform_conv2d(input, offset, weight, bias, *geometry, mask)
+        found = paddle.grad([y], [*tensors.values()], [above])
+        return tuple(torch.from_dlpack(x.detach()) for x in (y, *found[:3]))
+
+    return both if backward else forward
+
+
 def torchvision_deform_conv2d(case: DeformConvCase) -> Callable[..., Tensor]:
     """Return torchvision's deform_conv2d, differentiable: a function of input, offset, mask, weight and bias."""
     from torchvision.ops import deform_conv2d  # type: ignore[import-not-found]
@@ -167,6 +278,34 @@ def mmcv_deform_conv2d(case: DeformConvCase) -> Callable[..., Tensor]:
     def run(input: Tensor, offset: Tensor, mask: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         geometry = (case.stride, case.padding, case.dilation, case.groups, case.offset_groups)
         result: Tensor = modulated_deform_conv2d(input, offset, mask, weight, bias, *geometry)
+        return result
+
+    return run
+
+
+def deformops_deform_conv2d(case: DeformConvCase) -> Callable[..., Tensor]:
+    """Return deformops' deform_conv2d, on the CPU its eager one: a function of input, offset, mask, weight and bias."""
+    from deformops.integrations.torchvision import deform_conv2d  # type: ignore[import-not-found]
+
+    def run(input: Tensor, offset: Tensor, mask: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        result: Tensor = deform_conv2d(input, offset, weight, bias, case.stride, case.padding, case.dilation, mask)
+        return result
+
+    return run
+
+
+def tvdcn_deform_conv2d(case: DeformConvCase) -> Callable[..., Tensor]:
+    """Return tvdcn's deform_conv2d, differentiable: a function of input, offset, mask, weight and bias."""
+    from tvdcn import deform_conv2d  # type: ignore[import-not-found]
+
+    if not hasattr(torch.ops.tvdcn, "deform_conv2d"):
+        raise LookupError("tvdcn was compiled for another torch: its operators are not loaded")
+    if os.environ.get("OMP_THREAD_LIMIT") != str(torch.get_num_threads()):
+        raise LookupError("tvdcn starts 32 threads whatever torch is told; OMP_THREAD_LIMIT alone holds it")
+
+    def run(input: Tensor, offset: Tensor, mask: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        geometry = (case.stride, case.padding, case.dilation, case.groups)
+        result: Tensor = deform_conv2d(input, weight, offset, mask, bias, *geometry)
         return result
 
     return run

@@ -70,9 +70,13 @@ def problem(case: DeformConvCase, backward: bool, peers: str) -> Problem:
         trained = {
             "torchvision": lambda: others.torchvision_deform_conv2d(case),
             "mmcv": lambda: others.mmcv_deform_conv2d(case),
+            "deformops": lambda: others.deformops_deform_conv2d(case),
+            "tvdcn": lambda: others.tvdcn_deform_conv2d(case),
         }
         for name, function in others.available(trained):
             contestants.append(Call(name, call(function, nchw, grad, backward)))
+        frameworks = {"Paddle": lambda: others.paddle_deform_conv2d(case, nchw, grad, backward)}
+        contestants += [Call(name, run) for name, run in others.available(frameworks)]
         runtimes = {
             "ONNX Runtime": lambda: others.onnxruntime_deform_conv2d(case, nchw),
             "OpenVINO": lambda: others.openvino_deform_conv2d(case, nchw),

@@ -48,6 +48,12 @@ def problem(case: LRNCase, backward: bool, peers: str) -> Problem:
             "OpenVINO": lambda: others.openvino_lrn(case, nchw),
         }
         contestants += [Call(name, run) for name, run in others.available(runtimes)]
+    if peers == "all":
+        frameworks = {
+            "oneDNN": lambda: others.onednn_lrn(case, nhwc, backward),
+            "TensorFlow": lambda: others.tensorflow_lrn(case, nhwc, backward),
+        }
+        contestants += [Call(f"{name} channels_last", run) for name, run in others.available(frameworks)]
     # Read and write once; the backward reads two tensors and writes one.
     limit = {"clone": 2.0, "copy_": 0.5} if backward else {"clone": 1.0}
     return Problem(case.name, str(case.input), contestants, limit, exact)
