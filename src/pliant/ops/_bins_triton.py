@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pliant.ops._averaging_triton.kernels import finite, round_away
+from pliant.ops._averaging_triton.kernels import corners, finite, round_away
 from pliant.ops._launch import Launch, ceil, empty, power
 from pliant.ops._sampling_triton import add, units
 
@@ -26,24 +26,6 @@ def span(k, first, last, bins, scale, extent, MORE: tl.constexpr):
     # Not finite where the corners are huge.
     alive = finite(start) & finite(length)
     return tl.where(alive, low, 0.0).to(tl.int32), tl.where(alive, high, 0.0).to(tl.int32)
-
-
-@triton.jit
-def box(rois, r, N):
-    """Return whether RoI `r` may read anything, its image, and its corners."""
-    at = rois + r * 5
-    image = tl.load(at).to(tl.float32)
-    x1 = tl.load(at + 1).to(tl.float32)
-    y1 = tl.load(at + 2).to(tl.float32)
-    x2 = tl.load(at + 3).to(tl.float32)
-    y2 = tl.load(at + 4).to(tl.float32)
-    alive = (image >= 0.0) & (image < N) & finite(x1) & finite(y1) & finite(x2) & finite(y2)
-    image = tl.where(alive, image, 0.0).to(tl.int64)
-    x1 = tl.where(alive, x1, 0.0)
-    y1 = tl.where(alive, y1, 0.0)
-    x2 = tl.where(alive, x2, 0.0)
-    y2 = tl.where(alive, y2, 0.0)
-    return alive, image, x1, y1, x2, y2
 
 
 @triton.jit(do_not_specialize=["N", "H", "W"])
@@ -65,7 +47,7 @@ def pool(
     b = tl.program_id(0) % tiles * BLOCK_B + tl.arange(0, BLOCK_B)
     c = tl.program_id(1) * BLOCK_C
     exists = b < P
-    alive, image, x1, y1, x2, y2 = box(rois, r, N)
+    alive, image, x1, y1, x2, y2 = corners(rois, r, N)
     top, bottom = span(b // Pw, y1, y2, Ph, scale, H, 1.0 if MAXIMUM else 0.0)
     left, right = span(b % Pw, x1, x2, Pw, scale, W, 1.0 if MAXIMUM else 0.0)
     reads = b < tl.where(alive, P, 0)

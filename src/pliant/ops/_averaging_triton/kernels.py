@@ -41,8 +41,8 @@ def finite(x):
 
 
 @triton.jit
-def box(rois, r, N, scale, gamma, COUNTED: tl.constexpr, ALIGNED: tl.constexpr):
-    """Return whether RoI `r` reads anything, its image, and start and extent of its rows and columns."""
+def corners(rois, r, N):
+    """Return whether RoI `r` may read anything, its image, and its corners."""
     at = rois + r * 5
     image = tl.load(at).to(tl.float32)
     x1 = tl.load(at + 1).to(tl.float32)
@@ -50,11 +50,22 @@ def box(rois, r, N, scale, gamma, COUNTED: tl.constexpr, ALIGNED: tl.constexpr):
     x2 = tl.load(at + 3).to(tl.float32)
     y2 = tl.load(at + 4).to(tl.float32)
     alive = (image >= 0.0) & (image < N) & finite(x1) & finite(y1) & finite(x2) & finite(y2)
+    image = tl.where(alive, image, 0.0).to(tl.int64)
+    x1 = tl.where(alive, x1, 0.0)
+    y1 = tl.where(alive, y1, 0.0)
+    x2 = tl.where(alive, x2, 0.0)
+    y2 = tl.where(alive, y2, 0.0)
+    return alive, image, x1, y1, x2, y2
+
+
+@triton.jit
+def box(rois, r, N, scale, gamma, COUNTED: tl.constexpr, ALIGNED: tl.constexpr):
+    """Return whether RoI `r` reads anything, its image, and start and extent of its rows and columns."""
+    alive, image, x1, y1, x2, y2 = corners(rois, r, N)
     y, height = side(y1, y2, scale, COUNTED, ALIGNED)
     x, width = side(x1, x2, scale, COUNTED, ALIGNED)
     alive = alive & finite(y) & finite(x) & finite(height) & finite(width)
     alive = alive & finite(height * gamma) & finite(width * gamma)
-    image = tl.where(alive, image, 0.0).to(tl.int64)
     y = tl.where(alive, y, 0.0)
     x = tl.where(alive, x, 0.0)
     height = tl.where(alive, height, 0.0)
