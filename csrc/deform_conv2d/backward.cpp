@@ -29,6 +29,15 @@ PLIANT_INLINE void collect_impl(A* sums, const A* grad, int64_t stride, const A*
     }
 }
 
+// to[i][j] = from[j][i].
+template <class A>
+void turn(A* to, int64_t to_stride, const A* from, int64_t from_stride, int64_t rows, int64_t cols) {
+  for (int64_t i = 0; i < rows; i += kBlock)
+    for (int64_t j = 0; j < cols; j += kBlock)
+      transpose(to + i * to_stride + j, to_stride, from + j * from_stride + i, from_stride, std::min(kBlock, rows - i),
+                std::min(kBlock, cols - j));
+}
+
 PLIANT_CLONES void spread(float* o, const float* g, int64_t s, const float* f, int64_t K, int64_t C, int64_t n) {
   spread_impl(o, g, s, f, K, C, n);
 }
@@ -73,15 +82,24 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> deform_conv2d_backward(const Tensor& 
     const Weights<A> weights(weight, s);
     const std::vector<A> zeros(s.C);
     const Planes grads(grad);
-    const auto parts = segments(s);
-    const Tiles tiles(s, sizeof(A), 3);
     const int64_t KC = s.K * s.C, KCg = s.K * s.Cg;
+    // As in forward, our own product takes a few taps at a time. The gradient of columns is kept until all are scattered.
+    const bool ours = our_products<A>() && !s.depthwise;
+    const int64_t taps = ours ? pieces(s.K, pieces(KCg, kDepth)) : s.K, pitch = taps * s.C, chunks = pieces(s.K, taps);
+    const auto parts = segments(s, taps);
+    const Tiles tiles(s, 3 << 20, KC * sizeof(A));
     const int64_t lanes = std::clamp<int64_t>(torch::stable::get_num_threads(), 1, std::max<int64_t>(tiles.count, 1));
     const bool want_columns_grad = want_input || want_offset || want_mask;
-    // The gradient's own memory serves as the matrix where it is dense float (without products, channels-last), else a
-    // converted copy of each tile.
-    const bool in_place =
-        direct && grads.h == s.Wo * grads.w && (grads.c == 1 || (grads.w == 1 && !s.depthwise));
+    std::vector<Panels<A>> panels;
+    for (int64_t k = 0; k < s.K && ours && want_columns_grad; k += taps)
+      panels.emplace_back(weights.data + k * s.Cg, s.g, s.Og * KCg, KCg, 1, s.Og, std::min(taps, s.K - k) * s.Cg, s.Og);
+    const std::vector<A> nothing(taps * s.Cg);
+
+    // Products want a tile's gradient once as [positions][O], once as [O][positions]: the gradient's own memory serves as
+    // the one that it is, if it is dense and float.
+    const bool in_place = direct && grads.h == s.Wo * grads.w, as_rows = in_place && grads.c == 1,
+               as_turned = in_place && !as_rows && grads.w == 1;
+    const bool want_rows = want_columns_grad || s.depthwise, want_turned = want_weight && !s.depthwise;
 
     // The input's gradient is summed channels-last in A: in the result itself where that is its form.
     Buffer<A> summed;
@@ -96,16 +114,18 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> deform_conv2d_backward(const Tensor& 
     struct Lane {
       Arena arena;
       std::unique_ptr<Sampler<A>> sampler;
-      A *columns, *columns_grad, *grad, *weight, *row;
+      A *columns, *columns_grad, *rows, *turned, *panel, *weight, *row;
       A* dots[4];
       int64_t tile;
     };
     std::vector<Lane> own(lanes);
     for (auto& lane : own) {
       lane.sampler = std::make_unique<Sampler<A>>(s, offset, mask, lane.arena, tiles.largest, s.K * s.G);
-      lane.arena.reserve(lane.columns, want_weight ? tiles.largest * KC : 0);
-      lane.arena.reserve(lane.columns_grad, want_columns_grad ? tiles.largest * KC : 0);
-      lane.arena.reserve(lane.grad, in_place ? 0 : tiles.largest * s.O);
+      lane.arena.reserve(lane.columns, want_weight ? tiles.largest * pitch : 0);
+      lane.arena.reserve(lane.columns_grad, want_columns_grad ? chunks * tiles.largest * pitch : 0);
+      lane.arena.reserve(lane.rows, want_rows && !as_rows ? tiles.largest * s.O : 0);
+      lane.arena.reserve(lane.turned, (want_turned || !as_rows) && !as_turned ? tiles.largest * s.O : 0);
+      lane.arena.reserve(lane.panel, ours && want_weight ? tiles.largest * kPanel : 0);
       lane.arena.reserve(lane.weight, want_weight ? s.O * KCg : 0);
       lane.arena.reserve(lane.row, tiles.largest);
       for (auto& dots : lane.dots) lane.arena.reserve(dots, tiles.largest);
@@ -126,66 +146,78 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> deform_conv2d_backward(const Tensor& 
     auto compute = [&](Lane& lane) {
       const int64_t n = tiles.image(lane.tile), p0 = tiles.begin(lane.tile), count = tiles.size(lane.tile);
       const A* image = map.data + n * s.H * s.W * s.C;
-      const A* go = lane.grad;
-      int64_t gp = s.O, gc = 1;
-      if (in_place) {
-        go = static_cast<const A*>(grads.data) + n * grads.n + p0 * grads.w;
-        gp = grads.w, gc = grads.c;
-      } else {
-        for (int64_t o = 0; o < s.O; ++o) grads.read(n, o, s.Wo, p0, count, lane.grad + o, s.O);
-      }
-
-      if (want_columns_grad) {
-        if (s.depthwise) {
-          spread(lane.columns_grad, go, gp, weights.data, s.K, s.C, count);
-        } else {
-          for (int64_t q = 0; q < s.g; ++q)
-            if (!mm<A>({lane.columns_grad + q * KCg, count, KCg, KC, 1}, {go + q * s.Og * gc, count, s.Og, gp, gc},
-                       {weights.data + q * s.Og * KCg, s.Og, KCg, KCg, 1}))
-              ok = false;
-        }
-      }
+      const A *rows = lane.rows, *turned = lane.turned;
+      int64_t rows_stride = s.O, turned_stride = count;
+      const A* const first = static_cast<const A*>(grads.data) + n * grads.n + p0 * grads.w;
+      if (as_rows)
+        rows = first, rows_stride = grads.w;
+      else if (as_turned)
+        turned = first, turned_stride = grads.c;
+      else
+        for (int64_t o = 0; o < s.O; ++o) grads.read(n, o, s.Wo, p0, count, lane.turned + o * count);
+      if (want_turned && as_rows) turn(lane.turned, turned_stride, rows, rows_stride, s.O, count);
+      if (want_rows && !as_rows) turn(lane.rows, rows_stride, turned, turned_stride, count, s.O);
 
       lane.sampler->begin_tile(p0, count);
-      for (int64_t j = 0; j < s.G; ++j)
-        for (int64_t k = 0; k < s.K; ++k) {
-          const Samples<A> at = lane.sampler->set(j * s.K + k, tiles.largest);
-          lane.sampler->locate_tap(at, n, j, k, p0, count);
-          if (want_weight)
-            for (const auto& part : parts[j])
-              gather(lane.columns + part.first + k * part.step, KC, at, image + part.c0, zeros.data(), s.C, part.size,
-                     count);
-          if (!want_offset && !want_mask) continue;
-          for (A* d : lane.dots) std::fill_n(d, count, A(0));
-          for (const auto& part : parts[j])
-            dots(lane.dots, lane.columns_grad + part.first + k * part.step, KC, at, image + part.c0, zeros.data(), s.C,
-                 part.size, count);
-          const auto& d = lane.dots;
-          const auto& w = at.weight;
-          const int64_t channel = j * s.K + k;
-          if (want_mask) {
-            for (int64_t i = 0; i < count; ++i)
-              lane.row[i] = w[0][i] * d[0][i] + w[1][i] * d[1][i] + w[2][i] * d[2][i] + w[3][i] * d[3][i];
-            write(grad_mask, n, channel, p0, lane.row, count);
-          }
-          if (want_offset) {
-            for (int64_t i = 0; i < count; ++i)
-              lane.row[i] = at.mask[i] * ((1 - at.fx[i]) * (d[2][i] - d[0][i]) + at.fx[i] * (d[3][i] - d[1][i]));
-            write(grad_offset, n, 2 * channel, p0, lane.row, count);
-            for (int64_t i = 0; i < count; ++i)
-              lane.row[i] = at.mask[i] * ((1 - at.fy[i]) * (d[1][i] - d[0][i]) + at.fy[i] * (d[3][i] - d[2][i]));
-            write(grad_offset, n, 2 * channel + 1, p0, lane.row, count);
-          }
+      for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+        const int64_t k0 = chunk * taps, k1 = std::min(k0 + taps, s.K), width = (k1 - k0) * s.Cg;
+        A* const columns_grad = lane.columns_grad + chunk * tiles.largest * pitch;
+        if (want_columns_grad && s.depthwise) spread(columns_grad, rows, rows_stride, weights.data, s.K, s.C, count);
+        for (int64_t q = 0; q < s.g && want_columns_grad && !s.depthwise; ++q) {
+          A* const to = columns_grad + q * taps * s.Cg;
+          const A* const left = rows + q * s.Og;
+          if (ours)
+            panels[chunk].multiply(to, pitch, nothing.data(), 0, left, rows_stride, count, q, 0);
+          else if (!mm<A>({to, count, width, pitch, 1}, {left, count, s.Og, rows_stride, 1},
+                          {weights.data + q * s.Og * KCg, s.Og, width, KCg, 1}))
+            ok = false;
         }
 
-      if (!want_weight) return;
-      if (s.depthwise) {
-        collect(lane.weight, go, gp, lane.columns, s.K, s.C, count);
-      } else {
-        for (int64_t q = 0; q < s.g; ++q)
-          if (!mm<A>({lane.weight + q * s.Og * KCg, s.Og, KCg, KCg, 1}, {go + q * s.Og * gc, s.Og, count, gc, gp},
-                     {lane.columns + q * KCg, count, KCg, KC, 1}, true))
+        for (int64_t j = 0; j < s.G; ++j)
+          for (int64_t k = k0; k < k1; ++k) {
+            const Samples<A> at = lane.sampler->set(j * s.K + k, tiles.largest);
+            lane.sampler->locate_tap(at, n, j, k, p0, count);
+            if (want_weight)
+              for (const auto& part : parts[j])
+                gather(lane.columns + part.first + (k - k0) * part.step, pitch, at, image + part.c0, zeros.data(), s.C,
+                       part.size, count);
+            if (!want_offset && !want_mask) continue;
+            for (A* d : lane.dots) std::fill_n(d, count, A(0));
+            for (const auto& part : parts[j])
+              dots(lane.dots, columns_grad + part.first + (k - k0) * part.step, pitch, at, image + part.c0, zeros.data(),
+                   s.C, part.size, count);
+            const auto& d = lane.dots;
+            const auto& w = at.weight;
+            const int64_t channel = j * s.K + k;
+            if (want_mask) {
+              for (int64_t i = 0; i < count; ++i)
+                lane.row[i] = w[0][i] * d[0][i] + w[1][i] * d[1][i] + w[2][i] * d[2][i] + w[3][i] * d[3][i];
+              write(grad_mask, n, channel, p0, lane.row, count);
+            }
+            if (want_offset) {
+              for (int64_t i = 0; i < count; ++i)
+                lane.row[i] = at.mask[i] * ((1 - at.fx[i]) * (d[2][i] - d[0][i]) + at.fx[i] * (d[3][i] - d[1][i]));
+              write(grad_offset, n, 2 * channel, p0, lane.row, count);
+              for (int64_t i = 0; i < count; ++i)
+                lane.row[i] = at.mask[i] * ((1 - at.fy[i]) * (d[1][i] - d[0][i]) + at.fy[i] * (d[3][i] - d[2][i]));
+              write(grad_offset, n, 2 * channel + 1, p0, lane.row, count);
+            }
+          }
+
+        if (want_weight && s.depthwise) collect(lane.weight, rows, rows_stride, lane.columns, s.K, s.C, count);
+        for (int64_t q = 0; q < s.g && want_turned; ++q) {
+          A* const to = lane.weight + q * s.Og * KCg + k0 * s.Cg;
+          const A *const left = turned + q * s.Og * turned_stride, *const columns = lane.columns + q * taps * s.Cg;
+          if (ours)
+            for (int64_t c = 0; c < width; c += kPanel) {
+              const int64_t some = std::min(kPanel, width - c);
+              pack(lane.panel, columns + c, pitch, 1, count, some);
+              multiply(to + c, KCg, to + c, KCg, left, turned_stride, lane.panel, s.Og, count, some);
+            }
+          else if (!mm<A>({to, s.Og, width, KCg, 1}, {left, s.Og, count, turned_stride, 1},
+                          {columns, count, width, pitch, 1}, true))
             ok = false;
+        }
       }
     };
 
@@ -198,7 +230,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> deform_conv2d_backward(const Tensor& 
           if (begin >= end) continue;
           for (int64_t k = 0; k < s.K; ++k)
             scatter(sums + n * s.H * s.W * s.C + begin,
-                    lane.columns_grad + part.first + (begin - part.c0) + k * part.step, KC,
+                    lane.columns_grad + k / taps * tiles.largest * pitch + k % taps * part.step + part.first +
+                        (begin - part.c0),
+                    pitch,
                     lane.sampler->set(j * s.K + k, tiles.largest), s.C, end - begin, count);
         }
     };

@@ -1,5 +1,5 @@
-// Deformable convolution: tiles of output positions, gathered into columns that stay in cache, then one matrix product
-// a tile. Maps are channels-last inside, everything is float (or double).
+// Deformable convolution: tiles of output positions, gathered into columns that stay in cache, times the weight. Maps are
+// channels-last inside, everything is float (or double).
 #include "shape.h"
 
 namespace pliant {
@@ -30,10 +30,16 @@ Tensor deform_conv2d(const Tensor& input, const Tensor& offset, const Tensor& we
         for (int64_t o = 0; o < s.O; ++o) biases[o] = A(b[o * bias->stride(0)]);
       });
 
-    const auto parts = segments(s);
-    const Tiles tiles(s, sizeof(A), 6);
-    const int64_t KC = s.K * s.C, KCg = s.K * s.Cg,
-                  lanes = std::min<int64_t>(torch::stable::get_num_threads(), tiles.count);
+    const int64_t KCg = s.K * s.Cg;
+    // Our own product takes the columns of a few taps at a time, as they are gathered: they fit into level-2 cache. torch's
+    // packs the whole weight at each call: all taps at once, and tiles as large as level-3 cache allows.
+    const bool ours = our_products<A>() && !s.depthwise;
+    const int64_t taps = ours ? pieces(s.K, pieces(KCg, kDepth)) : s.K, pitch = taps * s.C;
+    const auto parts = segments(s, taps);
+    const Tiles tiles(s, ours ? 384 << 10 : 6 << 20, pitch * sizeof(A));
+    const int64_t lanes = std::min<int64_t>(torch::stable::get_num_threads(), tiles.count);
+    Panels<A> panels;
+    if (ours) panels = Panels<A>(weights.data, s.g, s.Og * KCg, 1, KCg, KCg, s.Og, taps * s.Cg);
     // Products are [positions][O]: written where they belong if that is the output's form, else put there afterwards.
     const bool direct = std::is_same_v<T, A> && last;
     T* const out = static_cast<T*>(output.mutable_data_ptr());
@@ -47,11 +53,28 @@ Tensor deform_conv2d(const Tensor& input, const Tensor& offset, const Tensor& we
     std::vector<Lane> own(lanes);
     for (auto& lane : own) {
       lane.sampler = std::make_unique<Sampler<A>>(s, offset, mask, lane.arena, tiles.largest, s.depthwise ? s.K : 1);
-      lane.arena.reserve(lane.columns, s.depthwise ? 0 : tiles.largest * KC);
+      lane.arena.reserve(lane.columns, s.depthwise ? 0 : tiles.largest * pitch);
       lane.arena.reserve(lane.taps, s.depthwise ? s.K : 0);
       lane.arena.reserve(lane.result, direct ? 0 : tiles.largest * s.O);
       lane.arena.allocate();
     }
+
+    // result = bias + columns·weight, or result += columns·weight for taps after the first ones.
+    auto product = [&](const A* columns, A* result, int64_t count, int64_t k0) {
+      for (int64_t q = 0; q < s.g; ++q) {
+        const A* const group = columns + q * taps * s.Cg;
+        A* const to = result + q * s.Og;
+        const A* const start = k0 == 0 ? biases.data() + q * s.Og : to;
+        if (ours)
+          panels.multiply(to, s.O, start, k0 == 0 ? 0 : s.O, group, pitch, count, q, k0 / taps);
+        else if (!mm<A>({to, count, s.Og, s.O, 1}, {group, count, KCg, pitch, 1},
+                        {weights.data + q * s.Og * KCg, KCg, s.Og, 1, KCg}))
+          ok = false;
+      }
+      if (bias && !ours)
+        for (int64_t p = 0; p < count; ++p)
+          for (int64_t o = 0; o < s.O; ++o) result[p * s.O + o] += biases[o];
+    };
 
     auto compute = [&](Lane& lane, int64_t tile) {
       const int64_t n = tiles.image(tile), p0 = tiles.begin(tile), count = tiles.size(tile);
@@ -70,28 +93,24 @@ Tensor deform_conv2d(const Tensor& input, const Tensor& offset, const Tensor& we
                   biases.data() + part.c0, image + part.c0, zeros.data(), s.C, part.size, count);
         }
       } else {
-        for (int64_t j = 0; j < s.G; ++j)
-          for (int64_t k = 0; k < s.K; ++k) {
-            lane.sampler->locate_tap(at, n, j, k, p0, count);
-            for (const auto& part : parts[j])
-              gather(lane.columns + part.first + k * part.step, KC, at, image + part.c0, zeros.data(), s.C, part.size,
-                     count);
-          }
-        for (int64_t q = 0; q < s.g; ++q)
-          if (!mm<A>({result + q * s.Og, count, s.Og, s.O, 1}, {lane.columns + q * KCg, count, KCg, KC, 1},
-                     {weights.data + q * s.Og * KCg, KCg, s.Og, 1, KCg}))
-            ok = false;
-        if (bias)
-          for (int64_t p = 0; p < count; ++p)
-            for (int64_t o = 0; o < s.O; ++o) result[p * s.O + o] += biases[o];
+        for (int64_t k0 = 0; k0 < s.K; k0 += taps) {
+          for (int64_t j = 0; j < s.G; ++j)
+            for (int64_t k = k0; k < std::min(k0 + taps, s.K); ++k) {
+              lane.sampler->locate_tap(at, n, j, k, p0, count);
+              for (const auto& part : parts[j])
+                gather(lane.columns + part.first + (k - k0) * part.step, pitch, at, image + part.c0, zeros.data(),
+                       s.C, part.size, count);
+            }
+          product(lane.columns, result, count, k0);
+        }
       }
       if (direct) return;
       if (last) {
         for (int64_t i = 0; i < count * s.O; ++i) first[i] = T(result[i]);
         return;
       }
-      for (int64_t p = 0; p < count; p += kBlock)
-        for (int64_t o = 0; o < s.O; o += kBlock)
+      for (int64_t o = 0; o < s.O; o += kBlock)
+        for (int64_t p = 0; p < count; p += kBlock)
           transpose(first + o * s.P + p, s.P, result + p * s.O + o, s.O, std::min(kBlock, s.O - o),
                     std::min(kBlock, count - p));
     };

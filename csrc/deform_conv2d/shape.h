@@ -7,6 +7,7 @@
 
 #include "../aten.h"
 #include "../maps.h"
+#include "../product.h"
 #include "../sampling.h"
 
 namespace pliant {
@@ -85,13 +86,13 @@ struct Segment {
   int64_t c0, size, first, step;
 };
 
-// The segments of each offset group.
-inline std::vector<std::vector<Segment>> segments(const Shape& s) {
+// The segments of each offset group, in columns of `taps` taps.
+inline std::vector<std::vector<Segment>> segments(const Shape& s, int64_t taps) {
   std::vector<std::vector<Segment>> found(s.G);
   const int64_t per_offset = s.C / s.G, per_conv = s.depthwise ? s.C : s.Cg;
   for (int64_t c0 = 0; c0 < s.C;) {
     const int64_t end = std::min((c0 / per_offset + 1) * per_offset, (c0 / per_conv + 1) * per_conv);
-    const int64_t first = c0 / per_conv * per_conv * s.K + c0 % per_conv;
+    const int64_t first = c0 / per_conv * per_conv * taps + c0 % per_conv;
     found[c0 / per_offset].push_back({c0, end - c0, first, per_conv});
     c0 = end;
   }
@@ -99,22 +100,24 @@ inline std::vector<std::vector<Segment>> segments(const Shape& s) {
 }
 
 // Tiles never cross an image and depend on its shape alone, so a batch computes what its images compute one by one.
-// The product packs the whole weight at each call, so tiles are as large as their columns may be; with several
-// threads there are as many tiles an image as threads, or a multiple.
+// With several threads there are as many tiles an image as threads, or a multiple.
 struct Tiles {
-  int64_t P, per_image, count, largest;
+  int64_t P, blocks, per_image, count, largest;
 
-  Tiles(const Shape& s, int64_t bytes, int64_t columns_mib) : P(s.P) {
+  // Of as many positions as `bytes` of columns hold, `columns` floats of A a position; whole blocks of rows of a product.
+  Tiles(const Shape& s, int64_t bytes, int64_t columns) : P(s.P), blocks((P + kRows - 1) / kRows) {
     const int64_t threads = torch::stable::get_num_threads();
-    const int64_t target = std::clamp<int64_t>((columns_mib << 20) / (s.K * s.C * bytes), 16, 384);
-    per_image = (P + target - 1) / target;
+    const int64_t target = std::clamp<int64_t>(bytes / columns, 18, 384);
+    per_image = pieces(P, target);
     per_image = std::min((per_image + threads - 1) / threads * threads, std::max<int64_t>(P / 48, per_image));
     count = s.N * per_image;
-    largest = (P + per_image - 1) / per_image;
+    largest = std::min(P, pieces(blocks, per_image) * kRows);
   }
   int64_t image(int64_t tile) const { return tile / per_image; }
-  int64_t begin(int64_t tile) const { return P * (tile % per_image) / per_image; }
-  int64_t size(int64_t tile) const { return P * (tile % per_image + 1) / per_image - begin(tile); }
+  int64_t begin(int64_t tile) const { return blocks * (tile % per_image) / per_image * kRows; }
+  int64_t size(int64_t tile) const {
+    return std::min(P, blocks * (tile % per_image + 1) / per_image * kRows) - begin(tile);
+  }
 };
 
 // The weight as [O][K][C/g], each group one matrix: a channels_last weight is that already. Depthwise as [K][C].
@@ -136,6 +139,12 @@ struct Weights {
     dispatch(from.type, [&](auto zero) {
       const auto* in = static_cast<const decltype(zero)*>(from.data);
       parallel(s.O, 16, [&](int64_t begin, int64_t end) {
+        if (!s.depthwise && from.w == 1 && from.h == s.Kw && from.c == s.K) {
+          for (int64_t o = begin; o < end; ++o)
+            for (int64_t c = 0; c < s.Cg; c += kBlock)
+              transpose(copy.get() + o * so + c, sk, in + o * from.n + c * s.K, s.K, s.K, std::min(kBlock, s.Cg - c));
+          return;
+        }
         for (int64_t o = begin; o < end; ++o)
           for (int64_t k = 0; k < s.K; ++k)
             for (int64_t c = 0; c < s.Cg; ++c)

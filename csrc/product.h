@@ -1,0 +1,181 @@
+// A matrix product of our own, in float, for processors with AVX2 and nothing wider: torch's packs both matrices at each
+// call and takes an eighth longer there (benchmarks/NOTES.md). One matrix comes in panels, packed once; rows of the other
+// are read where they are. Each sum runs over k in order, so neither tiles nor threads change a bit.
+#pragma once
+
+#include <cstring>
+
+#include "common.h"
+
+#if defined(__x86_64__)
+#define PLIANT_AVX2 __attribute__((target("avx2,fma")))
+#else
+#define PLIANT_AVX2
+#endif
+
+namespace pliant {
+
+// Whether products in A are ours. PLIANT_PRODUCTS=torch leaves them to torch.
+template <class A>
+bool our_products() {
+#if defined(__x86_64__)
+  static const bool own = [] {
+    const char* asked = std::getenv("PLIANT_PRODUCTS");
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && !__builtin_cpu_supports("avx512f") &&
+           !(asked && std::strcmp(asked, "torch") == 0);
+  }();
+  return own && std::is_same_v<A, float>;
+#else
+  return false;
+#endif
+}
+
+// Six rows by two vectors of eight are twelve sums, all that sixteen registers hold beside what is multiplied.
+inline constexpr int64_t kRows = 6, kPanel = 16;
+// A panel of so many k, and six rows of as many, fit into level-1 cache.
+inline constexpr int64_t kDepth = 384;
+
+// How many pieces of at most `most`, as alike as can be.
+inline int64_t pieces(int64_t all, int64_t most) { return std::max<int64_t>((all + most - 1) / most, 1); }
+
+namespace product {
+
+typedef float Eight __attribute__((vector_size(32)));
+
+PLIANT_AVX2 PLIANT_INLINE Eight load(const float* from) {
+  Eight v;
+  __builtin_memcpy(&v, from, sizeof v);
+  return v;
+}
+
+// out[r][:] = start[r][:] + Σ_k a[r][k]·panel[k][:] for `Rows` rows and `Vectors` vectors.
+template <int Rows, int Vectors>
+PLIANT_AVX2 PLIANT_INLINE void block(float* out, int64_t out_stride, const float* start, int64_t start_stride,
+                                     const float* a, int64_t stride, const float* panel, int64_t depth) {
+  Eight sum[Rows][Vectors];
+#pragma GCC unroll 8
+  for (int r = 0; r < Rows; ++r)
+#pragma GCC unroll 2
+    for (int v = 0; v < Vectors; ++v) sum[r][v] = load(start + r * start_stride + 8 * v);
+#pragma GCC unroll 2
+  for (int64_t k = 0; k < depth; ++k, panel += kPanel) {
+    Eight b[Vectors];
+#pragma GCC unroll 2
+    for (int v = 0; v < Vectors; ++v) b[v] = load(panel + 8 * v);
+#pragma GCC unroll 8
+    for (int r = 0; r < Rows; ++r) {
+      const float x = a[r * stride + k];
+      const Eight xs = {x, x, x, x, x, x, x, x};
+#pragma GCC unroll 2
+      for (int v = 0; v < Vectors; ++v) sum[r][v] += xs * b[v];
+    }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < Rows; ++r)
+#pragma GCC unroll 2
+    for (int v = 0; v < Vectors; ++v) __builtin_memcpy(out + r * out_stride + 8 * v, &sum[r][v], sizeof(Eight));
+}
+
+template <int Vectors, int Rows = kRows>
+PLIANT_AVX2 PLIANT_INLINE void rows_left(int64_t rows, float* out, int64_t out_stride, const float* start,
+                                         int64_t start_stride, const float* a, int64_t stride, const float* panel,
+                                         int64_t depth) {
+  if constexpr (Rows > 0) {
+    if (rows == Rows) return block<Rows, Vectors>(out, out_stride, start, start_stride, a, stride, panel, depth);
+    rows_left<Vectors, Rows - 1>(rows, out, out_stride, start, start_stride, a, stride, panel, depth);
+  }
+}
+
+}  // namespace product
+
+// out[i][0..width) = start[i][0..width) + Σ_k a[i][k]·panel[k][0..width) for `rows` rows. `start` may be `out`.
+[[maybe_unused]] PLIANT_AVX2 static void multiply(float* out, int64_t out_stride, const float* start,
+                                                  int64_t start_stride, const float* a, int64_t stride,
+                                                  const float* panel, int64_t rows, int64_t depth, int64_t width) {
+  for (int64_t i = 0; i < rows; i += kRows) {
+    const int64_t n = std::min(kRows, rows - i);
+    const float *from = start + i * start_stride, *left = a + i * stride;
+    float* to = out + i * out_stride;
+    // Meanwhile the next panel comes nearer, from level-3 cache: each k of it is one line.
+    for (int64_t k = depth * i / rows; k < depth * (i + n) / rows; ++k)
+      __builtin_prefetch(panel + (depth + k) * kPanel, 0, 2);
+    if (width == kPanel) {
+      product::rows_left<2>(n, to, out_stride, from, start_stride, left, stride, panel, depth);
+    } else if (width == kPanel / 2) {
+      product::rows_left<1>(n, to, out_stride, from, start_stride, left, stride, panel, depth);
+    } else {
+      float edge[kRows * kPanel] = {};
+      for (int64_t r = 0; r < n; ++r) std::copy_n(from + r * start_stride, width, edge + r * kPanel);
+      if (width < kPanel / 2)
+        product::rows_left<1>(n, edge, kPanel, edge, kPanel, left, stride, panel, depth);
+      else
+        product::rows_left<2>(n, edge, kPanel, edge, kPanel, left, stride, panel, depth);
+      for (int64_t r = 0; r < n; ++r) std::copy_n(edge + r * kPanel, width, to + r * out_stride);
+    }
+  }
+}
+
+// Never called: products in double are torch's.
+inline void multiply(double*, int64_t, const double*, int64_t, const double*, int64_t, const double*, int64_t, int64_t,
+                     int64_t) {}
+
+// One panel of a matrix whose element (k, n) stands at k·sk + n·sn, one of the two being 1; zeros beyond `width`.
+template <class A>
+void pack(A* panel, const A* from, int64_t sk, int64_t sn, int64_t depth, int64_t width) {
+  if (width < kPanel) std::fill_n(panel, depth * kPanel, A(0));
+  if (sn == 1)
+    for (int64_t k = 0; k < depth; ++k) std::copy_n(from + k * sk, width, panel + k * kPanel);
+  else
+    transpose(panel, kPanel, from, sn, depth, width);
+}
+
+// Matrices [depth][width] in panels, packed by all threads: what stays the same over many products. They are multiplied
+// `chunk` of the depth at a time, at most kDepth of it at once.
+template <class A>
+class Panels {
+ public:
+  Panels() = default;
+  // `count` matrices, element (k, n) of the i-th at i·step + k·sk + n·sn.
+  Panels(const A* from, int64_t count, int64_t step, int64_t sk, int64_t sn, int64_t depth, int64_t width,
+         int64_t chunk)
+      : depth_(depth), width_(width), chunk_(chunk), each_(pieces(width, kPanel)), memory_(count * depth * each_ * kPanel) {
+    parallel(count * each_, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t at = begin; at < end; ++at)
+        for (int64_t c = 0; c < pieces(depth, chunk); ++c)
+          for_runs(c, [&](int64_t k, int64_t run) {
+            const int64_t i = at / each_, n = at % each_ * kPanel;
+            pack(panel(i, n, k, run), from + i * step + k * sk + n * sn, sk, sn, run, std::min(kPanel, width - n));
+          });
+    });
+  }
+
+  // out = start + a·(chunk c of matrix i). `start` may be `out`.
+  void multiply(A* out, int64_t out_stride, const A* start, int64_t start_stride, const A* a, int64_t stride,
+                int64_t rows, int64_t i, int64_t c) const {
+    for_runs(c, [&](int64_t k, int64_t run) {
+      for (int64_t n = 0; n < width_; n += kPanel)
+        pliant::multiply(out + n, out_stride, start + n, start_stride, a + (k - c * chunk_), stride,
+                         panel(i, n, k, run), rows, run, std::min(kPanel, width_ - n));
+      start = out, start_stride = out_stride;
+    });
+  }
+
+ private:
+  // Call f(k, depth) for the runs of one chunk.
+  template <class F>
+  void for_runs(int64_t c, F&& f) const {
+    const int64_t begin = c * chunk_, all = std::min(chunk_, depth_ - begin), count = pieces(all, kDepth);
+    for (int64_t r = 0; r < count; ++r) {
+      const int64_t k = all * r / count;
+      f(begin + k, all * (r + 1) / count - k);
+    }
+  }
+  // Row k, column n of matrix i, in a run of so many rows from k on.
+  A* panel(int64_t i, int64_t n, int64_t k, int64_t run) const {
+    return memory_.get() + (i * depth_ + k) * each_ * kPanel + n * run;
+  }
+  int64_t depth_ = 0, width_ = 0, chunk_ = 0, each_ = 0;
+  Buffer<A> memory_;
+};
+
+}  // namespace pliant

@@ -1,0 +1,85 @@
+"""The matrix products inside: ours where the processor has AVX2 and nothing wider, torch's elsewhere and when asked."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from pliant.ops import deform_conv2d
+from pliant.testing import TOLERANCE, error
+
+OURS = torch.backends.cpu.get_cpu_capability() == "AVX2" and os.environ.get("PLIANT_PRODUCTS") != "torch"
+
+# channels, filters, kernel, groups, offset groups, map. What a product is cut into: rows of 6 positions, panels of 16
+# filters (8 and less in halves), runs of at most 384 of taps × channels; all of them with something left over.
+SHAPES = {
+    "one of everything": (1, 2, (1, 1), 1, 1, (3, 3)),
+    "a whole panel, whole rows": (16, 16, (3, 3), 1, 1, (6, 8)),
+    "half a panel": (8, 8, (3, 3), 1, 2, (5, 5)),
+    "a panel and a bit": (5, 17, (3, 3), 1, 1, (7, 11)),
+    "panels and a wide rest": (24, 44, (3, 3), 1, 1, (7, 11)),
+    "taps in two pieces, uneven": (70, 20, (3, 3), 1, 2, (5, 9)),
+    "one tap a piece": (390, 12, (2, 2), 1, 3, (5, 5)),
+    "a tap in three runs": (800, 9, (1, 2), 1, 1, (3, 5)),
+    "more filters than a run": (6, 401, (2, 2), 1, 1, (4, 5)),
+    "groups": (60, 34, (3, 3), 2, 3, (7, 7)),
+    "groups, taps in pieces": (260, 26, (3, 3), 2, 1, (5, 5)),
+    "many tiles": (32, 18, (3, 3), 1, 1, (29, 31)),
+}
+
+
+@pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "channels_last"])
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_products_match_the_reference(shape: tuple, channels_last: bool, dtype: torch.dtype) -> None:
+    C, O, kernel, groups, offset_groups, size = shape
+    torch.manual_seed(0)
+    K, N = kernel[0] * kernel[1], 2
+    padding = tuple(k // 2 for k in kernel)
+    out = tuple(n + 2 * p - k + 1 for n, p, k in zip(size, padding, kernel, strict=True))
+    whole = torch.randint(-2, 3, (N, 2 * offset_groups * K, *out))  # the offset's gradient jumps at integers
+    tensors = {
+        "input": torch.randn(N, C, *size),
+        "offset": whole + torch.rand(whole.shape) * 0.75 + 0.125,
+        "weight": torch.randn(O, C // groups, *kernel),
+        "bias": torch.randn(O),
+        "mask": torch.rand(N, offset_groups * K, *out),
+    }
+    form = torch.channels_last if channels_last else torch.contiguous_format
+    leaves = {
+        name: t.to(dtype).contiguous(memory_format=form) if t.dim() == 4 else t.to(dtype) for name, t in tensors.items()
+    }
+    grad = torch.randn(N, O, *out).to(dtype).contiguous(memory_format=form)
+
+    def run(implementation: str, cast: torch.dtype) -> list[torch.Tensor]:
+        copies = {name: t.to(cast).detach().requires_grad_() for name, t in leaves.items()}
+        output = deform_conv2d(**copies, padding=padding, implementation=implementation)
+        output.backward(grad.to(cast))
+        return [output.detach(), *(t.grad for t in copies.values())]
+
+    for name, got, want in zip(["output", *leaves], run("native", dtype), run("reference", torch.float64), strict=True):
+        assert error(got, want) < TOLERANCE[dtype], name
+
+
+@pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="MKL tells of its products, others do not")
+def test_products_are_ours_where_they_are_faster(capfd: pytest.CaptureFixture[str]) -> None:
+    weight = torch.randn(16, 16, 3, 3, requires_grad=True)
+    offset = torch.randn(1, 18, 12, 12)
+    with torch.backends.mkl.verbose(torch.backends.mkl.VERBOSE_ON):
+        deform_conv2d(torch.randn(1, 16, 12, 12), offset, weight, padding=1).sum().backward()
+    assert ("SGEMM" in capfd.readouterr().out) == (not OURS)
+
+
+@pytest.mark.skipif(not OURS, reason="torch's products are what the other tests saw")
+def test_the_other_products() -> None:
+    tests = [
+        f"{__file__}::{name}"
+        for name in ("test_products_match_the_reference", "test_products_are_ours_where_they_are_faster")
+    ]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests]
+    ran = subprocess.run(command, env=os.environ | {"PLIANT_PRODUCTS": "torch"}, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stdout
