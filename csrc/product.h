@@ -1,6 +1,7 @@
-// A matrix product of our own, in float, for processors with AVX2 and nothing wider: torch's packs both matrices at each
-// call and takes an eighth longer there (benchmarks/NOTES.md). One matrix comes in panels, packed once; rows of the other
-// are read where they are. Each sum runs over k in order, so neither tiles nor threads change a bit.
+// Who multiplies matrices: torch, in float or, on processors that can, in bfloat16; or we. A product of our own, in float,
+// is for processors with AVX2 and nothing wider, where torch's packs both matrices at each call and takes longer
+// (benchmarks/NOTES.md). One matrix comes in panels, packed once; rows of the other are read where they are. Each sum runs
+// over k in order, so neither tiles nor threads change a bit.
 #pragma once
 
 #include <cstring>
@@ -15,19 +16,32 @@
 
 namespace pliant {
 
-// Whether products in A are ours. PLIANT_PRODUCTS=torch leaves them to torch.
-template <class A>
+// PLIANT_PRODUCTS=torch leaves every product to torch, PLIANT_PRODUCTS=bfloat16 multiplies bfloat16 as such anywhere.
+inline bool asked_for(const char* products) {
+  const char* const asked = std::getenv("PLIANT_PRODUCTS");
+  return asked && std::strcmp(asked, products) == 0;
+}
+
+// Whether products in V are ours.
+template <class V>
 bool our_products() {
 #if defined(__x86_64__)
-  static const bool own = [] {
-    const char* asked = std::getenv("PLIANT_PRODUCTS");
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && !__builtin_cpu_supports("avx512f") &&
-           !(asked && std::strcmp(asked, "torch") == 0);
-  }();
-  return own && std::is_same_v<A, float>;
+  static const bool ours = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                           !__builtin_cpu_supports("avx512f") && !asked_for("torch");
+  return ours && std::is_same_v<V, float>;
 #else
   return false;
 #endif
+}
+
+// Whether the processor multiplies bfloat16, which is several times faster than float: AMX comes with AVX512-BF16.
+inline bool bfloat16_products() {
+#if defined(__x86_64__)
+  static const bool fast = (__builtin_cpu_supports("avx512bf16") && !asked_for("torch")) || asked_for("bfloat16");
+#else
+  static const bool fast = asked_for("bfloat16");
+#endif
+  return fast;
 }
 
 // Six rows by two vectors of eight are twelve sums, all that sixteen registers hold beside what is multiplied.
@@ -115,14 +129,14 @@ PLIANT_AVX2 PLIANT_INLINE void rows_left(int64_t rows, float* out, int64_t out_s
   }
 }
 
-// Never called: products in double are torch's.
-inline void multiply(double*, int64_t, const double*, int64_t, const double*, int64_t, const double*, int64_t, int64_t,
-                     int64_t) {}
+// Never called: products in other types are torch's.
+template <class V>
+void multiply(V*, int64_t, const V*, int64_t, const V*, int64_t, const V*, int64_t, int64_t, int64_t) {}
 
 // One panel of a matrix whose element (k, n) stands at k·sk + n·sn, one of the two being 1; zeros beyond `width`.
-template <class A>
-void pack(A* panel, const A* from, int64_t sk, int64_t sn, int64_t depth, int64_t width) {
-  if (width < kPanel) std::fill_n(panel, depth * kPanel, A(0));
+template <class V>
+void pack(V* panel, const V* from, int64_t sk, int64_t sn, int64_t depth, int64_t width) {
+  if (width < kPanel) std::fill_n(panel, depth * kPanel, V(0.0f));
   if (sn == 1)
     for (int64_t k = 0; k < depth; ++k) std::copy_n(from + k * sk, width, panel + k * kPanel);
   else
@@ -131,12 +145,12 @@ void pack(A* panel, const A* from, int64_t sk, int64_t sn, int64_t depth, int64_
 
 // Matrices [depth][width] in panels, packed by all threads: what stays the same over many products. They are multiplied
 // `chunk` of the depth at a time, at most kDepth of it at once.
-template <class A>
+template <class V>
 class Panels {
  public:
   Panels() = default;
   // `count` matrices, element (k, n) of the i-th at i·step + k·sk + n·sn.
-  Panels(const A* from, int64_t count, int64_t step, int64_t sk, int64_t sn, int64_t depth, int64_t width,
+  Panels(const V* from, int64_t count, int64_t step, int64_t sk, int64_t sn, int64_t depth, int64_t width,
          int64_t chunk)
       : depth_(depth), width_(width), chunk_(chunk), each_(pieces(width, kPanel)), memory_(count * depth * each_ * kPanel) {
     parallel(count * each_, 1, [&](int64_t begin, int64_t end) {
@@ -150,7 +164,7 @@ class Panels {
   }
 
   // out = start + a·(chunk c of matrix i). `start` may be `out`.
-  void multiply(A* out, int64_t out_stride, const A* start, int64_t start_stride, const A* a, int64_t stride,
+  void multiply(V* out, int64_t out_stride, const V* start, int64_t start_stride, const V* a, int64_t stride,
                 int64_t rows, int64_t i, int64_t c) const {
     for_runs(c, [&](int64_t k, int64_t run) {
       for (int64_t n = 0; n < width_; n += kPanel)
@@ -171,11 +185,11 @@ class Panels {
     }
   }
   // Row k, column n of matrix i, in a run of so many rows from k on.
-  A* panel(int64_t i, int64_t n, int64_t k, int64_t run) const {
+  V* panel(int64_t i, int64_t n, int64_t k, int64_t run) const {
     return memory_.get() + (i * depth_ + k) * each_ * kPanel + n * run;
   }
   int64_t depth_ = 0, width_ = 0, chunk_ = 0, each_ = 0;
-  Buffer<A> memory_;
+  Buffer<V> memory_;
 };
 
 }  // namespace pliant

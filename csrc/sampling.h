@@ -88,10 +88,23 @@ PLIANT_INLINE const M* corner(const M* map, int64_t pixel, int64_t C, const M* z
   return pixel >= 0 ? map + pixel * C : zeros;
 }
 
+// To the type of columns. To bfloat16 in integers, to the nearest even, NaN to NaN: what compilers turn into vectors.
+template <class V, class A>
+PLIANT_INLINE V narrow(A value) {
+  if constexpr (std::is_same_v<V, BFloat16>) {
+    uint32_t bits;
+    __builtin_memcpy(&bits, &value, sizeof bits);
+    const uint32_t nearest = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16, nan = (bits >> 16) | 0x40;
+    return {uint16_t((bits & 0x7fffffff) > 0x7f800000 ? nan : nearest), BFloat16::from_bits()};
+  } else {
+    return V(value);
+  }
+}
+
 // columns[p][0..n) = mask·Σ_i weight_i·corner_i[0..n). `map` and `zeros` point at the first channel of the segment.
-// The map may be kept in another type M than that of sums.
-template <class A, class M>
-PLIANT_INLINE void gather_impl(A* columns, int64_t stride, const Samples<A>& at, const M* map, const M* zeros,
+// The map may be kept in another type M than that of sums, the columns in another type V.
+template <class A, class M, class V>
+PLIANT_INLINE void gather_impl(V* columns, int64_t stride, const Samples<A>& at, const M* map, const M* zeros,
                                int64_t C, int64_t channels, int64_t count) {
   of_width(channels, [&](auto n) __attribute__((always_inline)) {
     for (int64_t p = 0; p < count; ++p) {
@@ -101,9 +114,9 @@ PLIANT_INLINE void gather_impl(A* columns, int64_t stride, const Samples<A>& at,
       const M* x1 = corner(map, at.pixel[1][p], C, zeros);
       const M* x2 = corner(map, at.pixel[2][p], C, zeros);
       const M* x3 = corner(map, at.pixel[3][p], C, zeros);
-      A* __restrict out = columns + p * stride;
+      V* __restrict out = columns + p * stride;
 #pragma omp simd
-      for (int64_t c = 0; c < n; ++c) out[c] = w0 * A(x0[c]) + w1 * A(x1[c]) + w2 * A(x2[c]) + w3 * A(x3[c]);
+      for (int64_t c = 0; c < n; ++c) out[c] = narrow<V>(w0 * A(x0[c]) + w1 * A(x1[c]) + w2 * A(x2[c]) + w3 * A(x3[c]));
     }
   });
 }
@@ -156,23 +169,23 @@ PLIANT_INLINE void blend_impl(A* out, int64_t out_stride, const Samples<A>& at, 
 }
 
 // dots[i][p] += Σ_c grad[p][c]·corner_i[c]: what the gradients of mask and offset are made of.
-template <class A>
-PLIANT_INLINE void dots_impl(A* const dots[4], const A* grad, int64_t stride, const Samples<A>& at, const A* map,
-                             const A* zeros, int64_t C, int64_t channels, int64_t count) {
+template <class A, class M, class V>
+PLIANT_INLINE void dots_impl(A* const dots[4], const V* grad, int64_t stride, const Samples<A>& at, const M* map,
+                             const M* zeros, int64_t C, int64_t channels, int64_t count) {
   of_width(channels, [&](auto n) __attribute__((always_inline)) {
     for (int64_t p = 0; p < count; ++p) {
-      const A* x0 = corner(map, at.pixel[0][p], C, zeros);
-      const A* x1 = corner(map, at.pixel[1][p], C, zeros);
-      const A* x2 = corner(map, at.pixel[2][p], C, zeros);
-      const A* x3 = corner(map, at.pixel[3][p], C, zeros);
-      const A* g = grad + p * stride;
+      const M* x0 = corner(map, at.pixel[0][p], C, zeros);
+      const M* x1 = corner(map, at.pixel[1][p], C, zeros);
+      const M* x2 = corner(map, at.pixel[2][p], C, zeros);
+      const M* x3 = corner(map, at.pixel[3][p], C, zeros);
+      const V* g = grad + p * stride;
       A d0 = 0, d1 = 0, d2 = 0, d3 = 0;
 #pragma omp simd reduction(+ : d0, d1, d2, d3)
       for (int64_t c = 0; c < n; ++c) {
-        d0 += g[c] * x0[c];
-        d1 += g[c] * x1[c];
-        d2 += g[c] * x2[c];
-        d3 += g[c] * x3[c];
+        d0 += A(g[c]) * A(x0[c]);
+        d1 += A(g[c]) * A(x1[c]);
+        d2 += A(g[c]) * A(x2[c]);
+        d3 += A(g[c]) * A(x3[c]);
       }
       dots[0][p] += d0;
       dots[1][p] += d1;
@@ -183,19 +196,19 @@ PLIANT_INLINE void dots_impl(A* const dots[4], const A* grad, int64_t stride, co
 }
 
 // map[corner_i][0..n) += mask·weight_i·grad[p][0..n), corner by corner: with boundary "clamp" two may be the same.
-template <class A>
-PLIANT_INLINE void scatter_impl(A* map, const A* grad, int64_t stride, const Samples<A>& at, int64_t C,
+template <class A, class V>
+PLIANT_INLINE void scatter_impl(A* map, const V* grad, int64_t stride, const Samples<A>& at, int64_t C,
                                 int64_t channels, int64_t count) {
   of_width(channels, [&](auto n) __attribute__((always_inline)) {
     for (int64_t p = 0; p < count; ++p) {
-      const A* g = grad + p * stride;
+      const V* g = grad + p * stride;
       for (int i = 0; i < 4; ++i) {
         const int64_t pixel = at.pixel[i][p];
         if (pixel < 0) continue;
         const A w = at.mask[p] * at.weight[i][p];
         A* __restrict out = map + pixel * C;
 #pragma omp simd
-        for (int64_t c = 0; c < n; ++c) out[c] += w * g[c];
+        for (int64_t c = 0; c < n; ++c) out[c] += w * A(g[c]);
       }
     }
   });
@@ -216,35 +229,38 @@ PLIANT_INLINE void scatter_impl(A* map, const A* grad, int64_t stride, const Sam
   else
     locate_impl<false>(o, from, n, H, W);
 }
-#define PLIANT_READS(A, M)                                                                                            \
-  [[maybe_unused]] PLIANT_CLONES static void gather(A* o, int64_t s, const Samples<A>& at, const M* x, const M* z,    \
-                                                    int64_t C, int64_t n, int64_t p) {                               \
-    gather_impl(o, s, at, x, z, C, n, p);                                                                             \
-  }                                                                                                                  \
-  [[maybe_unused]] PLIANT_CLONES static void blend(A* o, int64_t s, const Samples<A>& at, int64_t step, int64_t K,    \
-                                                   Tap<A, M>* taps, const A* f, const A* b, const M* x, const M* z,   \
-                                                   int64_t C, int64_t n, int64_t p) {                                \
-    blend_impl(o, s, at, step, K, taps, f, b, x, z, C, n, p);                                                         \
+#define PLIANT_SAMPLES(A, M, V)                                                                                        \
+  [[maybe_unused]] PLIANT_CLONES static void gather(V* o, int64_t s, const Samples<A>& at, const M* x, const M* z,     \
+                                                    int64_t C, int64_t n, int64_t p) {                                 \
+    gather_impl(o, s, at, x, z, C, n, p);                                                                              \
+  }                                                                                                                    \
+  [[maybe_unused]] PLIANT_CLONES static void dots(A* const d[4], const V* g, int64_t s, const Samples<A>& at,          \
+                                                  const M* x, const M* z, int64_t C, int64_t n, int64_t p) {           \
+    dots_impl(d, g, s, at, x, z, C, n, p);                                                                             \
   }
-PLIANT_READS(float, float)
-PLIANT_READS(double, double)
-PLIANT_READS(float, BFloat16)
-#undef PLIANT_READS
-[[maybe_unused]] PLIANT_CLONES static void dots(float* const d[4], const float* g, int64_t s, const Samples<float>& at,
-                                                const float* x, const float* z, int64_t C, int64_t n, int64_t p) {
-  dots_impl(d, g, s, at, x, z, C, n, p);
-}
-[[maybe_unused]] PLIANT_CLONES static void dots(double* const d[4], const double* g, int64_t s, const Samples<double>& at,
-                                                const double* x, const double* z, int64_t C, int64_t n, int64_t p) {
-  dots_impl(d, g, s, at, x, z, C, n, p);
-}
-[[maybe_unused]] PLIANT_CLONES static void scatter(float* o, const float* g, int64_t s, const Samples<float>& at,
-                                                   int64_t C, int64_t n, int64_t p) {
-  scatter_impl(o, g, s, at, C, n, p);
-}
-[[maybe_unused]] PLIANT_CLONES static void scatter(double* o, const double* g, int64_t s, const Samples<double>& at,
-                                                   int64_t C, int64_t n, int64_t p) {
-  scatter_impl(o, g, s, at, C, n, p);
-}
+#define PLIANT_BLEND(A, M)                                                                                             \
+  [[maybe_unused]] PLIANT_CLONES static void blend(A* o, int64_t s, const Samples<A>& at, int64_t step, int64_t K,     \
+                                                   Tap<A, M>* taps, const A* f, const A* b, const M* x, const M* z,    \
+                                                   int64_t C, int64_t n, int64_t p) {                                  \
+    blend_impl(o, s, at, step, K, taps, f, b, x, z, C, n, p);                                                          \
+  }
+#define PLIANT_SCATTER(A, V)                                                                                           \
+  [[maybe_unused]] PLIANT_CLONES static void scatter(A* o, const V* g, int64_t s, const Samples<A>& at, int64_t C,     \
+                                                     int64_t n, int64_t p) {                                           \
+    scatter_impl(o, g, s, at, C, n, p);                                                                                \
+  }
+PLIANT_SAMPLES(float, float, float)
+PLIANT_SAMPLES(double, double, double)
+PLIANT_SAMPLES(float, BFloat16, float)
+PLIANT_SAMPLES(float, BFloat16, BFloat16)
+PLIANT_BLEND(float, float)
+PLIANT_BLEND(double, double)
+PLIANT_BLEND(float, BFloat16)
+PLIANT_SCATTER(float, float)
+PLIANT_SCATTER(double, double)
+PLIANT_SCATTER(float, BFloat16)
+#undef PLIANT_SAMPLES
+#undef PLIANT_BLEND
+#undef PLIANT_SCATTER
 
 }  // namespace pliant

@@ -38,6 +38,10 @@ void turn(A* to, int64_t to_stride, const A* from, int64_t from_stride, int64_t 
                 std::min(kBlock, cols - j));
 }
 
+PLIANT_CLONES void add(float* __restrict sums, const BFloat16* more, int64_t n) {
+#pragma omp simd
+  for (int64_t i = 0; i < n; ++i) sums[i] += float(more[i]);
+}
 PLIANT_CLONES void spread(float* o, const float* g, int64_t s, const float* f, int64_t K, int64_t C, int64_t n) {
   spread_impl(o, g, s, f, K, C, n);
 }
@@ -74,30 +78,29 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> deform_conv2d_backward(const Tensor& 
   Tensor grad_mask = map_or_none(want_mask, mask ? *mask : offset, false);
   std::atomic<bool> ok{true};
 
-  dispatch(input.scalar_type(), [&](auto zero) {
-    using T = decltype(zero);
-    using A = typename Work<T>::type;
-    constexpr bool direct = std::is_same_v<T, A>;
-    const Map<A> map(input);
-    const Weights<A> weights(weight, s);
-    const std::vector<A> zeros(s.C);
+  // T is the type of maps, A that of sums, V that of the matrices multiplied.
+  auto run = [&]<class T, class A, class V>(T, A, V) {
+    using M = std::conditional_t<std::is_same_v<T, BFloat16>, T, A>;  // as in forward
+    const Map<M> map(input);
+    const Weights<V> weights(weight, s);
+    const std::vector<M> zeros(s.C, M(0.0f));
     const Planes grads(grad);
     const int64_t KC = s.K * s.C, KCg = s.K * s.Cg;
     // As in forward, our own product takes a few taps at a time. The gradient of columns is kept until all are scattered.
-    const bool ours = our_products<A>() && !s.depthwise;
+    const bool ours = our_products<V>() && !s.depthwise;
     const int64_t taps = ours ? pieces(s.K, pieces(KCg, kDepth)) : s.K, pitch = taps * s.C, chunks = pieces(s.K, taps);
     const auto parts = segments(s, taps);
-    const Tiles tiles(s, 3 << 20, KC * sizeof(A));
+    const Tiles tiles(s, 3 << 20, KC * sizeof(V));
     const int64_t lanes = std::clamp<int64_t>(torch::stable::get_num_threads(), 1, std::max<int64_t>(tiles.count, 1));
     const bool want_columns_grad = want_input || want_offset || want_mask;
-    std::vector<Panels<A>> panels;
+    std::vector<Panels<V>> panels;
     for (int64_t k = 0; k < s.K && ours && want_columns_grad; k += taps)
       panels.emplace_back(weights.data + k * s.Cg, s.g, s.Og * KCg, KCg, 1, s.Og, std::min(taps, s.K - k) * s.Cg, s.Og);
-    const std::vector<A> nothing(taps * s.Cg);
+    const std::vector<V> nothing(taps * s.Cg, V(0.0f));
 
     // Products want a tile's gradient once as [positions][O], once as [O][positions]: the gradient's own memory serves as
-    // the one that it is, if it is dense and float.
-    const bool in_place = direct && grads.h == s.Wo * grads.w, as_rows = in_place && grads.c == 1,
+    // the one that it is, if it is dense and of the type that is multiplied.
+    const bool in_place = std::is_same_v<T, V> && grads.h == s.Wo * grads.w, as_rows = in_place && grads.c == 1,
                as_turned = in_place && !as_rows && grads.w == 1;
     const bool want_rows = want_columns_grad || s.depthwise, want_turned = want_weight && !s.depthwise;
 
@@ -106,7 +109,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> deform_conv2d_backward(const Tensor& 
     A* sums = nullptr;
     const int64_t numel = s.N * s.H * s.W * s.C;
     if (want_input) {
-      if (!(direct && last)) summed = Buffer<A>(numel);
+      if (!(std::is_same_v<T, A> && last)) summed = Buffer<A>(numel);
       sums = summed ? summed.get() : reinterpret_cast<A*>(grad_input.mutable_data_ptr());
       parallel(numel, 1 << 15, [&](int64_t begin, int64_t end) { std::fill(sums + begin, sums + end, A(0)); });
     }
@@ -114,7 +117,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> deform_conv2d_backward(const Tensor& 
     struct Lane {
       Arena arena;
       std::unique_ptr<Sampler<A>> sampler;
-      A *columns, *columns_grad, *rows, *turned, *panel, *weight, *row;
+      V *columns, *columns_grad, *rows, *turned, *panel, *product;
+      A *weight, *row;
       A* dots[4];
       int64_t tile;
     };
@@ -126,6 +130,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> deform_conv2d_backward(const Tensor& 
       lane.arena.reserve(lane.rows, want_rows && !as_rows ? tiles.largest * s.O : 0);
       lane.arena.reserve(lane.turned, (want_turned || !as_rows) && !as_turned ? tiles.largest * s.O : 0);
       lane.arena.reserve(lane.panel, ours && want_weight ? tiles.largest * kPanel : 0);
+      lane.arena.reserve(lane.product, want_turned && !std::is_same_v<V, A> ? s.O * KCg : 0);
       lane.arena.reserve(lane.weight, want_weight ? s.O * KCg : 0);
       lane.arena.reserve(lane.row, tiles.largest);
       for (auto& dots : lane.dots) lane.arena.reserve(dots, tiles.largest);
@@ -136,19 +141,19 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> deform_conv2d_backward(const Tensor& 
     // Write one plane of a tile's offset or mask gradient, which is dense, in its own dtype.
     auto write = [&](Tensor& t, int64_t n, int64_t channel, int64_t p0, const A* row, int64_t count) {
       dispatch(t.scalar_type(), [&](auto z) {
-        using V = decltype(z);
-        V* to = static_cast<V*>(t.mutable_data_ptr()) + (n * t.size(1) + channel) * s.P + p0;
-        for (int64_t i = 0; i < count; ++i) to[i] = V(row[i]);
+        using D = decltype(z);
+        D* to = static_cast<D*>(t.mutable_data_ptr()) + (n * t.size(1) + channel) * s.P + p0;
+        for (int64_t i = 0; i < count; ++i) to[i] = D(row[i]);
       });
     };
 
     // All of a tile but the scatter, which meets other tiles' pixels.
     auto compute = [&](Lane& lane) {
       const int64_t n = tiles.image(lane.tile), p0 = tiles.begin(lane.tile), count = tiles.size(lane.tile);
-      const A* image = map.data + n * s.H * s.W * s.C;
-      const A *rows = lane.rows, *turned = lane.turned;
+      const M* image = map.data + n * s.H * s.W * s.C;
+      const V *rows = lane.rows, *turned = lane.turned;
       int64_t rows_stride = s.O, turned_stride = count;
-      const A* const first = static_cast<const A*>(grads.data) + n * grads.n + p0 * grads.w;
+      const V* const first = static_cast<const V*>(grads.data) + n * grads.n + p0 * grads.w;
       if (as_rows)
         rows = first, rows_stride = grads.w;
       else if (as_turned)
@@ -161,14 +166,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> deform_conv2d_backward(const Tensor& 
       lane.sampler->begin_tile(p0, count);
       for (int64_t chunk = 0; chunk < chunks; ++chunk) {
         const int64_t k0 = chunk * taps, k1 = std::min(k0 + taps, s.K), width = (k1 - k0) * s.Cg;
-        A* const columns_grad = lane.columns_grad + chunk * tiles.largest * pitch;
-        if (want_columns_grad && s.depthwise) spread(columns_grad, rows, rows_stride, weights.data, s.K, s.C, count);
+        V* const columns_grad = lane.columns_grad + chunk * tiles.largest * pitch;
+        if constexpr (std::is_same_v<V, A>)
+          if (want_columns_grad && s.depthwise) spread(columns_grad, rows, rows_stride, weights.data, s.K, s.C, count);
         for (int64_t q = 0; q < s.g && want_columns_grad && !s.depthwise; ++q) {
-          A* const to = columns_grad + q * taps * s.Cg;
-          const A* const left = rows + q * s.Og;
+          V* const to = columns_grad + q * taps * s.Cg;
+          const V* const left = rows + q * s.Og;
           if (ours)
             panels[chunk].multiply(to, pitch, nothing.data(), 0, left, rows_stride, count, q, 0);
-          else if (!mm<A>({to, count, width, pitch, 1}, {left, count, s.Og, rows_stride, 1},
+          else if (!mm<V>({to, count, width, pitch, 1}, {left, count, s.Og, rows_stride, 1},
                           {weights.data + q * s.Og * KCg, s.Og, width, KCg, 1}))
             ok = false;
         }
@@ -204,19 +210,27 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> deform_conv2d_backward(const Tensor& 
             }
           }
 
-        if (want_weight && s.depthwise) collect(lane.weight, rows, rows_stride, lane.columns, s.K, s.C, count);
+        if constexpr (std::is_same_v<V, A>)
+          if (want_weight && s.depthwise) collect(lane.weight, rows, rows_stride, lane.columns, s.K, s.C, count);
         for (int64_t q = 0; q < s.g && want_turned; ++q) {
-          A* const to = lane.weight + q * s.Og * KCg + k0 * s.Cg;
-          const A *const left = turned + q * s.Og * turned_stride, *const columns = lane.columns + q * taps * s.Cg;
-          if (ours)
-            for (int64_t c = 0; c < width; c += kPanel) {
+          A* const sums = lane.weight + q * s.Og * KCg + k0 * s.Cg;
+          const V *const left = turned + q * s.Og * turned_stride, *const columns = lane.columns + q * taps * s.Cg;
+          if constexpr (std::is_same_v<V, A>) {
+            if (!ours && !mm<V>({sums, s.Og, width, KCg, 1}, {left, s.Og, count, turned_stride, 1},
+                                {columns, count, width, pitch, 1}, true))
+              ok = false;
+            for (int64_t c = 0; ours && c < width; c += kPanel) {
               const int64_t some = std::min(kPanel, width - c);
               pack(lane.panel, columns + c, pitch, 1, count, some);
-              multiply(to + c, KCg, to + c, KCg, left, turned_stride, lane.panel, s.Og, count, some);
+              multiply(sums + c, KCg, sums + c, KCg, left, turned_stride, lane.panel, s.Og, count, some);
             }
-          else if (!mm<A>({to, s.Og, width, KCg, 1}, {left, s.Og, count, turned_stride, 1},
-                          {columns, count, width, pitch, 1}, true))
-            ok = false;
+          } else {
+            // Tiles are added up in float.
+            if (!mm<V>({lane.product, s.Og, width, width, 1}, {left, s.Og, count, turned_stride, 1},
+                       {columns, count, width, pitch, 1}))
+              ok = false;
+            for (int64_t o = 0; o < s.Og; ++o) add(sums + o * KCg, lane.product + o * width, width);
+          }
         }
       }
     };
@@ -261,7 +275,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> deform_conv2d_backward(const Tensor& 
       });
     }
     if (summed) write_map(static_cast<T*>(grad_input.mutable_data_ptr()), summed.get(), s.N, s.C, s.H * s.W, last);
-  });
+  };
+  by_products(input.scalar_type(), s.depthwise, run);
   STD_TORCH_CHECK(ok, "deform_conv2d: a matrix product failed");
   return {grad_input, grad_offset, grad_weight, grad_mask};
 }

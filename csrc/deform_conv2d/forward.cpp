@@ -1,5 +1,5 @@
 // Deformable convolution: tiles of output positions, gathered into columns that stay in cache, times the weight. Maps are
-// channels-last inside, everything is float (or double).
+// channels-last inside, sums are float (or double).
 #include "shape.h"
 
 namespace pliant {
@@ -15,39 +15,38 @@ Tensor deform_conv2d(const Tensor& input, const Tensor& offset, const Tensor& we
   if (s.N == 0) return output;
   std::atomic<bool> ok{true};
 
-  dispatch(input.scalar_type(), [&](auto zero) {
-    using T = decltype(zero);
-    using A = typename Work<T>::type;
+  // T is the type of maps, A that of sums, V that of the matrices multiplied.
+  auto run = [&]<class T, class A, class V>(T, A, V) {
     // bfloat16 widens as fast as it is read: no copy in float, half of the bytes. float16 does not everywhere.
     using M = std::conditional_t<std::is_same_v<T, BFloat16>, T, A>;
     const Map<M> map(input);
-    const Weights<A> weights(weight, s);
-    std::vector<A> biases(s.O);
+    const Weights<V> weights(weight, s);
+    std::vector<V> biases(s.O);
     const std::vector<M> zeros(s.C, M(0.0f));
     if (bias)
       dispatch(bias->scalar_type(), [&](auto z) {
         const auto* b = static_cast<const decltype(z)*>(bias->const_data_ptr());
-        for (int64_t o = 0; o < s.O; ++o) biases[o] = A(b[o * bias->stride(0)]);
+        for (int64_t o = 0; o < s.O; ++o) biases[o] = V(A(b[o * bias->stride(0)]));
       });
 
     const int64_t KCg = s.K * s.Cg;
     // Our own product takes the columns of a few taps at a time, as they are gathered: they fit into level-2 cache. torch's
     // packs the whole weight at each call: all taps at once, and tiles as large as level-3 cache allows.
-    const bool ours = our_products<A>() && !s.depthwise;
+    const bool ours = our_products<V>() && !s.depthwise;
     const int64_t taps = ours ? pieces(s.K, pieces(KCg, kDepth)) : s.K, pitch = taps * s.C;
     const auto parts = segments(s, taps);
-    const Tiles tiles(s, ours ? 384 << 10 : 6 << 20, pitch * sizeof(A));
+    const Tiles tiles(s, ours ? 384 << 10 : 6 << 20, pitch * sizeof(V));
     const int64_t lanes = std::min<int64_t>(torch::stable::get_num_threads(), tiles.count);
-    Panels<A> panels;
-    if (ours) panels = Panels<A>(weights.data, s.g, s.Og * KCg, 1, KCg, KCg, s.Og, taps * s.Cg);
+    Panels<V> panels;
+    if (ours) panels = Panels<V>(weights.data, s.g, s.Og * KCg, 1, KCg, KCg, s.Og, taps * s.Cg);
     // Products are [positions][O]: written where they belong if that is the output's form, else put there afterwards.
-    const bool direct = std::is_same_v<T, A> && last;
+    const bool direct = std::is_same_v<T, V> && last;
     T* const out = static_cast<T*>(output.mutable_data_ptr());
 
     struct Lane {
       Arena arena;
       std::unique_ptr<Sampler<A>> sampler;
-      A *columns, *result;
+      V *columns, *result;
       Tap<A, M>* taps;
     };
     std::vector<Lane> own(lanes);
@@ -60,20 +59,20 @@ Tensor deform_conv2d(const Tensor& input, const Tensor& offset, const Tensor& we
     }
 
     // result = bias + columns·weight, or result += columns·weight for taps after the first ones.
-    auto product = [&](const A* columns, A* result, int64_t count, int64_t k0) {
+    auto product = [&](const V* columns, V* result, int64_t count, int64_t k0) {
       for (int64_t q = 0; q < s.g; ++q) {
-        const A* const group = columns + q * taps * s.Cg;
-        A* const to = result + q * s.Og;
-        const A* const start = k0 == 0 ? biases.data() + q * s.Og : to;
+        const V* const group = columns + q * taps * s.Cg;
+        V* const to = result + q * s.Og;
+        const V* const start = k0 == 0 ? biases.data() + q * s.Og : to;
         if (ours)
           panels.multiply(to, s.O, start, k0 == 0 ? 0 : s.O, group, pitch, count, q, k0 / taps);
-        else if (!mm<A>({to, count, s.Og, s.O, 1}, {group, count, KCg, pitch, 1},
+        else if (!mm<V>({to, count, s.Og, s.O, 1}, {group, count, KCg, pitch, 1},
                         {weights.data + q * s.Og * KCg, KCg, s.Og, 1, KCg}))
           ok = false;
       }
       if (bias && !ours)
         for (int64_t p = 0; p < count; ++p)
-          for (int64_t o = 0; o < s.O; ++o) result[p * s.O + o] += biases[o];
+          for (int64_t o = 0; o < s.O; ++o) result[p * s.O + o] = V(A(result[p * s.O + o]) + A(biases[o]));
     };
 
     auto compute = [&](Lane& lane, int64_t tile) {
@@ -81,16 +80,17 @@ Tensor deform_conv2d(const Tensor& input, const Tensor& offset, const Tensor& we
       const Samples<A> at = lane.sampler->set(0, tiles.largest);
       const M* image = map.data + n * s.H * s.W * s.C;
       T* const first = out + n * s.O * s.P + p0 * (last ? s.O : 1);
-      A* const result = direct ? reinterpret_cast<A*>(first) : lane.result;
+      V* const result = direct ? reinterpret_cast<V*>(first) : lane.result;
       lane.sampler->begin_tile(p0, count);
       if (s.depthwise) {
         // No product, so no columns: all taps of a position are added up in registers.
         for (int64_t j = 0; j < s.G; ++j) {
           for (int64_t k = 0; k < s.K; ++k)
             lane.sampler->locate_tap(lane.sampler->set(k, tiles.largest), n, j, k, p0, count);
-          for (const auto& part : parts[j])
-            blend(result + part.c0, s.C, at, tiles.largest, s.K, lane.taps, weights.data + part.c0,
-                  biases.data() + part.c0, image + part.c0, zeros.data(), s.C, part.size, count);
+          if constexpr (std::is_same_v<V, A>)
+            for (const auto& part : parts[j])
+              blend(result + part.c0, s.C, at, tiles.largest, s.K, lane.taps, weights.data + part.c0,
+                    biases.data() + part.c0, image + part.c0, zeros.data(), s.C, part.size, count);
         }
       } else {
         for (int64_t k0 = 0; k0 < s.K; k0 += taps) {
@@ -117,7 +117,8 @@ Tensor deform_conv2d(const Tensor& input, const Tensor& offset, const Tensor& we
     parallel_products(lanes, [&](int64_t i) {
       for (int64_t t = tiles.count * i / lanes; t < tiles.count * (i + 1) / lanes; ++t) compute(own[i], t);
     });
-  });
+  };
+  by_products(input.scalar_type(), s.depthwise, run);
   STD_TORCH_CHECK(ok, "deform_conv2d: a matrix product failed");
   return output;
 }

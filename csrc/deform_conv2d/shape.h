@@ -80,6 +80,18 @@ struct Shape {
         depthwise(Cg == 1 && Og == 1 && g > 1) {}
 };
 
+// Call f with values of the types of maps, sums, and matrices to multiply: bfloat16 where the processor multiplies it.
+template <class F>
+void by_products(ScalarType type, bool depthwise, F&& f) {
+  dispatch(type, [&](auto zero) {
+    using T = decltype(zero);
+    using A = typename Work<T>::type;
+    if constexpr (std::is_same_v<T, BFloat16>)
+      if (bfloat16_products() && !depthwise) return f(zero, A{}, zero);
+    f(zero, A{}, A{});
+  });
+}
+
 // Channels with one offset group and one convolution group. Tap k of channel c0 stands at column `first + k·step`:
 // group by group, tap-major inside, so that each group is one matrix; depthwise needs none and stays tap-major.
 struct Segment {
