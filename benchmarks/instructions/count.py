@@ -3,9 +3,9 @@
 python benchmarks/instructions/count.py            compare; status 1 where a count left ±5 %
 python benchmarks/instructions/count.py --write    write counts.json anew
 
-Counted is what executes inside pliant's own library, in one thread, on small shapes; matrix products and allocation are
-not. Valgrind's processor has AVX2, whatever the machine has, so machines agree; compilers do not, and counts of another
-compiler than the one in counts.json are printed without a verdict.
+Counted is what executes inside pliant's own library, in one thread, on small shapes; torch's matrix products and
+allocation are not. Valgrind's processor has AVX2, whatever the machine has, so machines agree; compilers do not, and
+counts of another compiler than the one in counts.json are printed without a verdict.
 """
 
 from __future__ import annotations
