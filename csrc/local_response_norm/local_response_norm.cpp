@@ -7,6 +7,7 @@
 // is a plain sum of shifted rows. Neighbouring blocks compute the squares at their seam twice; nothing is shared,
 // which makes the result the same for any number of threads.
 #include "loops.h"
+#include "three_quarters.h"
 
 namespace pliant {
 namespace {
@@ -115,13 +116,31 @@ void backward_block(const Job<T>& job, const Block& b, S* q, S* spare, S* ratio,
            });
 }
 
-constexpr int64_t RING = 8;  // rows that the gradient keeps, a power of two, at least FUSED
+constexpr int64_t RING = FUSED;  // rows that the gradient keeps: as few as do, to stay in the nearest cache
+
+// Row c of a tile of columns, and the gradient of the row whose window ends with it.
+void estimated_row(const Job<float>& job, const float* const* p, int64_t start, int64_t c, int64_t n, float* scaled,
+                   float* ratio, const float* zeros) {
+  const int64_t inner = job.shape.inner, pitch = job.pitch, at = start + c * inner;
+  if (!job.grad) return three_quarters::forward_row(job, p, job.x + at, job.out + at, n);
+  const int64_t i = c - job.before, then = start + i * inner;
+  const float* ratios[FUSED - 1];
+  for (int64_t j = 0; j < FUSED - 1; ++j) {
+    const int64_t row = c - (FUSED - 1) + j;
+    ratios[j] = row >= 0 ? ratio + row % RING * pitch : zeros;
+  }
+  three_quarters::backward_row(job, p, job.x + at, job.grad + at, scaled + c % RING * pitch, ratio + c % RING * pitch,
+                               ratios, i < 0 ? nullptr : job.x + then, i < 0 ? nullptr : scaled + i % RING * pitch,
+                               i < 0 ? nullptr : job.out + then, n);
+}
+void estimated_row(const Job<double>&, const double* const*, int64_t, int64_t, int64_t, double*, double*,
+                   const double*) {}  // never called
 
 // One tile of columns, row after row: the tensor is read once from memory and FUSED times from the nearest cache.
 template <class S>
 void run_rows(const Job<S>& job, int64_t begin, int64_t end, S* zeros) {
-  const int64_t C = job.shape.rows, inner = job.shape.inner, columns = job.columns;
-  S *const ratio = zeros + columns, *const scaled = ratio + RING * columns;
+  const int64_t C = job.shape.rows, inner = job.shape.inner, columns = job.columns, pitch = job.pitch;
+  S *const ratio = zeros + pitch, *const scaled = ratio + RING * pitch;
   std::fill(zeros, zeros + columns, S(0));
   const S* p[FUSED];
   for (int64_t index = begin; index < end; ++index) {
@@ -129,10 +148,14 @@ void run_rows(const Job<S>& job, int64_t begin, int64_t end, S* zeros) {
     const int64_t start = index / job.tiles * C * inner + column;
     for (int64_t c = 0; c < C + (job.grad ? job.before : 0); ++c) {
       if (c < C) {
-        const int64_t at = start + c * inner, slot = c % RING * columns;
+        const int64_t at = start + c * inner, slot = c % RING * pitch;
         for (int64_t j = 0; j < FUSED; ++j) {
           const int64_t row = c - job.before + j;
           p[j] = row >= 0 && row < C ? job.x + start + row * inner : zeros;
+        }
+        if (job.estimated) {
+          estimated_row(job, p, start, c, n, scaled, ratio, zeros);
+          continue;
         }
         if (job.grad) ratio_row(job, p, job.x + at, job.grad + at, scaled + slot, ratio + slot, n);
         else forward_row(job, p, job.x + at, job.out + at, n);
@@ -142,9 +165,9 @@ void run_rows(const Job<S>& job, int64_t begin, int64_t end, S* zeros) {
       if (job.grad && i >= 0) {
         for (int64_t j = 0; j < FUSED; ++j) {
           const int64_t row = i - job.after + j;
-          p[j] = row >= 0 && row < C ? ratio + row % RING * columns : zeros;
+          p[j] = row >= 0 && row < C ? ratio + row % RING * pitch : zeros;
         }
-        gather_row(job, p, job.x + at, scaled + i % RING * columns, job.out + at, n);
+        gather_row(job, p, job.x + at, scaled + i % RING * pitch, job.out + at, n);
       }
     }
   }
@@ -153,13 +176,22 @@ void run_rows(const Job<S>& job, int64_t begin, int64_t end, S* zeros) {
 // Elements of scratch that one thread needs.
 template <class T>
 int64_t scratch_size(const Job<T>& job) {
-  return job.by_rows ? (1 + 2 * RING) * job.columns : (job.grad ? 4 : 2) * job.batch * job.item;
+  if (job.by_pixels) return job.grad ? 4 * (job.shape.rows + FUSED - 1) : 1;
+  return job.by_rows ? (1 + 2 * RING) * job.pitch : (job.grad ? 4 : 2) * job.batch * job.item;
 }
 
 template <class T, class S>
 void run(const Job<T>& job, int64_t begin, int64_t end, S* q) {
   if constexpr (std::is_same_v<T, S>) {
     if (job.by_rows) return run_rows(job, begin, end, q);
+  }
+  if constexpr (std::is_same_v<T, float>) {
+    if (job.by_pixels) {
+      const int64_t pixels = std::min(end * job.batch, job.shape.outer) - begin * job.batch;
+      const int64_t at = begin * job.batch * job.shape.rows;
+      if (job.grad) return three_quarters::backward_pixels(job, job.x + at, job.grad + at, job.out + at, pixels, q);
+      return three_quarters::forward_pixels(job, job.x + at, job.out + at, pixels);
+    }
   }
   const int64_t size = job.batch * job.item;
   for (int64_t index = begin; index < end; ++index) {
@@ -173,14 +205,27 @@ void run(const Job<T>& job, int64_t begin, int64_t end, S* q) {
 template <class T>
 void plan(Job<T>& job, int64_t budget) {
   const Shape& s = job.shape;
+  const bool estimates =
+      std::is_same_v<T, float> && job.fused && job.power == Power::three_quarters && three_quarters::supported();
+  job.estimated = job.by_pixels = estimates && s.inner == 1 && s.rows >= 8 && s.rows <= budget;
+  job.by_rows = false;
+  if (job.by_pixels) {
+    job.tiles = job.columns = job.chunks = 1;
+    job.chunk = s.rows;
+    job.batch = budget / s.rows;
+    job.blocks = (s.outer + job.batch - 1) / job.batch;
+    return;
+  }
   job.by_rows = std::is_same_v<T, typename Work<T>::type> && job.fused && s.inner >= 48;
   if (job.by_rows) {
     // Wide tiles read memory in order; FUSED rows of one still fit into the nearest cache.
     job.tiles = (s.inner + 1023) / 1024;
     job.columns = ((s.inner + job.tiles - 1) / job.tiles + 15) / 16 * 16;
     job.tiles = (s.inner + job.columns - 1) / job.columns;
+    job.pitch = job.columns + 16;  // rows a power of two apart would share the same few lines of a cache
     job.batch = 1, job.chunk = s.rows, job.chunks = 1;
     job.blocks = s.outer * job.tiles;
+    job.estimated = estimates && s.inner - (job.tiles - 1) * job.columns >= 8;
     return;
   }
   const int64_t reach = (job.taps - 1) * (job.grad ? 2 : 1);

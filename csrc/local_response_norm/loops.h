@@ -27,6 +27,7 @@ struct Job {
   S a, k, beta, beta_rest, factor;  // factor = 2·a·β
   Power power;
   bool fused, by_rows;  // fused: the loops sum FUSED taps themselves; by_rows: they read the tensor's own rows
+  bool by_pixels, estimated;  // by_pixels: a row is one element; estimated: the loops of three_quarters.h
   int64_t batch, chunk, columns, chunks, tiles, blocks;
   int64_t pitch, item;  // elements from row to row of the scratch, and from outer item to outer item
 

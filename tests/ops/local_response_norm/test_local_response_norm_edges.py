@@ -71,6 +71,27 @@ def test_kernel_follows_ieee_where_the_reference_does(beta: float, k: float) -> 
     assert torch.allclose(y.nan_to_num(), expected.nan_to_num(), rtol=1e-5, atol=1e-44)
 
 
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("k", [-2.0, 0.0, 1e-42, 1.0, 1e38])
+def test_five_channels_to_three_quarters_follow_ieee_too(k: float, channels_last: bool) -> None:
+    """AlexNet's exponent has loops of its own, which estimate: beside odd divisors, and where a run has a rest."""
+    scales = torch.tensor([0.0, 1e-25, 1e-19, 1e-12, 1.0, 3.0, 1e12, 1e18, 1e25])
+    x = torch.rand(2, 13, 7, 9, generator=torch.Generator().manual_seed(3)) + 0.5
+    x = x * scales.repeat(7).view(7, 9)  # a pixel has one magnitude in all channels
+    if channels_last:
+        x = x.contiguous(memory_format=torch.channels_last)
+    y = local_response_norm(x, 5, 5.0, 0.75, k, implementation="native")
+    expected = local_response_norm(x.double(), 5, 5.0, 0.75, k, implementation="reference")
+    square = x.double().square()
+    total = k + sum(torch.nn.functional.pad(square, (0, 0, 0, 0, 2, 2))[:, j : j + 13] for j in range(5))
+    exact = (total > 1e-37) & (total < 3e38) & ((square > 1e-37) | (k > 1e-37))
+    assert exact.any()
+    assert ((y - expected).abs() <= 1e-6 * expected.abs() + 1e-44)[exact].all()
+    single = local_response_norm(x, 5, 5.0, 0.75, k, implementation="reference")
+    assert torch.equal(y.isnan(), single.isnan())
+    assert torch.allclose(y.nan_to_num(), single.nan_to_num(), rtol=1e-5, atol=1e-44)
+
+
 def test_float16_does_not_overflow(implementation: str) -> None:
     x = torch.full((1, 5, 2, 2), 1000.0, dtype=torch.float16)
     y = local_response_norm(x, 5, 1e-4, 0.75, 1.0, implementation=implementation)
