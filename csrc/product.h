@@ -149,17 +149,25 @@ template <class V>
 class Panels {
  public:
   Panels() = default;
-  // `count` matrices, element (k, n) of the i-th at i·step + k·sk + n·sn.
-  Panels(const V* from, int64_t count, int64_t step, int64_t sk, int64_t sn, int64_t depth, int64_t width,
-         int64_t chunk)
-      : depth_(depth), width_(width), chunk_(chunk), each_(pieces(width, kPanel)), memory_(count * depth * each_ * kPanel) {
-    parallel(count * each_, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t at = begin; at < end; ++at)
-        for (int64_t c = 0; c < pieces(depth, chunk); ++c)
-          for_runs(c, [&](int64_t k, int64_t run) {
-            const int64_t i = at / each_, n = at % each_ * kPanel;
-            pack(panel(i, n, k, run), from + i * step + k * sk + n * sn, sk, sn, run, std::min(kPanel, width - n));
-          });
+  // `count` matrices; element (k, n + j) of the i-th stands k·sk + j·sn after what rows(i, n, width, room) returns, which
+  // may use `room` for `scratch` elements.
+  template <class F>
+  Panels(int64_t count, int64_t depth, int64_t width, int64_t chunk, int64_t sk, int64_t sn, int64_t scratch, F&& rows)
+      : depth_(depth),
+        width_(width),
+        chunk_(chunk),
+        each_(pieces(width, kPanel)),
+        memory_(count * depth * each_ * kPanel) {
+    const int64_t all = count * each_, lanes = std::min<int64_t>(torch::stable::get_num_threads(), all);
+    const Buffer<V> room(lanes * scratch);
+    parallel(lanes, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t lane = begin; lane < end; ++lane)
+        for (int64_t at = all * lane / lanes; at < all * (lane + 1) / lanes; ++at) {
+          const int64_t i = at / each_, n = at % each_ * kPanel, some = std::min(kPanel, width - n);
+          const V* from = rows(i, n, some, room.get() + lane * scratch);
+          for (int64_t c = 0; c < pieces(depth, chunk); ++c)
+            for_runs(c, [&](int64_t k, int64_t run) { pack(panel(i, n, k, run), from + k * sk, sk, sn, run, some); });
+        }
     });
   }
 

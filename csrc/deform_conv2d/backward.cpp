@@ -82,7 +82,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> deform_conv2d_backward(const Tensor& 
   auto run = [&]<class T, class A, class V>(T, A, V) {
     using M = std::conditional_t<std::is_same_v<T, BFloat16>, T, A>;  // as in forward
     const Map<M> map(input);
-    const Weights<V> weights(weight, s);
+    Weights<V> weights(weight, s);
     const std::vector<M> zeros(s.C, M(0.0f));
     const Planes grads(grad);
     const int64_t KC = s.K * s.C, KCg = s.K * s.Cg;
@@ -93,9 +93,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> deform_conv2d_backward(const Tensor& 
     const Tiles tiles(s, 3 << 20, KC * sizeof(V));
     const int64_t lanes = std::clamp<int64_t>(torch::stable::get_num_threads(), 1, std::max<int64_t>(tiles.count, 1));
     const bool want_columns_grad = want_input || want_offset || want_mask;
+    const V* const ordered = want_columns_grad ? weights.data() : nullptr;
     std::vector<Panels<V>> panels;
     for (int64_t k = 0; k < s.K && ours && want_columns_grad; k += taps)
-      panels.emplace_back(weights.data + k * s.Cg, s.g, s.Og * KCg, KCg, 1, s.Og, std::min(taps, s.K - k) * s.Cg, s.Og);
+      panels.emplace_back(s.g, s.Og, std::min(taps, s.K - k) * s.Cg, s.Og, KCg, 1, 0,
+                          [&](int64_t q, int64_t n, int64_t, V*) { return ordered + q * s.Og * KCg + k * s.Cg + n; });
     const std::vector<V> nothing(taps * s.Cg, V(0.0f));
 
     // Products want a tile's gradient once as [positions][O], once as [O][positions]: the gradient's own memory serves as
@@ -168,14 +170,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> deform_conv2d_backward(const Tensor& 
         const int64_t k0 = chunk * taps, k1 = std::min(k0 + taps, s.K), width = (k1 - k0) * s.Cg;
         V* const columns_grad = lane.columns_grad + chunk * tiles.largest * pitch;
         if constexpr (std::is_same_v<V, A>)
-          if (want_columns_grad && s.depthwise) spread(columns_grad, rows, rows_stride, weights.data, s.K, s.C, count);
+          if (want_columns_grad && s.depthwise) spread(columns_grad, rows, rows_stride, ordered, s.K, s.C, count);
         for (int64_t q = 0; q < s.g && want_columns_grad && !s.depthwise; ++q) {
           V* const to = columns_grad + q * taps * s.Cg;
           const V* const left = rows + q * s.Og;
           if (ours)
             panels[chunk].multiply(to, pitch, nothing.data(), 0, left, rows_stride, count, q, 0);
           else if (!mm<V>({to, count, width, pitch, 1}, {left, count, s.Og, rows_stride, 1},
-                          {weights.data + q * s.Og * KCg, s.Og, width, KCg, 1}))
+                          {ordered + q * s.Og * KCg, s.Og, width, KCg, 1}))
             ok = false;
         }
 

@@ -20,7 +20,7 @@ Tensor deform_conv2d(const Tensor& input, const Tensor& offset, const Tensor& we
     // bfloat16 widens as fast as it is read: no copy in float, half of the bytes. float16 does not everywhere.
     using M = std::conditional_t<std::is_same_v<T, BFloat16>, T, A>;
     const Map<M> map(input);
-    const Weights<V> weights(weight, s);
+    Weights<V> weights(weight, s);
     std::vector<V> biases(s.O);
     const std::vector<M> zeros(s.C, M(0.0f));
     if (bias)
@@ -38,7 +38,11 @@ Tensor deform_conv2d(const Tensor& input, const Tensor& offset, const Tensor& we
     const Tiles tiles(s, ours ? 384 << 10 : 6 << 20, pitch * sizeof(V));
     const int64_t lanes = std::min<int64_t>(torch::stable::get_num_threads(), tiles.count);
     Panels<V> panels;
-    if (ours) panels = Panels<V>(weights.data, s.g, s.Og * KCg, 1, KCg, KCg, s.Og, taps * s.Cg);
+    if (ours)
+      panels = Panels<V>(s.g, KCg, s.Og, taps * s.Cg, 1, KCg, kPanel * KCg, [&](int64_t q, int64_t n, int64_t count, V* room) {
+        return weights.filters(q * s.Og + n, count, room);
+      });
+    const V* const ordered = ours ? nullptr : weights.data();
     // Products are [positions][O]: written where they belong if that is the output's form, else put there afterwards.
     const bool direct = std::is_same_v<T, V> && last;
     T* const out = static_cast<T*>(output.mutable_data_ptr());
@@ -67,7 +71,7 @@ Tensor deform_conv2d(const Tensor& input, const Tensor& offset, const Tensor& we
         if (ours)
           panels.multiply(to, s.O, start, k0 == 0 ? 0 : s.O, group, pitch, count, q, k0 / taps);
         else if (!mm<V>({to, count, s.Og, s.O, 1}, {group, count, KCg, pitch, 1},
-                        {weights.data + q * s.Og * KCg, KCg, s.Og, 1, KCg}))
+                        {ordered + q * s.Og * KCg, KCg, s.Og, 1, KCg}))
           ok = false;
       }
       if (bias && !ours)
@@ -89,7 +93,7 @@ Tensor deform_conv2d(const Tensor& input, const Tensor& offset, const Tensor& we
             lane.sampler->locate_tap(lane.sampler->set(k, tiles.largest), n, j, k, p0, count);
           if constexpr (std::is_same_v<V, A>)
             for (const auto& part : parts[j])
-              blend(result + part.c0, s.C, at, tiles.largest, s.K, lane.taps, weights.data + part.c0,
+              blend(result + part.c0, s.C, at, tiles.largest, s.K, lane.taps, ordered + part.c0,
                     biases.data() + part.c0, image + part.c0, zeros.data(), s.C, part.size, count);
         }
       } else {

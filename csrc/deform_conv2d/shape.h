@@ -134,36 +134,55 @@ struct Tiles {
 
 // The weight as [O][K][C/g], each group one matrix: a channels_last weight is that already. Depthwise as [K][C].
 template <class A>
-struct Weights {
-  const A* data;
-  Buffer<A> copy;
+class Weights {
+ public:
+  Weights(const Tensor& t, const Shape& s) : s_(s), from_(t) {
+    if (int32_t(from_.type) == kScalarType<A> && !s.depthwise && from_.w == s.Cg && from_.h == s.Kw * s.Cg &&
+        from_.n == s.K * s.Cg && (from_.c == 1 || s.Cg == 1))
+      data_ = static_cast<const A*>(from_.data);
+  }
 
-  Weights(const Tensor& t, const Shape& s) {
-    const Planes from(t);
-    if (int32_t(from.type) == kScalarType<A> && !s.depthwise && from.w == s.Cg && from.h == s.Kw * s.Cg &&
-        from.n == s.K * s.Cg && (from.c == 1 || s.Cg == 1)) {
-      data = static_cast<const A*>(from.data);
-      return;
-    }
-    copy = Buffer<A>(s.O * s.K * s.Cg);
-    data = copy.get();
+  // All of it.
+  const A* data() {
+    if (data_) return data_;
+    copy_ = Buffer<A>(s_.O * s_.K * s_.Cg);
+    parallel(s_.O, 16, [&](int64_t begin, int64_t end) { order(copy_.get(), 0, begin, end); });
+    return data_ = copy_.get();
+  }
+
+  // Filters [first, first + count): their memory, or `room` for as many with a copy.
+  const A* filters(int64_t first, int64_t count, A* room) const {
+    if (data_) return data_ + first * s_.K * s_.Cg;
+    order(room, first, first, first + count);
+    return room;
+  }
+
+ private:
+  // Write filters [begin, end) where `to` begins with filter `zero`.
+  void order(A* to, int64_t zero, int64_t begin, int64_t end) const {
+    const Shape& s = s_;
+    const Planes& f = from_;
     const int64_t so = s.depthwise ? 1 : s.K * s.Cg, sk = s.depthwise ? s.C : s.Cg;
-    dispatch(from.type, [&](auto zero) {
-      const auto* in = static_cast<const decltype(zero)*>(from.data);
-      parallel(s.O, 16, [&](int64_t begin, int64_t end) {
-        if (!s.depthwise && from.w == 1 && from.h == s.Kw && from.c == s.K) {
-          for (int64_t o = begin; o < end; ++o)
-            for (int64_t c = 0; c < s.Cg; c += kBlock)
-              transpose(copy.get() + o * so + c, sk, in + o * from.n + c * s.K, s.K, s.K, std::min(kBlock, s.Cg - c));
-          return;
+    dispatch(f.type, [&](auto element) {
+      const auto* in = static_cast<const decltype(element)*>(f.data);
+      for (int64_t o = begin; o < end; ++o) {
+        A* const filter = to + (o - zero) * so;
+        if (!s.depthwise && f.w == 1 && f.h == s.Kw && f.c == s.K) {
+          for (int64_t c = 0; c < s.Cg; c += kBlock)
+            transpose(filter + c, sk, in + o * f.n + c * s.K, s.K, s.K, std::min(kBlock, s.Cg - c));
+          continue;
         }
-        for (int64_t o = begin; o < end; ++o)
-          for (int64_t k = 0; k < s.K; ++k)
-            for (int64_t c = 0; c < s.Cg; ++c)
-              copy.get()[o * so + k * sk + c] = A(in[o * from.n + c * from.c + k / s.Kw * from.h + k % s.Kw * from.w]);
-      });
+        for (int64_t k = 0; k < s.K; ++k)
+          for (int64_t c = 0; c < s.Cg; ++c)
+            filter[k * sk + c] = A(in[o * f.n + c * f.c + k / s.Kw * f.h + k % s.Kw * f.w]);
+      }
     });
   }
+
+  const Shape& s_;
+  Planes from_;
+  const A* data_ = nullptr;
+  Buffer<A> copy_;
 };
 
 // Everything one thread needs of its own to sample a tile.
