@@ -37,6 +37,12 @@
 #else
 #define PLIANT_CLONES
 #endif
+// What is written for AVX2 alone is called where the processor has it.
+#if defined(__x86_64__)
+#define PLIANT_AVX2 __attribute__((target("avx2,fma")))
+#else
+#define PLIANT_AVX2
+#endif
 #define PLIANT_INLINE inline __attribute__((always_inline))
 
 namespace pliant {

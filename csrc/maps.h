@@ -12,9 +12,9 @@ inline Tensor empty_map(const Tensor& like, int64_t N, int64_t C, int64_t H, int
       last ? torch::headeronly::MemoryFormat::ChannelsLast : torch::headeronly::MemoryFormat::Contiguous);
 }
 
-// The map as A, a type of sums or BFloat16, channels-last and dense: the tensor's own memory where it is that already, else one converted copy.
-// Where channels take turns in groups (position-sensitive maps), channel c·groups + q becomes q·(C/groups) + c: those of
-// one turn lie side by side.
+// The map as A, a type of sums or BFloat16, channels-last and dense: the tensor's own memory where it is that already,
+// else one converted copy. Where channels take turns in groups (position-sensitive maps), channel c·groups + q becomes
+// q·(C/groups) + c: those of one turn lie side by side.
 template <class A>
 struct Map {
   const A* data;

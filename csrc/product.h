@@ -8,17 +8,13 @@
 
 #include "common.h"
 
-#if defined(__x86_64__)
-#define PLIANT_AVX2 __attribute__((target("avx2,fma")))
-#else
-#define PLIANT_AVX2
-#endif
-
 namespace pliant {
 
 // PLIANT_PRODUCTS=torch leaves every product to torch, PLIANT_PRODUCTS=bfloat16 multiplies bfloat16 as such anywhere.
 inline bool asked_for(const char* products) {
   const char* const asked = std::getenv("PLIANT_PRODUCTS");
+  STD_TORCH_CHECK(!asked || std::strcmp(asked, "torch") == 0 || std::strcmp(asked, "bfloat16") == 0,
+                  "PLIANT_PRODUCTS must be torch or bfloat16, got ", asked);
   return asked && std::strcmp(asked, products) == 0;
 }
 
@@ -26,8 +22,8 @@ inline bool asked_for(const char* products) {
 template <class V>
 bool our_products() {
 #if defined(__x86_64__)
-  static const bool ours = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-                           !__builtin_cpu_supports("avx512f") && !asked_for("torch");
+  static const bool ours = !asked_for("torch") && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                           !__builtin_cpu_supports("avx512f");
   return ours && std::is_same_v<V, float>;
 #else
   return false;
@@ -37,7 +33,7 @@ bool our_products() {
 // Whether the processor multiplies bfloat16, which is several times faster than float: AMX comes with AVX512-BF16.
 inline bool bfloat16_products() {
 #if defined(__x86_64__)
-  static const bool fast = (__builtin_cpu_supports("avx512bf16") && !asked_for("torch")) || asked_for("bfloat16");
+  static const bool fast = (!asked_for("torch") && __builtin_cpu_supports("avx512bf16")) || asked_for("bfloat16");
 #else
   static const bool fast = asked_for("bfloat16");
 #endif

@@ -39,9 +39,10 @@ Tensor deform_conv2d(const Tensor& input, const Tensor& offset, const Tensor& we
     const int64_t lanes = std::min<int64_t>(torch::stable::get_num_threads(), tiles.count);
     Panels<V> panels;
     if (ours)
-      panels = Panels<V>(s.g, KCg, s.Og, taps * s.Cg, 1, KCg, kPanel * KCg, [&](int64_t q, int64_t n, int64_t count, V* room) {
-        return weights.filters(q * s.Og + n, count, room);
-      });
+      panels = Panels<V>(s.g, KCg, s.Og, taps * s.Cg, 1, KCg, kPanel * KCg,
+                         [&](int64_t q, int64_t n, int64_t count, V* room) {
+                           return weights.filters(q * s.Og + n, count, room);
+                         });
     const V* const ordered = ours ? nullptr : weights.data();
     // Products are [positions][O]: written where they belong if that is the output's form, else put there afterwards.
     const bool direct = std::is_same_v<T, V> && last;

@@ -7,7 +7,6 @@
 
 #if defined(__x86_64__)
 #include <immintrin.h>
-#define PLIANT_AVX2 __attribute__((target("avx2,fma")))
 
 namespace pliant {
 namespace {

@@ -80,3 +80,12 @@ def test_the_other_products(products: str) -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
     ran = subprocess.run(command, env=os.environ | {"PLIANT_PRODUCTS": products}, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stdout
+
+
+def test_other_products_than_there_are_are_refused() -> None:
+    call = "import torch; from pliant.ops import deform_conv2d\n"
+    call += "deform_conv2d(torch.ones(1, 1, 3, 3), torch.zeros(1, 2, 3, 3), torch.ones(1, 1, 1, 1))"
+    ran = subprocess.run(
+        [sys.executable, "-c", call], env=os.environ | {"PLIANT_PRODUCTS": "mine"}, capture_output=True, text=True
+    )
+    assert "PLIANT_PRODUCTS must be torch or bfloat16, got mine" in ran.stderr
