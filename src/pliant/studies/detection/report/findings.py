@@ -38,17 +38,23 @@ CLAIMS = (
         "dconv-c5", "regular", "v1, tables 1 and 3",
     ),
     Claim(
-        "It beats a fixed dilation in the same layers",
+        "Deformable convolution in the last stage beats a fixed dilation",
         "dconv-c5", "dilated-c5", "v1, table 3: by AP at strict overlap, hardly at 0.5, for Faster R-CNN",
     ),
-    Claim("… also in the last three stages", "dconv-c3-c5", "dilated-c3-c5", "v1, table 3"),
-    Claim("The last three stages are better than the last alone", "dconv-c3-c5", "dconv-c5", "v2: 2.0 to 3.0"),
+    Claim(
+        "In the last three stages deformable convolution beats a fixed dilation",
+        "dconv-c3-c5", "dilated-c3-c5", "v1, table 3",
+    ),
+    Claim(
+        "Deformable convolution in the last three stages beats the last alone",
+        "dconv-c3-c5", "dconv-c5", "v2: 2.0 to 3.0",
+    ),
     Claim(
         "Deformable RoI pooling adds to deformable convolution",
         "dconv-c3-c5-dpool", "dconv-c3-c5", "v1, table 3: above all at strict overlap",
     ),
     Claim(
-        "… above all at strict overlap (AP75)",
+        "Deformable RoI pooling adds at strict overlap",
         "dconv-c3-c5-dpool", "dconv-c3-c5", "v1, table 3", column="AP75",
     ),
     Claim(
@@ -56,15 +62,18 @@ CLAIMS = (
         "mdconv-c3-c5", "dconv-c3-c5", "v2: 0.3 to 0.7; mmdetection measured 0.1",
     ),
     Claim(
-        "Modulation adds where RoI pooling is deformable too",
+        "Modulation adds to deformable convolution and pooling",
         _FULL, "dconv-c3-c5-dpool", "v2: 0.3 to 0.7; mmdetection's modulated pooling is not better than its plain one",
     ),
     Claim("The full network beats the regular one", _FULL, "regular", "v2, table 1: 41.7 against 34.7"),
-    Claim("… for large objects too", _FULL, "regular", "v2, table 1", column="APl"),
-    Claim("… for small objects too", _FULL, "regular", "v2, table 1", column="APs"),
+    Claim("The full network beats the regular one on large objects", _FULL, "regular", "v2, table 1", column="APl"),
+    Claim("The full network beats the regular one on small objects", _FULL, "regular", "v2, table 1", column="APs"),
     Claim("Mimicking on the foreground improves the full network", "full-mimic-fg", _FULL, "v2, table 3: 1 to 1.4"),
     Claim("Mimicking on the background alone does next to nothing", "full-mimic-bg", _FULL, "v2, table 3", 0),
-    Claim("The foreground alone is better than both", "full-mimic-fg", "full-mimic-both", "v2, table 3"),
+    Claim(
+        "Mimicking on the foreground alone is better than on both",
+        "full-mimic-fg", "full-mimic-both", "v2, table 3",
+    ),
     Claim(
         "Mimicking does next to nothing for the regular network",
         "regular-mimic-fg", "regular", "v2, table 3: almost no gain", 0,
@@ -119,7 +128,7 @@ def _claims(results: Results, data: str) -> list[str]:
     for claim, gap in tested(results, data):
         if math.isnan(gap.low):
             continue
-        text = f"{claim.text[:1].lower()}{claim.text[1:]}" if claim.text[0] != "…" else claim.text
+        text = f"{claim.text[:1].lower()}{claim.text[1:]}"
         by.setdefault(verdict(claim, gap), []).append(f"{text} ({claim.column} {points(gap)})")
     words = {
         "shown": "Of the papers' claims {} show",
