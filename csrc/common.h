@@ -37,7 +37,7 @@
 #else
 #define PLIANT_CLONES
 #endif
-// What is written for AVX2 alone is called where the processor has it.
+// What is written for AVX2 alone; see avx2_and_nothing_wider.
 #if defined(__x86_64__)
 #define PLIANT_AVX2 __attribute__((target("avx2,fma")))
 #else
@@ -51,6 +51,18 @@ using torch::headeronly::BFloat16;
 using torch::headeronly::Half;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
+
+// Whether to take what is written for AVX2: whether it beats plain loops and torch's products in vectors of sixteen has
+// not been measured.
+inline bool avx2_and_nothing_wider() {
+#if defined(__x86_64__)
+  static const bool yes =
+      __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && !__builtin_cpu_supports("avx512f");
+  return yes;
+#else
+  return false;
+#endif
+}
 
 // The type that coordinates, weights and sums are held in: float, and double for double.
 template <class T>
@@ -218,6 +230,15 @@ PLIANT_INLINE void transpose(T* out, int64_t out_stride, const A* in, int64_t in
 #endif
   for (int64_t i = i0; i < rows; ++i)
     for (int64_t j = 0; j < cols; ++j) out[i * out_stride + j] = T(in[j * in_stride + i]);
+}
+
+// The same for a matrix of any size, block by block.
+template <class T, class A>
+void transpose_all(T* out, int64_t out_stride, const A* in, int64_t in_stride, int64_t rows, int64_t cols) {
+  for (int64_t i = 0; i < rows; i += kBlock)
+    for (int64_t j = 0; j < cols; j += kBlock)
+      transpose(out + i * out_stride + j, out_stride, in + j * in_stride + i, in_stride, std::min(kBlock, rows - i),
+                std::min(kBlock, cols - j));
 }
 
 // What torch calls channels_last when it must choose a format for a result.

@@ -21,13 +21,8 @@ inline bool asked_for(const char* products) {
 // Whether products in V are ours.
 template <class V>
 bool our_products() {
-#if defined(__x86_64__)
-  static const bool ours = !asked_for("torch") && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-                           !__builtin_cpu_supports("avx512f");
+  static const bool ours = !asked_for("torch") && avx2_and_nothing_wider();
   return ours && std::is_same_v<V, float>;
-#else
-  return false;
-#endif
 }
 
 // Whether the processor multiplies bfloat16, which is several times faster than float: AMX comes with AVX512-BF16.

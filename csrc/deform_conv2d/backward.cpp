@@ -29,15 +29,6 @@ PLIANT_INLINE void collect_impl(A* sums, const A* grad, int64_t stride, const A*
     }
 }
 
-// to[i][j] = from[j][i].
-template <class A>
-void turn(A* to, int64_t to_stride, const A* from, int64_t from_stride, int64_t rows, int64_t cols) {
-  for (int64_t i = 0; i < rows; i += kBlock)
-    for (int64_t j = 0; j < cols; j += kBlock)
-      transpose(to + i * to_stride + j, to_stride, from + j * from_stride + i, from_stride, std::min(kBlock, rows - i),
-                std::min(kBlock, cols - j));
-}
-
 PLIANT_CLONES void add(float* __restrict sums, const BFloat16* more, int64_t n) {
 #pragma omp simd
   for (int64_t i = 0; i < n; ++i) sums[i] += float(more[i]);
@@ -162,8 +153,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> deform_conv2d_backward(const Tensor& 
         turned = first, turned_stride = grads.c;
       else
         for (int64_t o = 0; o < s.O; ++o) grads.read(n, o, s.Wo, p0, count, lane.turned + o * count);
-      if (want_turned && as_rows) turn(lane.turned, turned_stride, rows, rows_stride, s.O, count);
-      if (want_rows && !as_rows) turn(lane.rows, rows_stride, turned, turned_stride, count, s.O);
+      if (want_turned && as_rows) transpose_all(lane.turned, turned_stride, rows, rows_stride, s.O, count);
+      if (want_rows && !as_rows) transpose_all(lane.rows, rows_stride, turned, turned_stride, count, s.O);
 
       lane.sampler->begin_tile(p0, count);
       for (int64_t chunk = 0; chunk < chunks; ++chunk) {

@@ -114,10 +114,7 @@ Tensor deform_conv2d(const Tensor& input, const Tensor& offset, const Tensor& we
         for (int64_t i = 0; i < count * s.O; ++i) first[i] = T(result[i]);
         return;
       }
-      for (int64_t o = 0; o < s.O; o += kBlock)
-        for (int64_t p = 0; p < count; p += kBlock)
-          transpose(first + o * s.P + p, s.P, result + p * s.O + o, s.O, std::min(kBlock, s.O - o),
-                    std::min(kBlock, count - p));
+      transpose_all(first, s.P, result, s.O, s.O, count);
     };
     parallel_products(lanes, [&](int64_t i) {
       for (int64_t t = tiles.count * i / lanes; t < tiles.count * (i + 1) / lanes; ++t) compute(own[i], t);

@@ -206,7 +206,7 @@ template <class T>
 void plan(Job<T>& job, int64_t budget) {
   const Shape& s = job.shape;
   const bool estimates =
-      std::is_same_v<T, float> && job.fused && job.power == Power::three_quarters && three_quarters::supported();
+      std::is_same_v<T, float> && job.fused && job.power == Power::three_quarters && avx2_and_nothing_wider();
   job.estimated = job.by_pixels = estimates && s.inner == 1 && s.rows >= 8 && s.rows <= budget;
   job.by_rows = false;
   if (job.by_pixels) {

@@ -14,13 +14,6 @@ namespace three_quarters {
 
 typedef float Eight __attribute__((vector_size(32)));
 
-inline bool supported() {
-  // Not with AVX-512: whether the plain loops in vectors of sixteen are slower has not been measured.
-  static const bool yes =
-      __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && !__builtin_cpu_supports("avx512f");
-  return yes;
-}
-
 PLIANT_AVX2 PLIANT_INLINE Eight load(const float* from) { return _mm256_loadu_ps(from); }
 PLIANT_AVX2 PLIANT_INLINE void store(float* to, Eight v) { _mm256_storeu_ps(to, v); }
 
@@ -149,8 +142,6 @@ PLIANT_AVX2 void backward_pixels(const Job<float>& job, const float* x, const fl
 namespace pliant {
 namespace {
 namespace three_quarters {
-
-inline bool supported() { return false; }
 
 // Never called.
 inline void forward_row(const Job<float>&, const float* const*, const float*, float*, int64_t) {}
