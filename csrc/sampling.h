@@ -23,8 +23,9 @@ struct Positions {
   A dy, dx;  // the tap's place in the kernel
 };
 
-// Find the corners of `count` samples. Outside rule and derivative convention: see docs/deform_conv2d.md.
-template <bool Clamp, class A>
+// Find the corners of `count` samples. Outside rule and derivative convention: see docs/deform_conv2d.md. In a framed map
+// (framed.h) one index is enough.
+template <bool Clamp, bool Frame, class A>
 PLIANT_INLINE void locate_impl(const Samples<A>& out, const Positions<A>& from, int64_t count, int64_t H, int64_t W) {
   const A *__restrict row = from.row, *__restrict column = from.column, *__restrict dy = from.y,
           *__restrict dx = from.x;
@@ -49,14 +50,19 @@ PLIANT_INLINE void locate_impl(const Samples<A>& out, const Positions<A>& from, 
   for (int64_t p = 0; p < count; ++p) {
     const A fy0 = std::floor(below[p]), fx0 = std::floor(beside[p]), fy = below[p] - fy0, fx = beside[p] - fx0;
     const int32_t counts = w0[p] != 0, top = int32_t(fy0), left = int32_t(fx0);
-    const int32_t b_in = top + 1 < rows, r_in = left + 1 < columns;
-    const int32_t t = counts & (top >= 0), b = counts & (Clamp | b_in), l = left >= 0, r = Clamp | r_in;
-    // Clamped, the corner beyond the last row is the last row.
-    const int64_t at = int64_t(top) * columns + left, down = Clamp ? b_in * columns : columns, across = Clamp ? r_in : 1;
-    i0[p] = at | ((t & l) - 1);
-    i1[p] = (at + across) | ((t & r) - 1);
-    i2[p] = (at + down) | ((b & l) - 1);
-    i3[p] = (at + down + across) | ((b & r) - 1);
+    if constexpr (Frame) {
+      i0[p] = ((int64_t(top) + 2) * (columns + 2) + left + 1) & -counts;
+    } else {
+      const int32_t b_in = top + 1 < rows, r_in = left + 1 < columns;
+      const int32_t t = counts & (top >= 0), b = counts & (Clamp | b_in), l = left >= 0, r = Clamp | r_in;
+      // Clamped, the corner beyond the last row is the last row.
+      const int64_t at = int64_t(top) * columns + left, down = Clamp ? b_in * columns : columns,
+                    across = Clamp ? r_in : 1;
+      i0[p] = at | ((t & l) - 1);
+      i1[p] = (at + across) | ((t & r) - 1);
+      i2[p] = (at + down) | ((b & l) - 1);
+      i3[p] = (at + down + across) | ((b & r) - 1);
+    }
     w0[p] = (1 - fy) * (1 - fx);
     w1[p] = (1 - fy) * fx;
     w2[p] = fy * (1 - fx);
@@ -215,19 +221,25 @@ PLIANT_INLINE void scatter_impl(A* map, const V* grad, int64_t stride, const Sam
 }
 
 // The kernels of one tap, once per instruction level.
-[[maybe_unused]] PLIANT_CLONES static void locate(const Samples<float>& o, const Positions<float>& from, int64_t n,
-                                                  int64_t H, int64_t W, bool clamp) {
-  if (clamp)
-    locate_impl<true>(o, from, n, H, W);
+template <class A>
+PLIANT_INLINE void locate_any(const Samples<A>& o, const Positions<A>& from, int64_t n, int64_t H, int64_t W, bool clamp,
+                              bool frame) {
+  if (clamp && frame)
+    locate_impl<true, true>(o, from, n, H, W);
+  else if (clamp)
+    locate_impl<true, false>(o, from, n, H, W);
+  else if (frame)
+    locate_impl<false, true>(o, from, n, H, W);
   else
-    locate_impl<false>(o, from, n, H, W);
+    locate_impl<false, false>(o, from, n, H, W);
+}
+[[maybe_unused]] PLIANT_CLONES static void locate(const Samples<float>& o, const Positions<float>& from, int64_t n,
+                                                  int64_t H, int64_t W, bool clamp, bool frame) {
+  locate_any(o, from, n, H, W, clamp, frame);
 }
 [[maybe_unused]] PLIANT_CLONES static void locate(const Samples<double>& o, const Positions<double>& from, int64_t n,
-                                                  int64_t H, int64_t W, bool clamp) {
-  if (clamp)
-    locate_impl<true>(o, from, n, H, W);
-  else
-    locate_impl<false>(o, from, n, H, W);
+                                                  int64_t H, int64_t W, bool clamp, bool frame) {
+  locate_any(o, from, n, H, W, clamp, frame);
 }
 #define PLIANT_SAMPLES(A, M, V)                                                                                        \
   [[maybe_unused]] PLIANT_CLONES static void gather(V* o, int64_t s, const Samples<A>& at, const M* x, const M* z,     \

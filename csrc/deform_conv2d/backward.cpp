@@ -46,6 +46,53 @@ PLIANT_CLONES void collect(double* o, const double* g, int64_t s, const double* 
   collect_impl(o, g, s, x, K, C, n);
 }
 
+// The input's gradient while it grows, in A: framed, or channels-last, in the result's own memory where that is its form.
+template <class A>
+class Sums {
+ public:
+  Sums(Tensor& result, const Shape& s, bool last) : result_(result), s_(s), last_(last) {
+    if (s.framed) {
+      framed_.emplace(s.N, s.C, s.H, s.W).clear();
+      return;
+    }
+    const int64_t numel = s.N * s.H * s.W * s.C;
+    if (!last || int32_t(result.scalar_type()) != kScalarType<A>) own_ = Buffer<A>(numel);
+    data_ = own_ ? own_.get() : static_cast<A*>(result.mutable_data_ptr());
+    parallel(numel, 1 << 15, [&](int64_t begin, int64_t end) { std::fill(data_ + begin, data_ + end, A(0)); });
+  }
+
+  // Add the gradient of one tap's columns, tap k of them, channels [c0, c1) alone.
+  template <class V>
+  void scatter(const V* grad, int64_t pitch, int64_t n, const std::vector<Segment>& parts, int64_t k,
+               const Samples<A>& at, int64_t c0, int64_t c1, int64_t count) const {
+    if (framed_) return pliant::scatter(framed_->image(n), grad + k * s_.C, pitch, at, framed_->row(), count);
+    for (const auto& part : parts) {
+      const int64_t begin = std::max(part.c0, c0), end = std::min(part.c0 + part.size, c1);
+      if (begin < end)
+        pliant::scatter(data_ + n * s_.H * s_.W * s_.C + begin, grad + part.first + k * part.step + begin - part.c0,
+                        pitch, at, s_.C, end - begin, count);
+    }
+  }
+
+  // Put the sums into the result, whose type is T.
+  template <class T>
+  void write() const {
+    T* const to = static_cast<T*>(result_.mutable_data_ptr());
+    if (framed_)
+      framed_->write(to, last_, s_.clamp);
+    else if (own_)
+      write_map(to, own_.get(), s_.N, s_.C, s_.H * s_.W, last_);
+  }
+
+ private:
+  Tensor& result_;
+  const Shape& s_;
+  bool last_;
+  std::optional<Framed<A>> framed_;
+  Buffer<A> own_;
+  A* data_ = nullptr;
+};
+
 std::tuple<Tensor, Tensor, Tensor, Tensor> deform_conv2d_backward(const Tensor& grad, const Tensor& input,
                                                                   const Tensor& offset, const Tensor& weight,
                                                                   const std::optional<Tensor>& mask, int64_t sh,
@@ -72,15 +119,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> deform_conv2d_backward(const Tensor& 
   // T is the type of maps, A that of sums, V that of the matrices multiplied.
   auto run = [&]<class T, class A, class V>(T, A, V) {
     using M = std::conditional_t<std::is_same_v<T, BFloat16>, T, A>;  // as in forward
-    const Map<M> map(input);
     Weights<V> weights(weight, s);
-    const std::vector<M> zeros(s.C, M(0.0f));
     const Planes grads(grad);
     const int64_t KC = s.K * s.C, KCg = s.K * s.Cg;
     // As in forward, our own product takes a few taps at a time. The gradient of columns is kept until all are scattered.
     const bool ours = our_products<V>() && !s.depthwise;
-    const int64_t taps = ours ? pieces(s.K, pieces(KCg, kDepth)) : s.K, pitch = taps * s.C, chunks = pieces(s.K, taps);
-    const auto parts = segments(s, taps);
+    const int64_t taps = ours ? pieces(s.K, pieces(KCg, kDepth)) : s.K, chunks = pieces(s.K, taps);
+    const Input<A, M> maps(input, s, taps);
+    const int64_t pitch = maps.pitch;
     const Tiles tiles(s, 3 << 20, KC * sizeof(V));
     const int64_t lanes = std::clamp<int64_t>(torch::stable::get_num_threads(), 1, std::max<int64_t>(tiles.count, 1));
     const bool want_columns_grad = want_input || want_offset || want_mask;
@@ -97,15 +143,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> deform_conv2d_backward(const Tensor& 
                as_turned = in_place && !as_rows && grads.w == 1;
     const bool want_rows = want_columns_grad || s.depthwise, want_turned = want_weight && !s.depthwise;
 
-    // The input's gradient is summed channels-last in A: in the result itself where that is its form.
-    Buffer<A> summed;
-    A* sums = nullptr;
-    const int64_t numel = s.N * s.H * s.W * s.C;
-    if (want_input) {
-      if (!(std::is_same_v<T, A> && last)) summed = Buffer<A>(numel);
-      sums = summed ? summed.get() : reinterpret_cast<A*>(grad_input.mutable_data_ptr());
-      parallel(numel, 1 << 15, [&](int64_t begin, int64_t end) { std::fill(sums + begin, sums + end, A(0)); });
-    }
+    std::optional<Sums<A>> sums;
+    if (want_input) sums.emplace(grad_input, s, last);
 
     struct Lane {
       Arena arena;
@@ -143,7 +182,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> deform_conv2d_backward(const Tensor& 
     // All of a tile but the scatter, which meets other tiles' pixels.
     auto compute = [&](Lane& lane) {
       const int64_t n = tiles.image(lane.tile), p0 = tiles.begin(lane.tile), count = tiles.size(lane.tile);
-      const M* image = map.data + n * s.H * s.W * s.C;
       const V *rows = lane.rows, *turned = lane.turned;
       int64_t rows_stride = s.O, turned_stride = count;
       const V* const first = static_cast<const V*>(grads.data) + n * grads.n + p0 * grads.w;
@@ -176,15 +214,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> deform_conv2d_backward(const Tensor& 
           for (int64_t k = k0; k < k1; ++k) {
             const Samples<A> at = lane.sampler->set(j * s.K + k, tiles.largest);
             lane.sampler->locate_tap(at, n, j, k, p0, count);
-            if (want_weight)
-              for (const auto& part : parts[j])
-                gather(lane.columns + part.first + (k - k0) * part.step, pitch, at, image + part.c0, zeros.data(), s.C,
-                       part.size, count);
+            if (want_weight) maps.gather(lane.columns, n, j, k - k0, at, count);
             if (!want_offset && !want_mask) continue;
-            for (A* d : lane.dots) std::fill_n(d, count, A(0));
-            for (const auto& part : parts[j])
-              dots(lane.dots, columns_grad + part.first + (k - k0) * part.step, pitch, at, image + part.c0, zeros.data(),
-                   s.C, part.size, count);
+            maps.dots(lane.dots, columns_grad, n, j, k - k0, at, count);
             const auto& d = lane.dots;
             const auto& w = at.weight;
             const int64_t channel = j * s.K + k;
@@ -232,16 +264,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> deform_conv2d_backward(const Tensor& 
     auto scatter_tile = [&](const Lane& lane, int64_t c0, int64_t c1) {
       const int64_t n = tiles.image(lane.tile), count = tiles.size(lane.tile);
       for (int64_t j = 0; j < s.G; ++j)
-        for (const auto& part : parts[j]) {
-          const int64_t begin = std::max(part.c0, c0), end = std::min(part.c0 + part.size, c1);
-          if (begin >= end) continue;
-          for (int64_t k = 0; k < s.K; ++k)
-            scatter(sums + n * s.H * s.W * s.C + begin,
-                    lane.columns_grad + k / taps * tiles.largest * pitch + k % taps * part.step + part.first +
-                        (begin - part.c0),
-                    pitch,
-                    lane.sampler->set(j * s.K + k, tiles.largest), s.C, end - begin, count);
-        }
+        for (int64_t k = 0; k < s.K; ++k)
+          sums->scatter(lane.columns_grad + k / taps * tiles.largest * pitch, pitch, n, maps.parts(j), k % taps,
+                        lane.sampler->set(j * s.K + k, tiles.largest), c0, c1, count);
     };
 
     for (int64_t round = 0; round < tiles.count; round += lanes) {
@@ -267,7 +292,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> deform_conv2d_backward(const Tensor& 
             }
       });
     }
-    if (summed) write_map(static_cast<T*>(grad_input.mutable_data_ptr()), summed.get(), s.N, s.C, s.H * s.W, last);
+    if (want_input) sums->template write<T>();
   };
   by_products(input.scalar_type(), s.depthwise, run);
   STD_TORCH_CHECK(ok, "deform_conv2d: a matrix product failed");

@@ -19,10 +19,8 @@ Tensor deform_conv2d(const Tensor& input, const Tensor& offset, const Tensor& we
   auto run = [&]<class T, class A, class V>(T, A, V) {
     // bfloat16 widens as fast as it is read: no copy in float, half of the bytes. float16 does not everywhere.
     using M = std::conditional_t<std::is_same_v<T, BFloat16>, T, A>;
-    const Map<M> map(input);
     Weights<V> weights(weight, s);
     std::vector<V> biases(s.O);
-    const std::vector<M> zeros(s.C, M(0.0f));
     if (bias)
       dispatch(bias->scalar_type(), [&](auto z) {
         const auto* b = static_cast<const decltype(z)*>(bias->const_data_ptr());
@@ -33,8 +31,9 @@ Tensor deform_conv2d(const Tensor& input, const Tensor& offset, const Tensor& we
     // Our own product takes the columns of a few taps at a time, as they are gathered: they fit into level-2 cache. torch's
     // packs the whole weight at each call: all taps at once, and tiles as large as level-3 cache allows.
     const bool ours = our_products<V>() && !s.depthwise;
-    const int64_t taps = ours ? pieces(s.K, pieces(KCg, kDepth)) : s.K, pitch = taps * s.C;
-    const auto parts = segments(s, taps);
+    const int64_t taps = ours ? pieces(s.K, pieces(KCg, kDepth)) : s.K;
+    const Input<A, M> maps(input, s, taps);
+    const int64_t pitch = maps.pitch;
     const Tiles tiles(s, ours ? 384 << 10 : 6 << 20, pitch * sizeof(V));
     const int64_t lanes = std::min<int64_t>(torch::stable::get_num_threads(), tiles.count);
     Panels<V> panels;
@@ -83,7 +82,6 @@ Tensor deform_conv2d(const Tensor& input, const Tensor& offset, const Tensor& we
     auto compute = [&](Lane& lane, int64_t tile) {
       const int64_t n = tiles.image(tile), p0 = tiles.begin(tile), count = tiles.size(tile);
       const Samples<A> at = lane.sampler->set(0, tiles.largest);
-      const M* image = map.data + n * s.H * s.W * s.C;
       T* const first = out + n * s.O * s.P + p0 * (last ? s.O : 1);
       V* const result = direct ? reinterpret_cast<V*>(first) : lane.result;
       lane.sampler->begin_tile(p0, count);
@@ -93,18 +91,14 @@ Tensor deform_conv2d(const Tensor& input, const Tensor& offset, const Tensor& we
           for (int64_t k = 0; k < s.K; ++k)
             lane.sampler->locate_tap(lane.sampler->set(k, tiles.largest), n, j, k, p0, count);
           if constexpr (std::is_same_v<V, A>)
-            for (const auto& part : parts[j])
-              blend(result + part.c0, s.C, at, tiles.largest, s.K, lane.taps, ordered + part.c0,
-                    biases.data() + part.c0, image + part.c0, zeros.data(), s.C, part.size, count);
+            maps.blend(result, n, j, at, tiles.largest, lane.taps, ordered, biases.data(), count);
         }
       } else {
         for (int64_t k0 = 0; k0 < s.K; k0 += taps) {
           for (int64_t j = 0; j < s.G; ++j)
             for (int64_t k = k0; k < std::min(k0 + taps, s.K); ++k) {
               lane.sampler->locate_tap(at, n, j, k, p0, count);
-              for (const auto& part : parts[j])
-                gather(lane.columns + part.first + (k - k0) * part.step, pitch, at, image + part.c0, zeros.data(),
-                       s.C, part.size, count);
+              maps.gather(lane.columns, n, j, k - k0, at, count);
             }
           product(lane.columns, result, count, k0);
         }

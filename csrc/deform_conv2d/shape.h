@@ -6,6 +6,7 @@
 #include <initializer_list>
 
 #include "../aten.h"
+#include "../framed.h"
 #include "../maps.h"
 #include "../product.h"
 #include "../sampling.h"
@@ -52,6 +53,7 @@ struct Shape {
   bool clamp;
   int64_t K, P, G, g, Og;
   bool depthwise;
+  bool framed;  // maps are Framed: few channels, all of one group
 
   Shape(const Tensor& input, const Tensor& offset, const Tensor& weight, const std::array<int64_t, 6>& geometry,
         bool clamp)
@@ -77,7 +79,8 @@ struct Shape {
         G(offset.size(1) / (2 * K)),
         g(C / Cg),
         Og(O / g),
-        depthwise(Cg == 1 && Og == 1 && g > 1) {}
+        depthwise(Cg == 1 && Og == 1 && g > 1),
+        framed(C <= kFew && G == 1 && g == 1) {}
 };
 
 // Call f with values of the types of maps, sums, and matrices to multiply: bfloat16 where the processor multiplies it.
@@ -110,6 +113,62 @@ inline std::vector<std::vector<Segment>> segments(const Shape& s, int64_t taps) 
   }
   return found;
 }
+
+// The input as kernels read it, and columns of some taps of it: framed, or dense with a row of zeros for what is outside.
+// A is the type of sums, M that of dense maps.
+template <class A, class M>
+class Input {
+ public:
+  const int64_t pitch;  // from one position's columns to the next one's; framed, there is room for four of the last tap
+
+  Input(const Tensor& input, const Shape& s, int64_t taps)
+      : pitch(taps * s.C + (s.framed ? kFew - s.C : 0)), s_(s), parts_(segments(s, taps)), zeros_(s.C, M(0.0f)) {
+    if (s.framed)
+      framed_.emplace(s.N, s.C, s.H, s.W).read(input, s.clamp);
+    else
+      map_.emplace(input);
+  }
+
+  // The columns of offset group j's samples `at` in image n, tap k of the columns.
+  template <class V>
+  void gather(V* columns, int64_t n, int64_t j, int64_t k, const Samples<A>& at, int64_t count) const {
+    if (framed_) return pliant::gather(columns + k * s_.C, pitch, at, framed_->image(n), framed_->row(), count);
+    for (const auto& part : parts_[j])
+      pliant::gather(columns + part.first + k * part.step, pitch, at, image(n) + part.c0, zeros_.data(), s_.C,
+                     part.size, count);
+  }
+
+  // What the columns' gradient makes of the corners there: Σ_c grad·corner_i.
+  template <class V>
+  void dots(A* const sums[4], const V* grad, int64_t n, int64_t j, int64_t k, const Samples<A>& at,
+            int64_t count) const {
+    if (framed_)
+      return pliant::dots(sums, grad + k * s_.C, pitch, at, framed_->image(n), framed_->row(), s_.C, count);
+    for (int i = 0; i < 4; ++i) std::fill_n(sums[i], count, A(0));
+    for (const auto& part : parts_[j])
+      pliant::dots(sums, grad + part.first + k * part.step, pitch, at, image(n) + part.c0, zeros_.data(), s_.C,
+                   part.size, count);
+  }
+
+  // The sums of all taps of a depthwise convolution, without columns; `step` and `taps` as of pliant::blend.
+  void blend(A* out, int64_t n, int64_t j, const Samples<A>& at, int64_t step, Tap<A, M>* taps, const A* factors,
+             const A* bias, int64_t count) const {
+    for (const auto& part : parts_[j])
+      pliant::blend(out + part.c0, s_.C, at, step, s_.K, taps, factors + part.c0, bias + part.c0, image(n) + part.c0,
+                    zeros_.data(), s_.C, part.size, count);
+  }
+
+  const std::vector<Segment>& parts(int64_t j) const { return parts_[j]; }
+
+ private:
+  const M* image(int64_t n) const { return map_->data + n * s_.H * s_.W * s_.C; }
+
+  const Shape& s_;
+  std::vector<std::vector<Segment>> parts_;
+  std::vector<M> zeros_;
+  std::optional<Map<M>> map_;
+  std::optional<Framed<A>> framed_;
+};
 
 // Tiles never cross an image and depend on its shape alone, so a batch computes what its images compute one by one.
 // With several threads there are as many tiles an image as threads, or a multiple.
@@ -200,7 +259,7 @@ struct Sampler {
       : s(s), offset(offset) {
     if (mask) this->mask.emplace(*mask);
     for (auto* more : {&at.row, &at.column, &at.y, &at.x}) arena.reserve(*more, largest);
-    for (auto& pixel : all.pixel) arena.reserve(pixel, largest * sets);
+    for (auto& pixel : all.pixel) arena.reserve(pixel, s.framed && &pixel != all.pixel ? 0 : largest * sets);
     for (auto& weight : all.weight) arena.reserve(weight, largest * sets);
     for (auto* more : {&all.fy, &all.fx, &all.mask}) arena.reserve(*more, largest * sets);
   }
@@ -228,7 +287,7 @@ struct Sampler {
     offset.read(n, (j * s.K + k) * 2, s.Wo, p0, count, at.y);
     offset.read(n, (j * s.K + k) * 2 + 1, s.Wo, p0, count, at.x);
     at.dy = A(k / s.Kw * s.dh - s.ph), at.dx = A(k % s.Kw * s.dw - s.pw);
-    locate(out, at, count, s.H, s.W, s.clamp);
+    locate(out, at, count, s.H, s.W, s.clamp, s.framed);
     if (mask)
       mask->read(n, j * s.K + k, s.Wo, p0, count, out.mask);
     else

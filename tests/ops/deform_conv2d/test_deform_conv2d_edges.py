@@ -17,18 +17,29 @@ BY_NAME = {case.name: case for case in DEFORM_CONV_CASES}
 H, W = 4, 5
 
 
-def _one_sample(deform: Operator, y: float, x: float, map: Tensor, **options: object) -> tuple[Tensor, ...]:
-    """Return value, gradient in the map, (d/dy, d/dx) and mask gradient of one sample at (y, x) of an (H, W) map."""
-    map = map.detach().clone().view(1, 1, *map.shape).requires_grad_()
+# Up to four channels are kept in a frame of zeros, more are not; eight have weights that add up exactly.
+@pytest.fixture(params=[1, 8], ids=["framed", "dense"])
+def channels(request: pytest.FixtureRequest) -> int:
+    return request.param
+
+
+def _one_sample(
+    deform: Operator, channels: int, y: float, x: float, map: Tensor, **options: object
+) -> tuple[Tensor, ...]:
+    """Return value, gradient in the map, (d/dy, d/dx) and mask gradient of one sample at (y, x) of an (H, W) map.
+
+    As many channels as asked for hold that map, and the sample is their mean.
+    """
+    map = map.detach().repeat(1, channels, 1, 1).requires_grad_()
     offset = torch.tensor([y, x], dtype=torch.float64).to(map.dtype)
     # One tap at output pixel (0, 0); everything else of the output is masked away.
     offset = torch.cat([offset, offset.new_zeros(2)]).view(2, 2).T.reshape(1, 2, 1, 2).clone().requires_grad_()
     mask = offset.new_tensor([1.0, 0.0]).view(1, 1, 1, 2).requires_grad_()
-    weight = map.new_ones(1, 1, 1, 1)
+    weight = map.new_full((1, channels, 1, 1), 1 / channels)
     stride = (map.shape[2], map.shape[3] - 1)
     value = deform(map, offset, weight, stride=stride, mask=mask, **options)
     value[0, 0, 0, 0].backward()
-    return value[0, 0, 0, 0], map.grad[0, 0], offset.grad[0, :, 0, 0], mask.grad[0, 0, 0, 0]
+    return value[0, 0, 0, 0], map.grad[0].sum(0), offset.grad[0, :, 0, 0], mask.grad[0, 0, 0, 0]
 
 
 RAMP = torch.arange(1.0, 1 + H * W, dtype=torch.float64).view(H, W) ** 2
@@ -36,11 +47,11 @@ RAMP = torch.arange(1.0, 1 + H * W, dtype=torch.float64).view(H, W) ** 2
 
 @pytest.mark.parametrize("x", [-1.5, -1.0, -0.25, 0.0, 1.0, 1.75, W - 1.0, W - 0.5, float(W)])
 @pytest.mark.parametrize("y", [-1.001, -1.0, -0.999, 0.0, 2.0, H - 1.0, H - 0.001, float(H), H + 3.0])
-def test_zeros_outside_the_map(deform: Operator, y: float, x: float) -> None:
+def test_zeros_outside_the_map(deform: Operator, channels: int, y: float, x: float) -> None:
     def pixel(row: int, column: int) -> float:
         return float(RAMP[row, column]) if 0 <= row < H and 0 <= column < W else 0.0
 
-    value, _, (dy, dx), d_mask = _one_sample(deform, y, x, RAMP)
+    value, _, (dy, dx), d_mask = _one_sample(deform, channels, y, x, RAMP)
     top, left = math.floor(y), math.floor(x)
     fy, fx = y - top, x - left
     (a, b), (c, d) = ([pixel(row, column) for column in (left, left + 1)] for row in (top, top + 1))
@@ -55,8 +66,8 @@ def test_zeros_outside_the_map(deform: Operator, y: float, x: float) -> None:
 
 @pytest.mark.parametrize("x", [-0.25, 0.0, 1.75, W - 1.0, W - 0.5, float(W)])
 @pytest.mark.parametrize("y", [-1.0, -0.001, 0.0, 2.5, H - 1.0, H - 0.001, float(H)])
-def test_clamp_at_the_border(deform: Operator, y: float, x: float) -> None:
-    value, _, slopes, d_mask = _one_sample(deform, y, x, RAMP, boundary="clamp")
+def test_clamp_at_the_border(deform: Operator, channels: int, y: float, x: float) -> None:
+    value, _, slopes, d_mask = _one_sample(deform, channels, y, x, RAMP, boundary="clamp")
     if not (0 <= y < H and 0 <= x < W):
         assert value == d_mask == 0
         assert not slopes.any()
@@ -90,10 +101,10 @@ FAR = [math.nan, math.inf, -math.inf, 1e30, -1e30, 1e9, -1e9, 2.0**31, -(2.0**31
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("far", FAR)
 def test_a_coordinate_that_is_nowhere_samples_nothing(
-    deform: Operator, far: float, dtype: torch.dtype, boundary: str
+    deform: Operator, channels: int, far: float, dtype: torch.dtype, boundary: str
 ) -> None:
     for y, x in ((far, 1.5), (1.5, far), (far, far)):
-        value, d_map, slopes, d_mask = _one_sample(deform, y, x, RAMP.to(dtype), boundary=boundary)
+        value, d_map, slopes, d_mask = _one_sample(deform, channels, y, x, RAMP.to(dtype), boundary=boundary)
         assert value == d_mask == 0
         assert not slopes.any()
         assert not d_map.any()
@@ -143,19 +154,19 @@ def test_a_nan_mask_stays_at_its_output(deform: Operator) -> None:
 
 @pytest.mark.parametrize("boundary", ["zeros", "clamp"])
 @pytest.mark.parametrize("bad", [math.inf, math.nan])
-def test_pixels_beside_the_sample_do_not_leak(deform: Operator, bad: float, boundary: str) -> None:
+def test_pixels_beside_the_sample_do_not_leak(deform: Operator, channels: int, bad: float, boundary: str) -> None:
     # (1.5, 2.25) reads rows 1, 2 and columns 2, 3. Whatever stands elsewhere, in the next column of memory too,
     # is not multiplied by zero: it is not there.
     map = torch.full((H, W), bad, dtype=torch.float64)
     map[1:3, 2:4] = torch.tensor([[1.0, 2], [3, 4]])
-    value, d_map, slopes, d_mask = _one_sample(deform, 1.5, 2.25, map, boundary=boundary)
+    value, d_map, slopes, d_mask = _one_sample(deform, channels, 1.5, 2.25, map, boundary=boundary)
     assert value == d_mask == 2.25
     assert torch.equal(slopes, torch.tensor([2.0, 1.0], dtype=torch.float64))
     assert d_map.sum() == 1
 
 
 @pytest.mark.parametrize(("y", "x"), [(-0.5, 1.5), (H - 0.5, 1.5), (1.5, -0.5), (1.5, W - 0.5), (-3.0, 1.5), (1.5, W)])
-def test_nothing_leaks_across_the_border(deform: Operator, y: float, x: float) -> None:
+def test_nothing_leaks_across_the_border(deform: Operator, channels: int, y: float, x: float) -> None:
     # In memory the pixel right of the last column is the first one of the next row.
     map = torch.full((H, W), math.inf, dtype=torch.float64)
     inside = [
@@ -166,15 +177,27 @@ def test_nothing_leaks_across_the_border(deform: Operator, y: float, x: float) -
     ]
     for row, column in inside:
         map[row, column] = 8
-    value, _, slopes, _ = _one_sample(deform, y, x, map)
+    value, _, slopes, _ = _one_sample(deform, channels, y, x, map)
     assert value == (4 if inside else 0)
     assert slopes.isfinite().all()
 
 
-def test_an_infinite_pixel_reaches_the_samples_that_read_it(deform: Operator) -> None:
+def test_an_infinite_pixel_reaches_the_samples_that_read_it(deform: Operator, channels: int) -> None:
     map = torch.zeros(H, W, dtype=torch.float64)
     map[1, 2] = math.inf
-    assert _one_sample(deform, 1.5, 2.25, map)[0] == math.inf
+    assert _one_sample(deform, channels, 1.5, 2.25, map)[0] == math.inf
+
+
+@pytest.mark.parametrize("C", [1, 2, 3, 4, 5])
+def test_an_infinite_gradient_stays_at_its_tap(deform: Operator, C: int) -> None:
+    # Few channels are read four at a time: beside a tap's own stand those of the next one.
+    weight = torch.randn(1, C, 3, 3)
+    weight[0, 0, 1, 1] = math.inf
+    offset = torch.rand(1, 18, 5, 5).requires_grad_()
+    mask = torch.rand(1, 9, 5, 5).requires_grad_()
+    deform(torch.randn(1, C, 5, 5), offset, weight, padding=1, mask=mask).backward(torch.ones(1, 1, 5, 5))
+    assert mask.grad.isfinite().all((0, 2, 3)).tolist() == [tap != 4 for tap in range(9)]
+    assert offset.grad.isfinite().all((0, 2, 3)).tolist() == [channel // 2 != 4 for channel in range(18)]
 
 
 # Sizes.

@@ -27,7 +27,7 @@ def test_random_geometry(seed: int) -> None:
     draw = random.Random(seed)
     torch.manual_seed(seed)
     N, groups, offset_groups = draw.randint(0, 3), draw.choice([1, 1, 2, 3]), draw.choice([1, 2, 3])
-    C, O = groups * offset_groups * draw.choice([1, 2, 5]), groups * draw.choice([1, 2, 7])
+    C, O = groups * offset_groups * draw.choice([1, 2, 3, 4, 5]), groups * draw.choice([1, 2, 7])
     if draw.random() < 0.2:
         groups = O = C
     sizes = [(draw.randint(1, 12), draw.randint(1, 5), draw.randint(1, 3), draw.randint(1, 2)) for _ in "yx"]
