@@ -30,9 +30,9 @@ Results = list[dict[str, Any]]
 
 
 def results(name: str) -> Results:
-    """Return what a file of benchmarks/results holds for one thread, a case each."""
+    """Return what a file of benchmarks/results holds, an entry for each case and number of threads."""
     found: Results = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))["results"]
-    return [entry for entry in found if entry["threads"] == 1]
+    return found
 
 
 def medians(entry: dict[str, Any]) -> dict[str, float]:
@@ -50,7 +50,8 @@ def table(entries: Results) -> str:
     lines = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
     for entry, found in zip(entries, times, strict=True):
         bound = sum(weight * found[name] for name, weight in entry["limit"].items())
-        cells = [entry["case"], entry["shape"], *(f"{found[name] / bound:.2f}" for name in own)]
+        threads = "" if entry["threads"] == 1 else f", {entry['threads']} threads"
+        cells = [entry["case"] + threads, entry["shape"], *(f"{found[name] / bound:.2f}" for name in own)]
         cells += [f"{found[name] / found[own[0]]:.2f}" if name in found else "" for name in peers]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"

@@ -29,10 +29,11 @@ def test_tables_are_those_of_the_results(pictures: ModuleType) -> None:
 
 def test_a_table(pictures: ModuleType) -> None:
     rows = {"mm": 10.0, "pliant nchw": 12.0, "pliant channels_last": 11.0, "grid_sample": 30.0}
-    entry = {"case": "S1", "shape": "small", "limit": {"mm": 2.0}}
+    entry = {"case": "S1", "shape": "small", "limit": {"mm": 2.0}, "threads": 1}
     entry["rows"] = [{"contestant": name, "median_ms": ms} for name, ms in rows.items()]
-    assert pictures.table([entry]).splitlines() == [
+    assert pictures.table([entry, entry | {"threads": 2}]).splitlines() == [
         "|  | shape | pliant nchw / (2 mm) | pliant channels_last / (2 mm) | grid_sample in PyTorch |",
         "|---|---|---|---|---|",
         "| S1 | small | 0.60 | 0.55 | 2.50 |",
+        "| S1, 2 threads | small | 0.60 | 0.55 | 2.50 |",
     ]
