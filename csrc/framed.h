@@ -21,30 +21,34 @@ using Four = typename Lanes<A>::Four;
 template <class A>
 class Framed {
  public:
-  Framed(int64_t N, int64_t C, int64_t H, int64_t W)
-      : N_(N), C_(C), H_(H), W_(W), row_((W + 2) * kFew), image_((H + 3) * row_), memory_(N * image_) {}
+  // Room for some images at a time.
+  Framed(int64_t images, int64_t C, int64_t H, int64_t W)
+      : C_(C), H_(H), W_(W), row_((W + 2) * kFew), image_((H + 3) * row_), memory_(images * image_) {}
 
+  // The n-th of those.
   A* image(int64_t n) const { return memory_.get() + n * image_; }
   // From a pixel to the one below.
   int64_t row() const { return row_; }
 
-  void clear() const { rows([&](A* to, int64_t, int64_t) { std::fill_n(to, row_, A(0)); }); }
+  void clear(int64_t count) const {
+    rows(count, [&](A* to, int64_t, int64_t) { std::fill_n(to, row_, A(0)); });
+  }
 
-  // Fill with the map's values; with boundary "clamp" the frame on the right and below repeats what it touches.
-  void read(const Tensor& t, bool clamp) const {
-    const Planes planes(t);
-    rows([&](A* to, int64_t n, int64_t y) {
+  // Fill with images of a map from `first` on; with boundary "clamp" the frame on the right and below repeats what it
+  // touches.
+  void read(const Planes& planes, int64_t first, int64_t count, bool clamp) const {
+    rows(count, [&](A* to, int64_t n, int64_t y) {
       std::fill_n(to, row_, A(0));
       if (y < 0 || (y == H_ && !clamp)) return;
-      for (int64_t c = 0; c < C_; ++c) planes.read(n, c, W_, std::min(y, H_ - 1) * W_, W_, to + kFew + c, kFew);
+      for (int64_t c = 0; c < C_; ++c) planes.read(first + n, c, W_, std::min(y, H_ - 1) * W_, W_, to + kFew + c, kFew);
       if (clamp) std::copy_n(to + W_ * kFew, kFew, to + (W_ + 1) * kFew);
     });
   }
 
-  // Write sums into a map's dense memory; with boundary "clamp" what is in the frame belongs to what it touches.
+  // Write sums into dense memory of as many images; with boundary "clamp" what is in the frame belongs to what it touches.
   template <class T>
-  void write(T* out, bool last, bool clamp) const {
-    rows([&](A* from, int64_t n, int64_t y) {
+  void write(T* out, int64_t count, bool last, bool clamp) const {
+    rows(count, [&](A* from, int64_t n, int64_t y) {
       if (y < 0 || y == H_) return;
       if (clamp && y == H_ - 1)
         for (int64_t i = 0; i < row_; ++i) from[i] += from[row_ + i];
@@ -60,14 +64,14 @@ class Framed {
 
  private:
   template <class F>
-  void rows(F&& f) const {
+  void rows(int64_t count, F&& f) const {
     const int64_t high = H_ + 3;
-    parallel(N_ * high, 16, [&](int64_t begin, int64_t end) {
+    parallel(count * high, 16, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) f(memory_.get() + i * row_, i / high, i % high - 2);
     });
   }
 
-  int64_t N_, C_, H_, W_, row_, image_;
+  int64_t C_, H_, W_, row_, image_;
   Buffer<A> memory_;
 };
 

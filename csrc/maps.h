@@ -12,43 +12,56 @@ inline Tensor empty_map(const Tensor& like, int64_t N, int64_t C, int64_t H, int
       last ? torch::headeronly::MemoryFormat::ChannelsLast : torch::headeronly::MemoryFormat::Contiguous);
 }
 
-// The map as A, a type of sums or BFloat16, channels-last and dense: the tensor's own memory where it is that already,
-// else one converted copy. Where channels take turns in groups (position-sensitive maps), channel c·groups + q becomes
-// q·(C/groups) + c: those of one turn lie side by side.
+// Images of a map as A, a type of sums or BFloat16, channels-last and dense: the tensor's own memory where it is that
+// already, else a converted copy. Where channels take turns in groups (position-sensitive maps), channel c·groups + q
+// becomes q·(C/groups) + c: those of one turn lie side by side.
 template <class A>
-struct Map {
-  const A* data;
-  Buffer<A> copy;
+class Map {
+ public:
+  const A* data;  // the images that are read
 
-  explicit Map(const Tensor& t, int64_t groups = 1) {
-    const int64_t N = t.size(0), C = t.size(1), W = t.size(3), HW = t.size(2) * W, each = C / groups;
-    const bool dense = t.stride(1) == 1 && t.stride(3) == C && t.stride(2) == W * C && t.stride(0) == HW * C;
-    if (dense && groups == 1 && int32_t(t.scalar_type()) == kScalarType<A>) {
-      data = static_cast<const A*>(t.const_data_ptr());
+  // All images, read.
+  explicit Map(const Tensor& t, int64_t groups = 1) : Map(t, groups, t.size(0)) { read(0, t.size(0)); }
+
+  // Room for some images at a time; none is read yet.
+  Map(const Tensor& t, int64_t groups, int64_t images)
+      : planes_(t), C_(t.size(1)), W_(t.size(3)), HW_(t.size(2) * W_), groups_(groups) {
+    const bool dense = planes_.c == 1 && planes_.w == C_ && planes_.h == W_ * C_ && planes_.n == HW_ * C_;
+    if (!dense || groups != 1 || int32_t(t.scalar_type()) != kScalarType<A>) copy_ = Buffer<A>(images * HW_ * C_);
+    data = copy_ ? copy_.get() : static_cast<const A*>(planes_.data);
+  }
+
+  // From here on these images.
+  void read(int64_t first, int64_t count) {
+    if (!copy_) {
+      data = static_cast<const A*>(planes_.data) + first * HW_ * C_;
       return;
     }
-    copy = Buffer<A>(N * HW * C);
-    data = copy.get();
-    const Planes planes(t);
     // Long runs of each plane: short ones meet a new page of memory every time.
     constexpr int64_t kRun = 4 * kBlock;
-    const int64_t runs = (HW + kRun - 1) / kRun;
-    parallel(N * runs, 2, [&](int64_t begin, int64_t end) {
+    const int64_t runs = (HW_ + kRun - 1) / kRun, each = C_ / groups_;
+    parallel(count * runs, 2, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
-        const int64_t n = i / runs, p = i % runs * kRun, count = std::min(kRun, HW - p);
+        const int64_t n = i / runs, p = i % runs * kRun, length = std::min(kRun, HW_ - p);
         A block[kBlock * kRun];
-        for (int64_t c = 0; c < C; c += kBlock) {
-          const int64_t channels = std::min(kBlock, C - c);
+        for (int64_t c = 0; c < C_; c += kBlock) {
+          const int64_t channels = std::min(kBlock, C_ - c);
           for (int64_t r = 0; r < channels; ++r) {
-            const int64_t from = groups == 1 ? c + r : (c + r) % each * groups + (c + r) / each;
-            planes.read(n, from, W, p, count, block + r * kRun);
+            const int64_t from = groups_ == 1 ? c + r : (c + r) % each * groups_ + (c + r) / each;
+            planes_.read(first + n, from, W_, p, length, block + r * kRun);
           }
-          for (int64_t q = 0; q < count; q += kBlock)
-            transpose(copy.get() + (n * HW + p + q) * C + c, C, block + q, kRun, std::min(kBlock, count - q), channels);
+          for (int64_t q = 0; q < length; q += kBlock)
+            transpose(copy_.get() + (n * HW_ + p + q) * C_ + c, C_, block + q, kRun, std::min(kBlock, length - q),
+                      channels);
         }
       }
     });
   }
+
+ private:
+  Planes planes_;
+  int64_t C_, W_, HW_, groups_;
+  Buffer<A> copy_;
 };
 
 // The other way: channels-last values into dense memory of T in either format.

@@ -46,48 +46,56 @@ PLIANT_CLONES void collect(double* o, const double* g, int64_t s, const double* 
   collect_impl(o, g, s, x, K, C, n);
 }
 
-// The input's gradient while it grows, in A: framed, or channels-last, in the result's own memory where that is its form.
+// The gradient of some images of the input while it grows, in A: framed, or channels-last, in the result's own memory where
+// that is its form.
 template <class A>
 class Sums {
  public:
   Sums(Tensor& result, const Shape& s, bool last) : result_(result), s_(s), last_(last) {
-    if (s.framed) {
-      framed_.emplace(s.N, s.C, s.H, s.W).clear();
-      return;
-    }
-    const int64_t numel = s.N * s.H * s.W * s.C;
-    if (!last || int32_t(result.scalar_type()) != kScalarType<A>) own_ = Buffer<A>(numel);
-    data_ = own_ ? own_.get() : static_cast<A*>(result.mutable_data_ptr());
-    parallel(numel, 1 << 15, [&](int64_t begin, int64_t end) { std::fill(data_ + begin, data_ + end, A(0)); });
+    if (s.framed)
+      framed_.emplace(s.together(), s.C, s.H, s.W);
+    else if (!last || int32_t(result.scalar_type()) != kScalarType<A>)
+      own_ = Buffer<A>(s.together() * size());
+  }
+
+  // From here on images [first, first + count), zero.
+  void begin(int64_t first, int64_t count) {
+    first_ = first, count_ = count;
+    if (framed_) return framed_->clear(count);
+    data_ = own_ ? own_.get() : static_cast<A*>(result_.mutable_data_ptr()) + first * size();
+    parallel(count * size(), 1 << 15, [&](int64_t i, int64_t end) { std::fill(data_ + i, data_ + end, A(0)); });
   }
 
   // Add the gradient of one tap's columns, tap k of them, channels [c0, c1) alone.
   template <class V>
   void scatter(const V* grad, int64_t pitch, int64_t n, const std::vector<Segment>& parts, int64_t k,
                const Samples<A>& at, int64_t c0, int64_t c1, int64_t count) const {
-    if (framed_) return pliant::scatter(framed_->image(n), grad + k * s_.C, pitch, at, framed_->row(), count);
+    if (framed_) return pliant::scatter(framed_->image(n - first_), grad + k * s_.C, pitch, at, framed_->row(), count);
     for (const auto& part : parts) {
       const int64_t begin = std::max(part.c0, c0), end = std::min(part.c0 + part.size, c1);
       if (begin < end)
-        pliant::scatter(data_ + n * s_.H * s_.W * s_.C + begin, grad + part.first + k * part.step + begin - part.c0,
-                        pitch, at, s_.C, end - begin, count);
+        pliant::scatter(data_ + (n - first_) * size() + begin, grad + part.first + k * part.step + begin - part.c0, pitch,
+                        at, s_.C, end - begin, count);
     }
   }
 
-  // Put the sums into the result, whose type is T.
+  // Put those images into the result, whose type is T.
   template <class T>
   void write() const {
-    T* const to = static_cast<T*>(result_.mutable_data_ptr());
+    T* const to = static_cast<T*>(result_.mutable_data_ptr()) + first_ * size();
     if (framed_)
-      framed_->write(to, last_, s_.clamp);
+      framed_->write(to, count_, last_, s_.clamp);
     else if (own_)
-      write_map(to, own_.get(), s_.N, s_.C, s_.H * s_.W, last_);
+      write_map(to, own_.get(), count_, s_.C, s_.H * s_.W, last_);
   }
 
  private:
+  int64_t size() const { return s_.H * s_.W * s_.C; }
+
   Tensor& result_;
   const Shape& s_;
   bool last_;
+  int64_t first_ = 0, count_ = 0;
   std::optional<Framed<A>> framed_;
   Buffer<A> own_;
   A* data_ = nullptr;
@@ -125,7 +133,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> deform_conv2d_backward(const Tensor& 
     // As in forward, our own product takes a few taps at a time. The gradient of columns is kept until all are scattered.
     const bool ours = our_products<V>() && !s.depthwise;
     const int64_t taps = ours ? pieces(s.K, pieces(KCg, kDepth)) : s.K, chunks = pieces(s.K, taps);
-    const Input<A, M> maps(input, s, taps);
+    Input<A, M> maps(input, s, taps);
     const int64_t pitch = maps.pitch;
     const Tiles tiles(s, 3 << 20, KC * sizeof(V));
     const int64_t lanes = std::clamp<int64_t>(torch::stable::get_num_threads(), 1, std::max<int64_t>(tiles.count, 1));
@@ -269,15 +277,21 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> deform_conv2d_backward(const Tensor& 
                         lane.sampler->set(j * s.K + k, tiles.largest), c0, c1, count);
     };
 
-    for (int64_t round = 0; round < tiles.count; round += lanes) {
-      const int64_t active = std::min(lanes, tiles.count - round);
-      parallel_products(active, [&](int64_t i) { own[i].tile = round + i, compute(own[i]); });
-      if (!want_input) continue;
-      const int64_t slices = std::min<int64_t>(lanes, (s.C + 15) / 16);
-      parallel(slices, 1, [&](int64_t begin, int64_t end) {
-        const int64_t c0 = s.C * begin / slices / 16 * 16, c1 = end == slices ? s.C : s.C * end / slices / 16 * 16;
-        for (int64_t i = 0; i < active; ++i) scatter_tile(own[i], c0, c1);
-      });
+    for (int64_t n = 0; n < s.N; n += s.together()) {
+      const int64_t images = std::min(s.together(), s.N - n), end = (n + images) * tiles.per_image;
+      maps.read(n, images);
+      if (want_input) sums->begin(n, images);
+      for (int64_t round = n * tiles.per_image; round < end; round += lanes) {
+        const int64_t active = std::min(lanes, end - round);
+        parallel_products(active, [&](int64_t i) { own[i].tile = round + i, compute(own[i]); });
+        if (!want_input) continue;
+        const int64_t slices = std::min<int64_t>(lanes, (s.C + 15) / 16);
+        parallel(slices, 1, [&](int64_t begin, int64_t stop) {
+          const int64_t c0 = s.C * begin / slices / 16 * 16, c1 = stop == slices ? s.C : s.C * stop / slices / 16 * 16;
+          for (int64_t i = 0; i < active; ++i) scatter_tile(own[i], c0, c1);
+        });
+      }
+      if (want_input) sums->template write<T>();
     }
 
     if (want_weight) {
@@ -292,7 +306,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> deform_conv2d_backward(const Tensor& 
             }
       });
     }
-    if (want_input) sums->template write<T>();
   };
   by_products(input.scalar_type(), s.depthwise, run);
   STD_TORCH_CHECK(ok, "deform_conv2d: a matrix product failed");

@@ -32,7 +32,7 @@ Tensor deform_conv2d(const Tensor& input, const Tensor& offset, const Tensor& we
     // packs the whole weight at each call: all taps at once, and tiles as large as level-3 cache allows.
     const bool ours = our_products<V>() && !s.depthwise;
     const int64_t taps = ours ? pieces(s.K, pieces(KCg, kDepth)) : s.K;
-    const Input<A, M> maps(input, s, taps);
+    Input<A, M> maps(input, s, taps);
     const int64_t pitch = maps.pitch;
     const Tiles tiles(s, ours ? 384 << 10 : 6 << 20, pitch * sizeof(V));
     const int64_t lanes = std::min<int64_t>(torch::stable::get_num_threads(), tiles.count);
@@ -110,9 +110,13 @@ Tensor deform_conv2d(const Tensor& input, const Tensor& offset, const Tensor& we
       }
       transpose_all(first, s.P, result, s.O, s.O, count);
     };
-    parallel_products(lanes, [&](int64_t i) {
-      for (int64_t t = tiles.count * i / lanes; t < tiles.count * (i + 1) / lanes; ++t) compute(own[i], t);
-    });
+    for (int64_t n = 0; n < s.N; n += s.together()) {
+      const int64_t images = std::min(s.together(), s.N - n), first = n * tiles.per_image, all = images * tiles.per_image;
+      maps.read(n, images);
+      parallel_products(lanes, [&](int64_t i) {
+        for (int64_t t = all * i / lanes; t < all * (i + 1) / lanes; ++t) compute(own[i], first + t);
+      });
+    }
   };
   by_products(input.scalar_type(), s.depthwise, run);
   STD_TORCH_CHECK(ok, "deform_conv2d: a matrix product failed");

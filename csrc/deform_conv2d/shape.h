@@ -81,6 +81,9 @@ struct Shape {
         Og(O / g),
         depthwise(Cg == 1 && Og == 1 && g > 1),
         framed(C <= kFew && G == 1 && g == 1) {}
+
+  // How many images are converted at a time: copies stay in cache, and a batch needs no more memory than a few images.
+  int64_t together() const { return std::clamp<int64_t>((8 << 20) / (C * H * W * 4), 1, std::max<int64_t>(N, 1)); }
 };
 
 // Call f with values of the types of maps, sums, and matrices to multiply: bfloat16 where the processor multiplies it.
@@ -114,25 +117,38 @@ inline std::vector<std::vector<Segment>> segments(const Shape& s, int64_t taps) 
   return found;
 }
 
-// The input as kernels read it, and columns of some taps of it: framed, or dense with a row of zeros for what is outside.
-// A is the type of sums, M that of dense maps.
+// Some images of the input as kernels read them, and columns of some taps of them: framed, or dense with a row of zeros
+// for what is outside. A is the type of sums, M that of dense maps.
 template <class A, class M>
 class Input {
  public:
   const int64_t pitch;  // from one position's columns to the next one's; framed, there is room for four of the last tap
 
   Input(const Tensor& input, const Shape& s, int64_t taps)
-      : pitch(taps * s.C + (s.framed ? kFew - s.C : 0)), s_(s), parts_(segments(s, taps)), zeros_(s.C, M(0.0f)) {
+      : pitch(taps * s.C + (s.framed ? kFew - s.C : 0)),
+        s_(s),
+        planes_(input),
+        parts_(segments(s, taps)),
+        zeros_(s.C, M(0.0f)) {
     if (s.framed)
-      framed_.emplace(s.N, s.C, s.H, s.W).read(input, s.clamp);
+      framed_.emplace(s.together(), s.C, s.H, s.W);
     else
-      map_.emplace(input);
+      map_.emplace(input, 1, s.together());
+  }
+
+  // From here on images [first, first + count), at most Shape::together.
+  void read(int64_t first, int64_t count) {
+    first_ = first;
+    if (framed_)
+      framed_->read(planes_, first, count, s_.clamp);
+    else
+      map_->read(first, count);
   }
 
   // The columns of offset group j's samples `at` in image n, tap k of the columns.
   template <class V>
   void gather(V* columns, int64_t n, int64_t j, int64_t k, const Samples<A>& at, int64_t count) const {
-    if (framed_) return pliant::gather(columns + k * s_.C, pitch, at, framed_->image(n), framed_->row(), count);
+    if (framed_) return pliant::gather(columns + k * s_.C, pitch, at, framed_->image(n - first_), framed_->row(), count);
     for (const auto& part : parts_[j])
       pliant::gather(columns + part.first + k * part.step, pitch, at, image(n) + part.c0, zeros_.data(), s_.C,
                      part.size, count);
@@ -143,7 +159,7 @@ class Input {
   void dots(A* const sums[4], const V* grad, int64_t n, int64_t j, int64_t k, const Samples<A>& at,
             int64_t count) const {
     if (framed_)
-      return pliant::dots(sums, grad + k * s_.C, pitch, at, framed_->image(n), framed_->row(), s_.C, count);
+      return pliant::dots(sums, grad + k * s_.C, pitch, at, framed_->image(n - first_), framed_->row(), s_.C, count);
     for (int i = 0; i < 4; ++i) std::fill_n(sums[i], count, A(0));
     for (const auto& part : parts_[j])
       pliant::dots(sums, grad + part.first + k * part.step, pitch, at, image(n) + part.c0, zeros_.data(), s_.C,
@@ -161,9 +177,11 @@ class Input {
   const std::vector<Segment>& parts(int64_t j) const { return parts_[j]; }
 
  private:
-  const M* image(int64_t n) const { return map_->data + n * s_.H * s_.W * s_.C; }
+  const M* image(int64_t n) const { return map_->data + (n - first_) * s_.H * s_.W * s_.C; }
 
   const Shape& s_;
+  Planes planes_;
+  int64_t first_ = 0;
   std::vector<std::vector<Segment>> parts_;
   std::vector<M> zeros_;
   std::optional<Map<M>> map_;

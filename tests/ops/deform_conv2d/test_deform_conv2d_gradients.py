@@ -225,12 +225,17 @@ def test_repeats_bit_for_bit(deform: Operator, name: str, layout: torch.memory_f
 
 # So small that an image is one tile, with enough channels that a matrix product would like to have all threads.
 ONE_TILE = DeformConvCase("one tile", (1, 91, 10, 1), 16, (5, 5), padding=(2, 2))
+# So large that images are converted one after the other, each into the memory of the one before.
+ONE_BY_ONE = [
+    DeformConvCase("one by one", (1, 64, 194, 194), 3, (2, 2), (8, 8), padding=(0, 0)),
+    DeformConvCase("one by one, few channels", (1, 3, 858, 858), 3, (2, 2), (16, 16), padding=(0, 0)),
+]
 
 
 # The reference is one batched matrix product and promises values; the kernel promises the bits too.
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("case", [*DEFORM_CONV_CASES, ONE_TILE], ids=lambda case: case.name)
+@pytest.mark.parametrize("case", [*DEFORM_CONV_CASES, ONE_TILE, *ONE_BY_ONE], ids=lambda case: case.name)
 def test_an_image_alone_gives_the_bits_it_gives_in_a_batch(
     case: DeformConvCase, dtype: torch.dtype, layout: torch.memory_format, threads: int
 ) -> None:
