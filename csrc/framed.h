@@ -45,7 +45,8 @@ class Framed {
     });
   }
 
-  // Write sums into dense memory of as many images; with boundary "clamp" what is in the frame belongs to what it touches.
+  // Write sums into dense memory of as many images; with boundary "clamp" what is in the frame belongs to what it
+  // touches.
   template <class T>
   void write(T* out, int64_t count, bool last, bool clamp) const {
     rows(count, [&](A* from, int64_t n, int64_t y) {
@@ -142,7 +143,7 @@ PLIANT_INLINE void dots_framed_impl(A* const dots[4], const V* grad, int64_t str
               *x3 = map + pixel[p + 3] * kFew;
       for (int i = 0; i < 4; ++i)
         put<A>(out[i] + p, lane_sums<A>(g0 * four<A>(x0 + corner[i]), g1 * four<A>(x1 + corner[i]),
-                                   g2 * four<A>(x2 + corner[i]), g3 * four<A>(x3 + corner[i])));
+                                        g2 * four<A>(x2 + corner[i]), g3 * four<A>(x3 + corner[i])));
     }
     for (; p < count; ++p) {
       const Four<A> g = gradient(p);

@@ -6,8 +6,9 @@
 namespace pliant {
 
 // The four corners of each sample of a tile, one tap of one offset group; one array for each number, so that they are
-// found several samples at a time. `pixel` is the corner's index in the map, or −1 outside of it, which reads from a row of
-// zeros and scatters nowhere. `weight` is bilinear, without the mask.
+// found several samples at a time. `pixel` is the corner's index in the map, or −1 outside of it, which reads from a row
+// of zeros and scatters nowhere; in a framed map (framed.h) the first alone is kept. `weight` is bilinear, without the
+// mask.
 template <class A>
 struct Samples {
   int64_t* pixel[4];
@@ -23,8 +24,7 @@ struct Positions {
   A dy, dx;  // the tap's place in the kernel
 };
 
-// Find the corners of `count` samples. Outside rule and derivative convention: see docs/deform_conv2d.md. In a framed map
-// (framed.h) one index is enough.
+// Find the corners of `count` samples. Outside rule and derivative convention: see docs/deform_conv2d.md.
 template <bool Clamp, bool Frame, class A>
 PLIANT_INLINE void locate_impl(const Samples<A>& out, const Positions<A>& from, int64_t count, int64_t H, int64_t W) {
   const A *__restrict row = from.row, *__restrict column = from.column, *__restrict dy = from.y,

@@ -46,8 +46,8 @@ PLIANT_CLONES void collect(double* o, const double* g, int64_t s, const double* 
   collect_impl(o, g, s, x, K, C, n);
 }
 
-// The gradient of some images of the input while it grows, in A: framed, or channels-last, in the result's own memory where
-// that is its form.
+// The gradient of some images of the input while it grows, in A: framed, or channels-last, in the result's own memory
+// where that is its form.
 template <class A>
 class Sums {
  public:
@@ -74,8 +74,8 @@ class Sums {
     for (const auto& part : parts) {
       const int64_t begin = std::max(part.c0, c0), end = std::min(part.c0 + part.size, c1);
       if (begin < end)
-        pliant::scatter(data_ + (n - first_) * size() + begin, grad + part.first + k * part.step + begin - part.c0, pitch,
-                        at, s_.C, end - begin, count);
+        pliant::scatter(data_ + (n - first_) * size() + begin, grad + part.first + k * part.step + begin - part.c0,
+                        pitch, at, s_.C, end - begin, count);
     }
   }
 

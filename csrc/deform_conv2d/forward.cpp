@@ -111,10 +111,10 @@ Tensor deform_conv2d(const Tensor& input, const Tensor& offset, const Tensor& we
       transpose_all(first, s.P, result, s.O, s.O, count);
     };
     for (int64_t n = 0; n < s.N; n += s.together()) {
-      const int64_t images = std::min(s.together(), s.N - n), first = n * tiles.per_image, all = images * tiles.per_image;
+      const int64_t images = std::min(s.together(), s.N - n), all = images * tiles.per_image;
       maps.read(n, images);
       parallel_products(lanes, [&](int64_t i) {
-        for (int64_t t = all * i / lanes; t < all * (i + 1) / lanes; ++t) compute(own[i], first + t);
+        for (int64_t t = all * i / lanes; t < all * (i + 1) / lanes; ++t) compute(own[i], n * tiles.per_image + t);
       });
     }
   };

@@ -43,7 +43,7 @@ def deform_conv2d(
     the low precision, offset and mask stay as they are.
 
     Args:
-        input: (N, C, H, W), the map; channels_last is kept, without copies of more than four channels.
+        input: (N, C, H, W), the map; channels_last is kept, and copied only in float16 or with at most four channels.
         offset: (N, 2·G·Kh·Kw, Ho, Wo), in pixels of the input; channel ``(g·K + k)·2 + {0: dy, 1: dx}``, taps
             row-major (``k = i·Kw + j``). Offset group j owns input channels ``[j·C/G, (j+1)·C/G)``.
         weight: (O, C/groups, Kh, Kw), input's dtype; `groups` is read from its shape.
