@@ -247,6 +247,8 @@ ERRORS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "offset groups": ({"offset_groups": 3}, ValueError, "offset_groups=3 must divide 4 input channels"),
     "no offset groups": ({"offset_groups": 0}, ValueError, "offset_groups=0 must divide 4 input channels"),
     "version": ({"version": 3}, ValueError, "version must be 1 (offsets) or 2 (offsets and mask), got 3"),
+    "mask scale": ({"mask_scale": 0}, ValueError, "mask_scale must be positive and finite, got 0"),
+    "no mask scale": ({"mask_scale": float("nan")}, ValueError, "mask_scale must be positive and finite, got nan"),
     "boundary": ({"boundary": "wrap"}, ValueError, "boundary must be 'zeros' or 'clamp', got 'wrap'"),
     "kernel": ({"kernel_size": 0}, ValueError, "kernel_size must be at least 1, got 0"),
     "kernel of three": (

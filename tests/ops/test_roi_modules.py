@@ -319,6 +319,7 @@ def test_representations() -> None:
             lambda: DeformRoIPool(2, 4, separate_mask_trunk=True),
             "DeformRoIPool: separate_mask_trunk needs version 2, version 1 has no mask",
         ),
+        (lambda: DeformRoIPool(2, 4, mask_scale=0), "DeformRoIPool: mask_scale must be positive and finite, got 0"),
         (lambda: DeformRoIPool(2, 0), "DeformRoIPool: channels and hidden must be at least 1, got 0 and ()"),
         (
             lambda: DeformRoIPool(2, 4, hidden=(8, 0)),

@@ -2,6 +2,11 @@ from __future__ import annotations
 
 import errno
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -145,6 +150,33 @@ def test_a_failing_process_is_an_error(tmp_path: Path, monkeypatch: pytest.Monke
     with pytest.raises((OSError, RuntimeError), match=r"models|directory"):
         runner.run(study, kept, data, _Silent())
     assert kept.results == []
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="reads /proc")
+def test_no_process_outlives_a_study_that_is_killed(tmp_path: Path) -> None:
+    command = [*TINY, "--seeds", "1000", "--jobs", "2", "--contestants", "plain", "--out", str(tmp_path)]
+    started = [sys.executable, "-c", "from pliant.app import main; main()", *command]
+    with subprocess.Popen(started, stdout=subprocess.PIPE, text=True) as study:
+        next(line for line in study.stdout if line.startswith("[1/"))
+        children = Path(f"/proc/{study.pid}/task/{study.pid}/children").read_text(encoding="utf-8").split()
+        study.kill()
+    try:
+        assert len(children) >= 2
+        until = time.monotonic() + 30
+        while any(map(_running, children)) and time.monotonic() < until:
+            time.sleep(0.1)
+        assert not any(map(_running, children))
+    finally:
+        for child in filter(_running, children):
+            os.kill(int(child), signal.SIGKILL)
+
+
+def _running(process: str) -> bool:
+    """Say whether there is such a process: one that has ended and that nobody asked after is none."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 class _Silent:

@@ -8,6 +8,7 @@ import platform
 import queue
 import signal
 import sys
+import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -184,6 +185,7 @@ def _work(study: Study, threads: int, tasks: Any, messages: Any) -> None:
     """Run tasks until there are none; the body of a process."""
     # Ctrl-C reaches the whole group: the parent alone reacts, and ends this process.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_the_parent, daemon=True).start()
     try:
         data = study.load()
         with _threads(threads):
@@ -195,6 +197,14 @@ def _work(study: Study, threads: int, tasks: Any, messages: Any) -> None:
                 messages.put(("result", task, study.run_one(task, data, weights(study.out, task), tell)))
     except Exception as error:
         messages.put(("error", None, error))
+
+
+def _end_with_the_parent() -> None:
+    """End this process as soon as nobody takes its results: a parent that is killed ends no worker."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _tell(task: Any, progress: Progress) -> Tell:

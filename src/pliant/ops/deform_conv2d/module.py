@@ -48,7 +48,8 @@ class DeformConv2d(nn.Module):
             :func:`pliant.nn.parameter_groups`: 1.0 for version 1, 0.1 for version 2, as in the papers.
 
     Raises:
-        ValueError: channels do not divide into groups, an unknown version or boundary, "same" with a stride.
+        ValueError: channels do not divide into groups, an unknown version or boundary, `mask_scale` not
+            positive, "same" with a stride.
 
     Source: Dai et al., ICCV 2017, section 2.1; Zhu et al., CVPR 2019, section 3.2; mask scale of MXNet's example.
 
@@ -88,6 +89,8 @@ class DeformConv2d(nn.Module):
             raise ValueError(f"{name}: offset_groups={offset_groups} must divide {in_channels} input channels")
         if version not in (1, 2):
             raise ValueError(f"{name}: version must be 1 (offsets) or 2 (offsets and mask), got {version!r}")
+        if not 0 < mask_scale < math.inf:
+            raise ValueError(f"{name}: mask_scale must be positive and finite, got {mask_scale}")
         if boundary not in ("zeros", "clamp"):
             raise ValueError(f"{name}: boundary must be 'zeros' or 'clamp', got {boundary!r}")
         self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
@@ -48,7 +49,7 @@ class DeformRoIPool(nn.Module):
             :func:`pliant.nn.parameter_groups`: 0.01 for version 1, 1.0 for version 2, as in the papers.
 
     Raises:
-        ValueError: a size below 1, an unknown version, a trunk for the mask without one.
+        ValueError: a size below 1, an unknown version, `mask_scale` not positive, a trunk for the mask without one.
 
     Source: Dai et al., ICCV 2017, section 2.2; Zhu et al., CVPR 2019, section 3.2, whose hidden layers start at
     N(0, 0.01²); the second trunk is that of mmcv.ops.ModulatedDeformRoIPoolPack.
@@ -78,6 +79,8 @@ class DeformRoIPool(nn.Module):
             raise ValueError(f"{_NAME}: version must be 1 (offsets) or 2 (offsets and mask), got {version!r}")
         if separate_mask_trunk and version == 1:
             raise ValueError(f"{_NAME}: separate_mask_trunk needs version 2, version 1 has no mask")
+        if not 0 < mask_scale < math.inf:
+            raise ValueError(f"{_NAME}: mask_scale must be positive and finite, got {mask_scale}")
         if hidden is None:
             hidden = () if version == 1 else (1024, 1024)
         if channels < 1 or any(width < 1 for width in hidden):
