@@ -145,6 +145,41 @@ def test_evaluation_on_other_data(run: Path, tmp_path: Path, capsys: pytest.Capt
     assert "no test pictures" in capsys.readouterr().err
 
 
+def test_pictures_of_ones_own(run: Path, config: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    annotations = Composed(seed=9, count=4, size=64).write(tmp_path / "scenes")
+    images = annotations.parent / "images"
+    truth = json.loads(annotations.read_text())
+    truth["annotations"] += [{"id": 900 + k, "image_id": 77, "category_id": 1, "bbox": [0, 0, 5, 5]} for k in range(30)]
+    annotations.write_text(json.dumps(truth))
+    out = tmp_path / "out"
+    own = ["--images", str(images), f"--annotations={annotations}"]
+    assert app.main(["train", "detector", "--config", config, *own, "--epochs", "1", "--out", str(out)]) == 0
+    said, err = capsys.readouterr()
+    assert "4 pictures of coco" in said
+    # Every fault of the file is told, not the first alone, up to a number.
+    assert err.count("is of image 77, which is not listed; left out\n") == 20
+    assert err.endswith("… and 10 more like these\n")
+    data = DetectorRecipe.of(json.loads((out / "recipe.json").read_text())).data
+    assert (data.source, data.images, data.annotations) == ("coco", str(images), str(annotations))
+    assert app.main(["eval", str(run / "last.pt"), *own]) == 0
+    assert json.loads((run / "evaluation.json").read_text())["pictures"] == 4
+    capsys.readouterr()
+    assert app.main(["eval", str(run / "last.pt"), *own, "--split", "train"]) == 2
+    assert "which --split train asks for" in capsys.readouterr().err
+
+
+def test_prediction_of_a_folder(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images = Composed(seed=9, count=3, size=64).write(tmp_path / "scenes").parent / "images"
+    (images / "notes.txt").write_text("no picture")
+    (images / "empty").mkdir()
+    words = ["predict", str(run / "best.pt"), "--out", str(tmp_path / "out")]
+    assert app.main([*words, str(images)]) == 0
+    assert "in 3 pictures" in capsys.readouterr().out
+    assert len(list((tmp_path / "out").glob("*.png"))) == 3
+    assert app.main([*words, str(images / "empty")]) == 2
+    assert capsys.readouterr().err == f"pliant predict: the folder {images / 'empty'} has no pictures\n"
+
+
 def test_prediction(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from PIL import Image
 
@@ -211,6 +246,23 @@ def test_error_is_one_sentence(words: list[str], sentence: str, capsys: pytest.C
     out, err = capsys.readouterr()
     assert (out, err.count("\n")) == ("", 1)
     assert err.startswith(f"pliant {words[0]}: ") and sentence in err
+
+
+@pytest.mark.parametrize("size", [0, 100, 20_000, 0.5, -100])
+def test_a_checkpoint_cut_short(size: float, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    whole = (run / "last.pt").read_bytes()
+    (tmp_path / "cut.pt").write_bytes(whole[: int(size * len(whole)) if isinstance(size, float) else size])
+    assert app.main(["eval", str(tmp_path / "cut.pt")]) == 2
+    said = f"pliant eval: {tmp_path}/cut.pt is damaged or not a checkpoint; give the last.pt or best.pt of a run\n"
+    assert capsys.readouterr().err == said
+
+
+@pytest.mark.parametrize("words", [["predict", "a", "b", "--out", "c", "--thr=1"], ["study", "geometry", "--qui"]])
+def test_options_are_not_guessed(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        app.main(words)
+    assert stopped.value.code == 2
+    assert f"error: unrecognized arguments: {words[-1]}" in capsys.readouterr().err
 
 
 def test_runs_are_not_overwritten(run: Path, config: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -100,6 +100,7 @@ def test_coco_gives_back_what_is_used(folder: Path) -> None:
         ({"category_id": 1}, "annotation 9 is of category 1, which is not listed; left out"),
         ({"category_id": "cat"}, "annotation 9 has an image_id or category_id that is no whole number; left out"),
         ({"bbox": [60, 1, 5, 5]}, "annotation 9 lies outside of image 40, its box is [60.0, 1.0, 5.0, 5.0]; left out"),
+        ({"bbox": [5, 5, 1e-9, 2]}, "annotation 9 has a box of 1e-09×2 pixels, nothing in float32; left out"),
         ({"bbox": [-9, 1, 9, 5]}, "annotation 9 lies outside of image 40"),
     ],
 )

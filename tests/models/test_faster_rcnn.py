@@ -251,7 +251,7 @@ def test_ignored_boxes_change_what_is_rejected(detector: Make) -> None:
     assert by_box == {(0.0, 0.0, 20.0, 20.0): 0, (0.0, 0.0, 20.0, 19.0): 0, (0.0, 40.0, 10.0, 60.0): 2}
 
 
-def test_pictures_of_any_size_give_what_they_give_alone(detector: Make, scenes: Make) -> None:
+def test_a_picture_of_a_batch_gives_what_it_gives_alone(detector: Make, scenes: Make) -> None:
     torch.manual_seed(1)
     net = detector().eval()
     images = [torch.rand(3, 64, 64), torch.rand(3, 64, 64)]
@@ -259,6 +259,10 @@ def test_pictures_of_any_size_give_what_they_give_alone(detector: Make, scenes: 
     for a, b in zip(together, alone, strict=True):
         torch.testing.assert_close(a["boxes"], b["boxes"], rtol=1e-4, atol=1e-3)
         assert torch.equal(a["labels"], b["labels"])
+
+
+def test_pictures_are_padded_to_the_largest(detector: Make) -> None:
+    net = detector()
     pictures, sizes = net.batch([torch.rand(3, 40, 50), torch.rand(3, 33, 65)])
     assert pictures.shape == (2, 3, 48, 80) and sizes.tolist() == [[50, 40], [65, 33]]
     assert not pictures[0, :, 40:].any() and not pictures[0, :, :, 50:].any() and pictures[0, :, :40, :50].all()
@@ -327,6 +331,18 @@ def test_defaults_are_the_papers() -> None:
     assert fpn.rpn.anchors.strides == (4, 8, 16, 32, 64) and fpn.rpn.anchors.count == 3
 
 
+@pytest.mark.parametrize("neck", ["fpn", "c4"])
+def test_trains_in_double_precision(neck: str, detector: Make, scenes: Make) -> None:
+    images, targets = scenes()
+    for given in (targets, [{"boxes": torch.zeros(0, 4), "labels": torch.zeros(0)}] * 2):
+        net = detector(neck, roi_pool="modulated", roi_hidden=(8,)).double()
+        losses = net([image.double() for image in images], given)
+        assert {loss.dtype for loss in losses.values()} == {torch.float64}
+        sum(losses.values()).backward()
+        assert all(p.grad.isfinite().all() for p in net.parameters() if p.grad is not None)
+    assert net.eval()(images)[0]["scores"].dtype == torch.float64
+
+
 def test_backbone_loads_imagenet(detector: Make, backbone: Make, tmp_path: Any) -> None:
     torch.manual_seed(7)
     source = ResNet(18, width=8, stem="small")
@@ -348,6 +364,12 @@ def test_backbone_loads_imagenet(detector: Make, backbone: Make, tmp_path: Any) 
         ({"levels": (3, 2)}, r"levels must be some of 0, 1, 2 and 3, in this order, got \(3, 2\)"),
         ({"levels": (0, 1)}, r"levels must be some of 0, 1, 2 and 3, in this order, got \(0, 1\)"),
         ({"mean": (0.5,)}, "mean and std must have a value for each of the 3 channels of pictures"),
+        ({"nms_threshold": 2.0}, r"nms_threshold must be from 0 to 1, got 2\.0"),
+        ({"positive_share": -0.1}, r"positive_share must be from 0 to 1, got -0\.1"),
+        ({"positive_iou": float("nan")}, "positive_iou must be from 0 to 1, got nan"),
+        ({"box_std": (1.0, 1.0)}, r"box_std must be four positive numbers, got \(1\.0, 1\.0\)"),
+        ({"box_std": (1, 1, 0, 1)}, r"box_std must be four positive numbers, got \(1, 1, 0, 1\)"),
+        ({"roi_canonical": 0.0}, r"roi_canonical must be positive, got 0\.0"),
         ({"anchor_sizes": [[8.0]]}, "anchor_sizes must have as many sizes for each of the 5 maps that propose"),
     ],
 )
@@ -357,6 +379,8 @@ def test_errors(options: dict[str, Any], sentence: str, backbone: Make) -> None:
 
 
 def test_errors_of_backbone_pictures_and_targets(detector: Make, scenes: Make) -> None:
+    with pytest.raises(TypeError, match=r"^FasterRCNN: mimic must be a pliant.models.FeatureMimic, got bool$"):
+        detector(mimic=True)
     with pytest.raises(TypeError, match=r"^FasterRCNN: backbone must be a pliant.models.ResNet, got Linear$"):
         FasterRCNN(nn.Linear(1, 1), 2)
     net, (images, targets) = detector(), scenes()
@@ -372,6 +396,15 @@ def test_errors_of_backbone_pictures_and_targets(detector: Make, scenes: Make) -
         net(images)
     with pytest.raises(ValueError, match=r"in training every picture needs a target, got 1 for 2"):
         net(images, targets[:1])
+    with pytest.raises(TypeError, match=r"targets\[1\] must be a dictionary of tensors, got NoneType$"):
+        net(images, [targets[0], None])
+    misnamed, lists = {"box": targets[0]["boxes"]}, {"boxes": [], "labels": []}
+    for wrong, kinds in ((misnamed, "box Tensor"), (lists, "boxes list, labels list")):
+        with pytest.raises(TypeError, match=f"must have tensors boxes, labels and maybe ignore, got {kinds}$"):
+            net(images, [wrong, targets[1]])
+    wrong = targets[0] | {"labels": targets[0]["labels"].float()}
+    with pytest.raises(TypeError, match=r"targets\[0\] must have integer labels, got torch.float32$"):
+        net(images, [wrong, targets[1]])
     wrong = {"boxes": targets[0]["boxes"], "labels": torch.tensor([0])}
     with pytest.raises(
         ValueError, match=r"targets\[1\] must have boxes \(n, 4\), .* got boxes \(2, 4\), labels \(1,\)"

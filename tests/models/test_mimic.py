@@ -81,6 +81,21 @@ def test_patches_are_cut_out_and_resized(detector: Make) -> None:
     torch.testing.assert_close(mimic.cut(same, torch.tensor([[0.0, 0, 0, 4, 4]])), same)
 
 
+def test_patches_know_nothing_of_their_surroundings() -> None:
+    mimic = _small(size=16)
+    rois = torch.tensor([[0.0, 3, 5, 9, 8], [0, 12, 12, 13, 20], [0, 0, 0, 20, 20]])
+    picture = torch.rand(1, 3, 20, 20)
+    outside = torch.ones(20, 20, dtype=torch.bool)
+    outside[5:8, 3:9] = False
+    outside[12:, 12] = False
+    patches, others = mimic.cut(picture, rois), mimic.cut(torch.where(outside, 1 - picture, picture), rois)
+    torch.testing.assert_close(patches[:2], others[:2], rtol=0, atol=1e-5)
+    # Half a pixel from the border is the middle of the first pixel: what lies nearer repeats it.
+    torch.testing.assert_close(patches[0, :, 0, 0], picture[0, :, 5, 3], rtol=0, atol=1e-5)
+    torch.testing.assert_close(patches[0, :, -1, -1], picture[0, :, 7, 8], rtol=0, atol=1e-5)
+    assert not torch.allclose(patches[2], others[2])
+
+
 def test_a_whole_picture_mimics_itself(detector: Make) -> None:
     # A proposal that is all of a 32×32 picture, cut out at 32×32, is that picture.
     net = detector(mimic=_small()).eval()
@@ -256,6 +271,13 @@ def test_the_same_seed_draws_the_same(detector: Make, scenes: Make) -> None:
 def test_errors(options: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ValueError, match=f"^FeatureMimic: {sentence}$"):
         FeatureMimic(**options)
+
+
+def test_error_of_a_second_detector(detector: Make) -> None:
+    mimic = _small()
+    detector(mimic=mimic)
+    with pytest.raises(ValueError, match=r"^FeatureMimic: it belongs to a detector already; make one for each$"):
+        detector(mimic=mimic)
 
 
 def test_error_of_a_size_too_small(detector: Make) -> None:

@@ -233,6 +233,14 @@ def test_loads_safetensors(tmp_path: Path) -> None:
     assert torch.equal(net.conv1.weight, source.conv1.weight)
 
 
+@pytest.mark.parametrize("text", ["", "no weights here, but some words"])
+def test_a_file_that_is_no_safetensors(text: str, tmp_path: Path) -> None:
+    pytest.importorskip("safetensors.torch")
+    (tmp_path / "a.safetensors").write_text(text)
+    with pytest.raises(ValueError, match=r"^load_imagenet: .*a\.safetensors is no safetensors file: "):
+        load_imagenet(_small(), tmp_path / "a.safetensors")
+
+
 def test_safetensors_without_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = builtins.__import__
 
@@ -262,6 +270,9 @@ def test_files_that_do_not_fit(tmp_path: Path) -> None:
     (tmp_path / "text.pth").write_text("no weights here")
     with pytest.raises(ValueError, match=r"text\.pth is not a file of weights"):
         load_imagenet(_small(), tmp_path / "text.pth")
+    torch.save({1: torch.zeros(1)}, tmp_path / "numbers.pth")
+    with pytest.raises(ValueError, match=r"numbers\.pth holds no state dict, a dictionary from names to tensors$"):
+        load_imagenet(_small(), tmp_path / "numbers.pth")
     with pytest.raises(FileNotFoundError):
         load_imagenet(_small(), tmp_path / "absent.pth")
     with pytest.raises(TypeError, match="model must be a ResNet or have one as its backbone, got Linear"):

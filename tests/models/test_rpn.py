@@ -24,7 +24,7 @@ def _truth(*pictures: list[tuple[float, ...]]) -> Truth:
 
 def _silent(**options: Any) -> RPN:
     """Return an RPN that predicts 0 everywhere, on one map of stride 8 with square anchors of 16."""
-    rpn = RPN(4, [8], [[16.0]], [1.0], hidden=4, **options)
+    rpn = RPN(4, [8], [[16.0]], **({"ratios": [1.0], "hidden": 4} | options))
     for parameter in rpn.parameters():
         torch.nn.init.zeros_(parameter)
     return rpn
@@ -165,10 +165,16 @@ def test_gradients_reach_the_head_and_proposals_carry_none() -> None:
 
 
 def test_error() -> None:
-    with pytest.raises(
-        ValueError, match=r"^RPN: hidden, samples, pre_nms and post_nms must .* got 4, 256, \(0, 9\) and"
+    for wrong, sentence in (
+        ({"pre_nms": (0, 9)}, r"pre_nms must be two numbers of at least 1, .* got \(0, 9\)"),
+        ({"post_nms": (1,)}, r"post_nms must be two numbers of at least 1, .* got \(1,\)"),
+        ({"pre_nms": 5}, "pre_nms must be two numbers of at least 1, .* got 5"),
+        ({"samples": 0}, "hidden and samples must be at least 1, got 4 and 0"),
+        ({"nms_threshold": -1}, "nms_threshold must be from 0 to 1, got -1"),
+        ({"ratios": (-1.0,)}, r"anchors must have positive sizes and ratios, got .* and \(-1\.0,\)"),
     ):
-        _silent(pre_nms=(0, 9))
+        with pytest.raises(ValueError, match=f"^RPN: {sentence}"):
+            _silent(**wrong)
 
 
 def test_ranked() -> None:

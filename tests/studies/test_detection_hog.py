@@ -96,6 +96,31 @@ def test_regression_is_inverted() -> None:
     torch.testing.assert_close(hog._moved(windows, hog._deltas(windows, boxes)), boxes)
 
 
+def test_windows_are_those_of_objects_that_count() -> None:
+    """What is left of an object at the border of a tile is ignored, and is no shape to look for."""
+    whole, with_rests = Scenes(6, 0), Scenes(6, 0)
+    for _, target in with_rests:
+        target["boxes"] = torch.cat([target["boxes"], torch.tensor([[0.0, 0, 60, 4]])])
+        target["labels"] = torch.cat([target["labels"], torch.tensor([0])])
+        target["ignore"] = torch.cat([target["ignore"], torch.tensor([True])])
+    machines = [HogMachine(2, 0).fit(scenes, rounds=1) for scenes in (whole, with_rests)]
+    assert machines[0].windows == machines[1].windows
+    assert machines[0].factors == machines[1].factors
+
+
+def test_few_pictures_give_as_much_background_as_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hog, "NEGATIVES", 240)
+    learned: list[int] = []
+
+    def learn(machine: HogMachine, examples: list[Any]) -> None:
+        learned.append(sum(int((label == machine.classes).sum()) for of in examples for label in of.labels))
+
+    monkeypatch.setattr(HogMachine, "_learn", learn)
+    for count in (3, 12):
+        HogMachine(2, 0).fit(Scenes(count, 0), rounds=1)
+    assert learned == [240, 240]
+
+
 def test_nothing_to_find() -> None:
     machine = HogMachine(2, 0)
     empty = Scenes(2, 0)

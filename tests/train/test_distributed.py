@@ -28,6 +28,7 @@ from pliant.train.distributed import start
 RECIPE = DetectorRecipe(epochs=2, batch=4, optimiser=OptimiserRecipe(lr=0.02, warmup=3, clip=1.0))
 PICTURES = 18
 STOP = 3
+BROKEN = (2, 7, 11)
 
 
 def made(kind: Any) -> Any:
@@ -103,6 +104,8 @@ def process(folder: Path) -> None:
         except KeyboardInterrupt as error:
             stopped = str(error)
         rest = fit_detector(made(TinyDetector), data, half, **here, resume=True)
+        damaged = TinyScenes(PICTURES, broken=BROKEN)
+        damaged = fit_detector(made(TinyDetector), damaged, replace(RECIPE, epochs=1), ranks=ranks)
         everyone = ranks.gather((scores, records[-1]["AP"], stopped))
         refused = ""
         try:
@@ -117,6 +120,7 @@ def process(folder: Path) -> None:
             "ddp": records,
             "fsdp": sharded,
             "rest": rest,
+            "broken": [reason for record in damaged for reason in record.get("broken", ())],
             "everyone": everyone,
         }
         found["refusals"] = refusals
@@ -169,6 +173,10 @@ def test_gradients_are_those_of_one_process(found: dict[str, Any], detector: Any
     for name, gradient in expected.items():
         assert gradient.abs().max() > 1e-4 or "conv_offset" in name
         torch.testing.assert_close(found["gradients"][name], gradient, rtol=1e-5, atol=1e-6, msg=name)
+
+
+def test_broken_pictures_of_all_processes_are_named(found: dict[str, Any]) -> None:
+    assert set(found["broken"]) == {f"cannot read picture {number}.jpg" for number in BROKEN}
 
 
 def test_gradients_of_faster_rcnn_are_those_of_one_process(found: dict[str, Any], scenes: Any) -> None:

@@ -34,10 +34,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         What the command returns (0: all is well), 2 for input it cannot use, 130 when interrupted.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
-    parser = argparse.ArgumentParser(prog="pliant", description="Deformable and normalizing operators for PyTorch.")
+    # Names are not guessed: a mistyped option is an error, not another option.
+    about = "Deformable and normalizing operators for PyTorch."
+    parser = argparse.ArgumentParser(prog="pliant", description=about, allow_abbrev=False)
     parser.add_argument("--traceback", action="store_true", help="show where in the code an error arose")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    parsers = {name: commands.add_parser(name, help=what, description=what) for name, (what, _) in COMMANDS.items()}
+    parsers = {
+        name: commands.add_parser(name, help=what, description=what, allow_abbrev=False)
+        for name, (what, _) in COMMANDS.items()
+    }
 
     command = next((word for word in argv if word in COMMANDS), "")
     try:

@@ -13,6 +13,20 @@ def parser(prog: str, description: str) -> ArgumentParser:
     return ArgumentParser(prog=prog, description=description, allow_abbrev=False, exit_on_error=False)
 
 
+def spelled_out(words: Sequence[str], images: str, annotations: str) -> list[str]:
+    """Return the arguments with ``--images DIR --annotations FILE``, data in COCO's form, in a recipe's own names.
+
+    >>> spelled_out(["--images", "a", "--annotations=b.json"], "data.images", "data.annotations")
+    ['--data.source=coco', '--data.images', 'a', '--data.source=coco', '--data.annotations=b.json']
+    """
+    names = {"--images": f"--{images}", "--annotations": f"--{annotations}"}
+    out: list[str] = []
+    for word in words:
+        name, *value = word.split("=", 1)
+        out += ["--data.source=coco", "=".join([names[name], *value])] if name in names else [word]
+    return out
+
+
 def parse(parser: ArgumentParser, words: Sequence[str]) -> Any:
     """Return the values of the arguments.
 

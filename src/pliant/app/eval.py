@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import sys
+from argparse import SUPPRESS
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pliant._files import replacing
 from pliant.app import arguments
+from pliant.app.data import told
 from pliant.app.progress import percent
 from pliant.train import DataRecipe, DetectorRecipe, checkpoint, evaluate, log
 from pliant.train.build import build_data, load_detector, resizing
@@ -24,6 +27,15 @@ def main(words: Sequence[str]) -> int:
     parser = arguments.parser("pliant eval", "Measure the average precision of a detector on the data of its run.")
     parser.add_argument("checkpoint", type=str, help="best.pt or last.pt of a run")
     parser.add_class_arguments(DataRecipe, "data", help="other data than the run's")
+    parser.add_argument(
+        "--images", metavar="DIR", default=SUPPRESS, help="short for --data.source coco --data.test_images DIR"
+    )
+    parser.add_argument(
+        "--annotations",
+        metavar="FILE",
+        default=SUPPRESS,
+        help="short for --data.source coco --data.test_annotations FILE",
+    )
     parser.add_argument("--split", choices=["test", "train"], default="test", help="which part of the data")
     parser.add_argument("--batch", type=int, help="pictures at a time (default: as in training)")
     parser.add_argument("--workers", type=int, default=0, help="processes that read pictures")
@@ -31,15 +43,19 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument("--device", type=str, default="cpu", help="such as cuda")
     parser.add_argument("--json", type=str, help="file of the result (default: evaluation.json beside the checkpoint)")
 
-    path = Path(arguments.parse(parser, words).checkpoint)
+    given, words = list(words), arguments.spelled_out(words, "data.test_images", "data.test_annotations")
+    args = arguments.parse(parser, words)
+    if args.split == "train" and words != given:
+        raise ValueError("--images and --annotations are other pictures than the run's, which --split train asks for")
+    path = Path(args.checkpoint)
     state = checkpoint.read(path)
     recipe = DetectorRecipe.of(state["recipe"])
     # What is not said is the run's.
     parser.set_defaults({f"data.{name}": value for name, value in asdict(recipe.data).items()})
     args = parser.instantiate(arguments.parse(parser, words))
-    data = build_data(args.data, args.split)
+    data = told(partial(build_data, args.data, args.split))
     if data is None:
-        raise ValueError("the run has no test pictures; give some with --data.test_annotations, or --split train")
+        raise ValueError("the run has no test pictures; give some with --images and --annotations, or --split train")
     if tuple(data.category_ids) != tuple(state["category_ids"]):
         raise ValueError(f"{path} knows the classes {', '.join(state['classes'])}, the data {', '.join(data.classes)}")
     with start(args.device) as ranks:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what ``pliant predict`` takes."""
     parser.add_argument("checkpoint", type=Path, help="best.pt or last.pt of a run")
-    parser.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="pictures")
+    parser.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="pictures, or folders of them")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="gets a PNG each and detections.json")
     parser.add_argument("--threshold", type=float, default=0.5, metavar="SCORE", help="least score (default: 0.5)")
     parser.add_argument("--device", default="cpu", help="such as cuda (default: cpu)")
@@ -37,12 +37,12 @@ def run(args: argparse.Namespace) -> int:
     state = checkpoint.read(args.checkpoint)
     recipe = DetectorRecipe.of(state["recipe"])
     device, resize = resolve(args.device), resizing(recipe.data)
+    paths = _pictures(args.images)
     model = load_detector(state).to(device)
     args.out.mkdir(parents=True, exist_ok=True)
     lines: list[dict[str, Any]] = []
     broken = 0
-    names = _names(args.images)
-    for number, (path, name) in enumerate(zip(args.images, names, strict=True), 1):
+    for number, (path, name) in enumerate(zip(paths, _names(paths), strict=True), 1):
         try:
             image = read_image(path)
         except OSError as error:
@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"{path}: {said(kept['labels'].tolist(), state['classes'])}")
     with replacing(args.out / "detections.json") as part:
         part.write_text(json.dumps(lines, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    print(f"{len(lines)} objects in {len(args.images) - broken} pictures: {args.out}/")
+    print(f"{len(lines)} objects in {len(paths) - broken} pictures: {args.out}/")
     return 1 if broken else 0
 
 
@@ -89,6 +89,19 @@ def drawn(image: Tensor, found: dict[str, Tensor], classes: Sequence[str]) -> Im
         draw.rectangle((at[0] + left, at[1] + top, at[0] + right, at[1] + bottom), fill=colour)
         draw.text(at, text, fill="black")
     return picture
+
+
+def _pictures(given: Sequence[Path]) -> list[Path]:
+    """Return the pictures themselves: in the place of a folder those in it, by name, whatever Pillow reads."""
+    from PIL import Image
+
+    kinds, paths = Image.registered_extensions(), []
+    for path in given:
+        inside = sorted(p for p in path.iterdir() if p.suffix.lower() in kinds) if path.is_dir() else [path]
+        if not inside:
+            raise ValueError(f"the folder {path} has no pictures")
+        paths += inside
+    return paths
 
 
 def _names(paths: Sequence[Path]) -> list[str]:

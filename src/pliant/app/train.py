@@ -5,10 +5,13 @@ from __future__ import annotations
 import dataclasses
 import errno
 import sys
+from argparse import SUPPRESS
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from pliant.app import arguments
+from pliant.app.data import told
 from pliant.app.progress import progress
 from pliant.train import DetectorRecipe, fit_detector, log, parameters
 from pliant.train.build import augmentation, build_data, build_detector, resizing
@@ -22,6 +25,12 @@ def main(words: Sequence[str]) -> int:
         "--config", action="config", help="YAML or JSON file of settings, such as a run's recipe.json"
     )
     detector.add_class_arguments(DetectorRecipe, None)
+    detector.add_argument(
+        "--images", metavar="DIR", default=SUPPRESS, help="short for --data.source coco --data.images DIR"
+    )
+    detector.add_argument(
+        "--annotations", metavar="FILE", default=SUPPRESS, help="short for --data.source coco --data.annotations FILE"
+    )
     detector.add_argument("--out", type=str, default="runs/detector", help="folder of the run")
     detector.add_argument("--resume", action="store_true", help="go on with the run in --out, with its settings")
     detector.add_argument("--device", type=str, default="cpu", help="such as cuda")
@@ -33,13 +42,14 @@ def main(words: Sequence[str]) -> int:
 
     if not words:
         raise ValueError("say what to train: pliant train detector")
+    words = arguments.spelled_out(words, "data.images", "data.annotations")
     args = arguments.parse(parser, words).detector
     if args.resume:
         # The run's settings come before those given here, which may only say the same.
         written = Path(args.out) / "recipe.json"
         if not written.exists():
             raise ValueError(f"there is no run to go on with in {args.out}: {written} is missing")
-        at = list(words).index("detector") + 1
+        at = words.index("detector") + 1
         args = arguments.parse(parser, [*words[:at], "--config", str(written), *words[at:]]).detector
     values = detector.instantiate(args)
     recipe = DetectorRecipe(**{f.name: getattr(values, f.name) for f in dataclasses.fields(DetectorRecipe)})
@@ -48,7 +58,7 @@ def main(words: Sequence[str]) -> int:
 
 
 def _train(recipe: DetectorRecipe, folder: Path, resume: bool, ranks: Ranks, tensorboard: bool) -> int:
-    train, test = build_data(recipe.data, "train"), build_data(recipe.data, "test")
+    train, test = (told(partial(build_data, recipe.data, split), ranks.rank == 0) for split in ("train", "test"))
     assert train is not None
     model = build_detector(recipe.model, len(train.classes), seed=recipe.seed, pretrained=not resume)
     shared = f" on {ranks.world} processes" if ranks.world > 1 else ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import warnings
+from array import array
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -159,6 +160,9 @@ class CocoDetection(Dataset[tuple[Tensor, Target]]):
                 cut = (max(0.0, x), max(0.0, y), min(float(W), x + w), min(float(H), y + h))
                 if cut[2] <= cut[0] or cut[3] <= cut[1]:
                     raise _Fault(f"lies outside of image {image}, its box is {[x, y, w, h]}")
+                kept = array("f", cut)  # float32, as the boxes of a target
+                if kept[2] <= kept[0] or kept[3] <= kept[1]:
+                    raise _Fault(f"has a box of {w:g}×{h:g} pixels, nothing in float32")
             except _Fault as fault:
                 self._problem(f"{name} {fault}")
                 continue

@@ -47,6 +47,11 @@ class Truth(NamedTuple):
         return cls(boxes, labels, present & ~ignored, present & ignored)
 
 
+def wide(values: Tensor) -> Tensor:
+    """Return `values` in the precision of losses and boxes: float32, or float64 where they are that already."""
+    return values if values.dtype == torch.float64 else values.float()
+
+
 def area(boxes: Tensor) -> Tensor:
     """Return the areas (…) of boxes (…, 4); an inverted box has none."""
     return (boxes[..., 2:] - boxes[..., :2]).clamp(min=0).prod(-1)

@@ -56,6 +56,8 @@ class RoIPooling(nn.Module):
         super().__init__()
         if kind not in POOLS:
             raise ValueError(f"FasterRCNN: roi_pool must be one of {', '.join(map(repr, POOLS))}, got {kind!r}")
+        if not canonical > 0:
+            raise ValueError(f"FasterRCNN: roi_canonical must be positive, got {canonical}")
         self.strides, self.size, self.sampling_ratio, self.canonical = tuple(strides), size, sampling_ratio, canonical
         version = POOLS[kind]
         self.deform = None
@@ -266,6 +268,8 @@ class FasterRCNN(TwoStage):
                 nn.init.normal_(layer.weight, std=std_)
             nn.init.zeros_(layer.bias)
         if mimic is not None:
+            if not isinstance(mimic, FeatureMimic):
+                raise TypeError(f"FasterRCNN: mimic must be a pliant.models.FeatureMimic, got {type(mimic).__name__}")
             mimic.attach(self)
         self.mimic = mimic
 

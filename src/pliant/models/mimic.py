@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pliant.models import boxes
 from pliant.models.rpn import ranked
-from pliant.ops import roi_align
+from pliant.ops import deform_roi_pool
 
 if TYPE_CHECKING:
     from pliant.models.faster_rcnn import FasterRCNN
@@ -77,6 +77,8 @@ class FeatureMimic(nn.Module):
 
     def attach(self, detector: FasterRCNN) -> None:
         """Make the classifier that fits `detector`."""
+        if self.classifier is not None:
+            raise ValueError("FeatureMimic: it belongs to a detector already; make one for each")
         coarsest = max(detector.backbone.strides)
         if self.size < 2 * coarsest:
             raise ValueError(f"FeatureMimic: size must be at least two cells of stride {coarsest}, got {self.size}")
@@ -102,15 +104,15 @@ class FeatureMimic(nn.Module):
         if len(chosen) == 0:
             nothing = features[:0]
             return {
-                "mimic_cosine": nothing.sum().float(),
-                "mimic_classification": self.classifier(nothing).sum().float(),
+                "mimic_cosine": boxes.wide(nothing.sum()),
+                "mimic_classification": boxes.wide(self.classifier(nothing).sum()),
             }
         patches = self.cut(pictures, rois[chosen])
         found = self.describe(detector, patches)
         target = found.detach() if self.detach_target else found
-        distance = 1 - F.cosine_similarity(target.float(), features[chosen].float())
+        distance = 1 - F.cosine_similarity(boxes.wide(target), boxes.wide(features[chosen]))
         cosine = distance.sum() / N if self.reduction == "sum" else boxes.mean(distance, picture[chosen], N)
-        entropy = F.cross_entropy(self.classifier(found).float(), labels[chosen], reduction="none")
+        entropy = F.cross_entropy(boxes.wide(self.classifier(found)), labels[chosen], reduction="none")
         classification = boxes.mean(entropy, picture[chosen], N)
         return {"mimic_cosine": self.weight * cosine, "mimic_classification": self.weight * classification}
 
@@ -124,8 +126,17 @@ class FeatureMimic(nn.Module):
         return order[rank < self.count]
 
     def cut(self, pictures: Tensor, rois: Tensor) -> Tensor:
-        """Return the patches (R, channels, size, size): one bilinear sample in the middle of every pixel."""
-        return roi_align(pictures, rois, self.size, 1.0, 1, True)
+        """Return the patches (R, channels, size, size): one bilinear sample in the middle of every pixel.
+
+        Where a patch is larger than its box, samples nearer to the border than half a pixel of the picture are moved
+        that far inside, where they would mix in what surrounds the box; in one narrower than a pixel, to its middle.
+        """
+        at = (torch.arange(self.size, device=rois.device) + 0.5) / self.size
+        # In shares of the box, as offsets are.
+        border = (0.5 / (rois[:, 3:] - rois[:, 1:3])).clamp(max=0.5).unsqueeze(2)
+        moved = torch.minimum(torch.maximum(at, border), 1 - border) - at  # (R, 2, size)
+        offset = torch.stack(torch.broadcast_tensors(moved[:, 0, None], moved[:, 1, :, None]), 1)
+        return deform_roi_pool(pictures, rois, offset, self.size, 1.0, 1, 1.0)
 
     def describe(self, detector: FasterRCNN, patches: Tensor) -> Tensor:
         """Return what the detector's own layers make of whole patches (R, hidden)."""

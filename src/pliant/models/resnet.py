@@ -188,7 +188,8 @@ class ResNet(nn.Module):
         super().__init__()
         if depth not in DEPTHS:
             raise ValueError(f"ResNet: depth must be one of {', '.join(map(str, DEPTHS))}, got {depth!r}")
-        if len(deform) != 4 or any(entry is not None and entry not in VERSIONS for entry in deform):
+        stages = deform if isinstance(deform, Sequence) else ()
+        if len(stages) != 4 or any(entry is not None and entry not in VERSIONS for entry in stages):
             raise ValueError(f"ResNet: deform must hold None, 'v1' or 'v2' for each of conv2 to conv5, got {deform!r}")
         if stem not in ("imagenet", "small"):
             raise ValueError(f"ResNet: stem must be 'imagenet' or 'small', got {stem!r}")
@@ -329,18 +330,25 @@ def _read(path: Path) -> dict[str, Tensor]:
             raise ImportError(
                 f"load_imagenet: {path} needs the package safetensors: pip install safetensors"
             ) from error
-        return dict(load_file(path))
-    try:
-        state: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
-    except Exception as error:  # pickle, zip and torch each have their own
-        line = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"load_imagenet: {path} is not a file of weights that torch.save wrote: {line}") from error
+        try:
+            return dict(load_file(path))
+        except OSError:
+            raise
+        except Exception as error:  # the package's own, which is no public name
+            raise ValueError(f"load_imagenet: {path} is no safetensors file: {error}") from error
+    with path.open("rb") as file:
+        try:
+            state: Any = torch.load(file, map_location="cpu", weights_only=True)
+        except Exception as error:  # pickle, zip and torch each have their own; the system's, too, of a file cut short
+            said = f"{type(error).__name__}: {error}".splitlines()[0]
+            raise ValueError(
+                f"load_imagenet: {path} is not a file of weights that torch.save wrote ({said})"
+            ) from error
     for key in ("state_dict", "model", "state_dict_ema"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
             break
-    if not isinstance(state, dict) or not state or not all(isinstance(t, Tensor) for t in state.values()):
+    named = isinstance(state, dict) and all(isinstance(n, str) and isinstance(t, Tensor) for n, t in state.items())
+    if not named or not state:
         raise ValueError(f"load_imagenet: {path} holds no state dict, a dictionary from names to tensors")
-    return state
+    return dict(state)

@@ -84,7 +84,7 @@ class RPN(nn.Module):
         beta: where smooth L1 turns from square to linear.
 
     Raises:
-        ValueError: a number below 1.
+        ValueError: a number below 1, a threshold outside of 0 to 1, anchors without size.
 
     Source: Ren et al., "Faster R-CNN", NIPS 2015; beta of its released code (σ = 3).
     """
@@ -107,11 +107,17 @@ class RPN(nn.Module):
         beta: float = 1 / 9,
     ) -> None:
         super().__init__()
-        if min(hidden, samples, *pre_nms, *post_nms) < 1:
-            raise ValueError(
-                f"RPN: hidden, samples, pre_nms and post_nms must be at least 1, got {hidden}, {samples}, {pre_nms} "
-                f"and {post_nms}"
-            )
+        for what, pair in (("pre_nms", pre_nms), ("post_nms", post_nms)):
+            if not isinstance(pair, Sequence) or len(pair) != 2 or min(pair) < 1:
+                raise ValueError(
+                    f"RPN: {what} must be two numbers of at least 1, for training and evaluation, got {pair!r}"
+                )
+        if hidden < 1 or samples < 1:
+            raise ValueError(f"RPN: hidden and samples must be at least 1, got {hidden} and {samples}")
+        if not 0 <= nms_threshold <= 1:
+            raise ValueError(f"RPN: nms_threshold must be from 0 to 1, got {nms_threshold}")
+        if not ratios or min(ratios) <= 0 or min(min(level, default=0) for level in sizes) <= 0:
+            raise ValueError(f"RPN: anchors must have positive sizes and ratios, got {sizes!r} and {ratios!r}")
         self.anchors = Anchors(strides, sizes, ratios)
         self.conv = nn.Conv2d(channels, hidden, 3, padding=1)
         # Logit and deltas of an anchor side by side: one convolution is faster than two.
@@ -134,7 +140,7 @@ class RPN(nn.Module):
         """
         N = len(sizes)
         found = [self.predict(F.relu(self.conv(x))).permute(0, 2, 3, 1).reshape(N, -1, 5) for x in maps]
-        predicted = torch.cat(found, 1).float()
+        predicted = boxes.wide(torch.cat(found, 1))
         logits, deltas = predicted[..., 0], predicted[..., 1:]
         anchors, corners = self.anchors(maps)
         # Cells in the padding see no picture.
@@ -155,7 +161,7 @@ class RPN(nn.Module):
         share = drawn / (len(drawn) * drawn.sum(1, keepdim=True).clamp(min=1))
         is_object = boxes.take(positive, picked)
         score = boxes.take(logits, picked)
-        objectness = F.binary_cross_entropy_with_logits(score, is_object.float(), share, reduction="sum")
+        objectness = F.binary_cross_entropy_with_logits(score, is_object.to(score.dtype), share, reduction="sum")
         # Only the first columns can hold positives.
         P = int(self.samples * self.share)
         picked, share = picked[:, :P], share[:, :P] * is_object[:, :P]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -72,6 +72,13 @@ class TwoStage(nn.Module):
                 f"{name}: mean and std must have a value for each of the {backbone.in_channels} channels of pictures, "
                 f"got {tuple(mean)} and {tuple(std)}"
             )
+        for what, share in (
+            ("positive_share", positive_share), ("positive_iou", positive_iou), ("nms_threshold", nms_threshold)
+        ):  # fmt: skip
+            if not 0 <= share <= 1:
+                raise ValueError(f"{name}: {what} must be from 0 to 1, got {share}")
+        if len(box_std) != 4 or min(box_std) <= 0:
+            raise ValueError(f"{name}: box_std must be four positive numbers, got {tuple(box_std)}")
         for what, least in (("rois", rois), ("hard", 1 if hard is None else hard), ("max_detections", max_detections)):
             if least < 1:
                 raise ValueError(f"{name}: {what} must be at least 1, got {least}")
@@ -106,10 +113,10 @@ class TwoStage(nn.Module):
         if truth is None:
             rois = listed(proposals, present)
             logits, deltas, _ = self.head(head_maps, rois)
-            return self.detections(rois, logits.float(), deltas.float(), sizes)
+            return self.detections(rois, boxes.wide(logits), boxes.wide(deltas), sizes)
         rois, labels, goals = self.sample(proposals, present, truth)
         logits, deltas, features = self.head(head_maps, rois)
-        losses |= self.losses(rois, labels, goals, logits.float(), deltas.float(), len(sizes))
+        losses |= self.losses(rois, labels, goals, boxes.wide(logits), boxes.wide(deltas), len(sizes))
         return {**losses, **self.more_losses(pictures, rois, labels, features)}
 
     def batch(self, images: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -147,12 +154,19 @@ class TwoStage(nn.Module):
                 f"{name}: in training every picture needs a target, got {got} for {N}; or call eval() first"
             )
         for i, target in enumerate(targets):
-            found, labels, ignore = target["boxes"], target["labels"], target.get("ignore")
-            n = len(labels)
+            if not isinstance(target, Mapping):
+                raise TypeError(f"{name}: targets[{i}] must be a dictionary of tensors, got {type(target).__name__}")
+            found, labels, ignore = target.get("boxes"), target.get("labels"), target.get("ignore")
+            if not isinstance(found, Tensor) or not isinstance(labels, Tensor) or not isinstance(ignore, Tensor | None):
+                kinds = ", ".join(f"{key} {type(value).__name__}" for key, value in target.items())
+                raise TypeError(f"{name}: targets[{i}] must have tensors boxes, labels and maybe ignore, got {kinds}")
+            n = labels.numel()
             if found.shape != (n, 4) or labels.dim() != 1 or (ignore is not None and ignore.shape != (n,)):
                 keys = [key for key in ("boxes", "labels", "ignore") if target.get(key) is not None]
                 shapes = ", ".join(f"{key} {tuple(target[key].shape)}" for key in keys)
                 raise ValueError(f"{name}: targets[{i}] must have boxes (n, 4), labels (n,), ignore (n,), got {shapes}")
+            if n and labels.is_floating_point():
+                raise TypeError(f"{name}: targets[{i}] must have integer labels, got {labels.dtype}")
             if n and not found.isfinite().all():
                 raise ValueError(f"{name}: targets[{i}] has boxes with NaN or infinite coordinates")
             if n and not 0 <= int(labels.min()) <= int(labels.max()) < self.classes:

@@ -33,13 +33,12 @@ def read(path: Path) -> dict[str, Any]:
         OSError: there is no such file, or it cannot be read.
         ValueError: it is something else.
     """
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
-    except Exception as error:
-        # Of a damaged file torch, pickle and zip raise whatever they stumble over.
-        raise ValueError(f"{path} is damaged or not a checkpoint; give the last.pt or best.pt of a run") from error
+    with path.open("rb") as file:
+        try:
+            state = torch.load(file, map_location="cpu", weights_only=True)
+        except Exception as error:
+            # Of a damaged file torch, pickle and zip raise whatever they stumble over, the system's errors too.
+            raise ValueError(f"{path} is damaged or not a checkpoint; give the last.pt or best.pt of a run") from error
     if not isinstance(state, dict) or "format" not in state or "recipe" not in state:
         raise ValueError(f"{path} is not a checkpoint of a detector; give the last.pt or best.pt of a run")
     if state["format"] != FORMAT:

@@ -189,9 +189,12 @@ class _Run:
         # A sharded model has a sharded norm.
         norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
         asked = torch.tensor(float(self.stop.asked), device=device)
-        numbers = [loss.detach().float(), *(part.detach().float() for part in losses.values()), asked]
-        mean, *parts, stopped = self.ranks.mean(torch.stack(numbers)).tolist()
+        faults = torch.tensor(float(len(broken)), device=device)
+        numbers = [loss.detach().float(), *(part.detach().float() for part in losses.values()), asked, faults]
+        mean, *parts, stopped, some = self.ranks.mean(torch.stack(numbers)).tolist()
         self.stopped = stopped > 0
+        if some:
+            broken = list(dict.fromkeys(reason for part in self.ranks.gather(broken) for reason in part))
         named = dict(zip(losses, parts, strict=True))
         if not (math.isfinite(mean) and math.isfinite(norm)):
             raise FloatingPointError(self._not_finite(mean, named, float(norm)))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import pickle
 import zipfile
 import zlib
 from collections import Counter
@@ -136,14 +135,13 @@ def read(path: Path) -> Network:
         OSError: there is no such file, or it cannot be read.
         ValueError: it is damaged or something else; the sentence says what is expected.
     """
-    try:
-        state: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
-    except (RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
-        if needs := _code_in(path):
-            raise ValueError(f"{path} holds code ({needs}) that loading it would run; {TAKEN}") from error
-        raise ValueError(f"{path} is damaged or no file of weights that torch.save wrote; {TAKEN}") from error
+    with path.open("rb") as file:
+        try:
+            state: Any = torch.load(file, map_location="cpu", weights_only=True)
+        except Exception as error:  # pickle, zip and torch each have their own; the system's, too, of a file cut short
+            if needs := _code_in(path):
+                raise ValueError(f"{path} holds code ({needs}) that loading it would run; {TAKEN}") from error
+            raise ValueError(f"{path} is damaged or no file of weights that torch.save wrote; {TAKEN}") from error
     if isinstance(state, dict) and "recipe" in state:
         state = checkpoint.read(path)
         recipe = DetectorRecipe.of(state["recipe"])

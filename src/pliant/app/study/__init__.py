@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what ``pliant study`` takes."""
     studies = parser.add_subparsers(metavar="STUDY", dest="study", required=True)
     for name, module in STUDIES.items():
-        one = studies.add_parser(name, help=module.HELP, description=module.HELP)
+        one = studies.add_parser(name, help=module.HELP, description=module.HELP, allow_abbrev=False)
         out = Path("runs") / name
         one.add_argument("--quick", action="store_true", help="few epochs, one seed: minutes")
         one.add_argument("--seeds", type=int, metavar="N", help=f"default: {module.SEEDS}, with --quick 1")

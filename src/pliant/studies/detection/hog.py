@@ -24,7 +24,7 @@ DEPTH = ORIENTATIONS * BLOCK**2
 
 POSITIVE, NEGATIVE = 0.6, 0.3  # overlap with a box from which a window is its object, and below which it is background
 POSITIVES = 6  # windows of an object that are learned from, the best first
-NEGATIVES = 25  # windows of the background of a picture that are learned from
+NEGATIVES = 25_000  # windows of the background that are learned from, an equal share from every picture
 C = 0.02  # of the support vector machines
 RIDGE = 300.0  # of the regression of boxes
 MARGIN = -0.9  # detections with a lower one are dropped
@@ -118,12 +118,14 @@ class HogMachine:
         """
         random = torch.Generator().manual_seed(self.seed)
         order = torch.randperm(len(dataset), generator=random)[:SCENES].tolist()
-        self._shape([dataset[i][1]["boxes"] for i in order])
+        targets = [dataset[i][1] for i in order]
+        self._shape([target["boxes"][~target["ignore"]] for target in targets])
+        negatives = NEGATIVES // len(order)
         examples = [_Examples() for _ in self.windows]
         for round in range(rounds):
             for index in order[round::rounds]:
                 image, target = dataset[index]
-                self._gather(examples, self.slide(image), target, random)
+                self._gather(examples, self.slide(image), target, negatives, random)
             self._learn(examples)
             tell(round + 1, rounds)
         return self
@@ -214,7 +216,12 @@ class HogMachine:
         self.factors = [side / least * (least / most) ** (i / max(1, levels - 1)) for i in range(levels)]
 
     def _gather(
-        self, examples: list[_Examples], found: Windows, target: dict[str, Any], random: torch.Generator
+        self,
+        examples: list[_Examples],
+        found: Windows,
+        target: dict[str, Any],
+        negatives: int,
+        random: torch.Generator,
     ) -> None:
         """Add a picture's objects, and background: at random, or what the machines take for objects."""
         boxes, labels, ignore = target["boxes"], target["labels"], target["ignore"]
@@ -235,7 +242,7 @@ class HogMachine:
             # A machine has nothing to learn from background beyond its margin.
             margins = [self._margins(found.blocks[level], s).max(1).values for level, s in places]
             hardness = (torch.cat(margins) + 1).clamp(min=0)
-        value, index = torch.where(best < NEGATIVE, hardness, 0).topk(min(NEGATIVES, len(every)))
+        value, index = torch.where(best < NEGATIVE, hardness, 0).topk(min(negatives, len(every)))
         objects = torch.cat(chosen) if chosen else torch.zeros(0, dtype=torch.int64)
         rows = torch.cat([objects, index[value > 0]])
         label = torch.full((len(rows),), self.classes)
