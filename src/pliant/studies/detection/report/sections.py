@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from statistics import fmean
 from typing import Any
 
 from pliant.show.curves import Curve, chart
@@ -53,8 +54,10 @@ def _costs(results: Results, contestant: str, data: str) -> list[str]:
     for key, unit, write in (("parameters", 1, "{:,.0f}"), ("multiply_adds", 1e6, "{:.1f}")):
         values = sorted({run[key] for run in runs if run.get(key) is not None})
         cost.append(" / ".join(write.format(v / unit) for v in values) or "not counted")
-    cost.append(plain([1e3 * run["image_seconds"] for run in runs if run.get("image_seconds")], "{:.1f}"))
-    cost.append(plain([run["train_seconds"] for run in runs if run.get("train_seconds")], "{:.0f}"))
+    # How times vary over seeds says what else the machine did.
+    for key, unit, write in (("image_seconds", 1e-3, "{:.1f}"), ("train_seconds", 1, "{:.0f}")):
+        values = [run[key] for run in runs if run.get(key)]
+        cost.append(write.format(fmean(values) / unit) if values else "–")
     return cost
 
 
