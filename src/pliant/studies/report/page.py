@@ -21,7 +21,7 @@ _STYLE = """
 * { box-sizing:border-box; }
 body { margin:0; background:var(--ground); color:var(--ink); font:16px/1.55 system-ui,-apple-system,"Segoe UI",
   Roboto,"Noto Sans","DejaVu Sans",sans-serif; }
-main { max-width:1180px; margin:0 auto; padding:28px 20px 60px; }
+main { max-width:1240px; margin:0 auto; padding:28px 20px 60px; }
 h1 { font-size:1.9rem; line-height:1.2; margin:0 0 .4em; } h2 { font-size:1.3rem; margin:2.4em 0 .5em; }
 h3 { font-size:1.03rem; margin:1.6em 0 .4em; } p, li { max-width:78ch; } li { margin:.25em 0; }
 .quick { background:var(--mark); border-left:4px solid var(--orange); padding:.7em 1em; margin:1em 0; max-width:none; }
@@ -29,7 +29,7 @@ h3 { font-size:1.03rem; margin:1.6em 0 .4em; } p, li { max-width:78ch; } li { ma
 table { border-collapse:collapse; font-size:.88rem; font-variant-numeric:tabular-nums; white-space:nowrap; }
 caption { text-align:left; color:var(--faint); padding:0 0 .5em; white-space:normal; }
 caption span { display:block; position:sticky; left:0; max-width:min(78ch, calc(100vw - 40px)); }
-th, td { padding:.34em .62em; text-align:right; border-bottom:1px solid var(--rule); font-weight:400; }
+th, td { padding:.34em .5em; text-align:right; border-bottom:1px solid var(--rule); font-weight:400; }
 thead th { font-weight:600; vertical-align:bottom; white-space:normal; border-bottom:2px solid var(--faint); }
 th[scope=row], thead th:first-child, tr.group th { text-align:left; position:sticky; left:0; background:var(--ground); }
 tr.group th { color:var(--faint); font-weight:600; padding-top:.9em; } tr.group span { position:sticky; left:.75em; }
