@@ -132,13 +132,13 @@ def _claims(results: Results, data: str) -> list[str]:
         by.setdefault(verdict(claim, gap), []).append(f"{text} ({claim.column} {points(gap)})")
     words = {
         "shown": "Of the papers' claims {} show",
-        "not told from chance": "{} do not show, for the difference cannot be told from chance",
         "the opposite is shown": "{} show the opposite of",
+        "not told from chance": "{} do not show, for the difference cannot be told from chance",
         "no difference beyond chance": "Where the papers have next to no difference, {} have none beyond chance either",
         "a difference is shown": "Where the papers have next to no difference, {} show one",
     }
     name = OURS.get(data, data)
-    said = [f"{words[v].format(name)}: {'; '.join(found)}." for v, found in by.items()]
+    said = [f"{text.format(name)}: {'; '.join(by[v])}." for v, text in words.items() if v in by]
     if not said and tested(results, data):
         said = [f"One seed on {name}: there is no interval, so none of the papers' claims is decided."]
     return [s[0].upper() + s[1:] for s in said]
