@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pliant.models import FasterRCNN, ResNet, load_imagenet
+from pliant.models import FasterRCNN, FeatureMimic, ResNet, load_imagenet
 from pliant.models.boxes import Truth
 from pliant.models.faster_rcnn import RoIPooling
 from pliant.ops import roi_align
@@ -335,7 +335,8 @@ def test_defaults_are_the_papers() -> None:
 def test_trains_in_double_precision(neck: str, detector: Make, scenes: Make) -> None:
     images, targets = scenes()
     for given in (targets, [{"boxes": torch.zeros(0, 4), "labels": torch.zeros(0)}] * 2):
-        net = detector(neck, roi_pool="modulated", roi_hidden=(8,)).double()
+        mimic = FeatureMimic(count=2, size=32)
+        net = detector(neck, roi_pool="modulated", roi_hidden=(8,), mimic=mimic).double()
         losses = net([image.double() for image in images], given)
         assert {loss.dtype for loss in losses.values()} == {torch.float64}
         sum(losses.values()).backward()

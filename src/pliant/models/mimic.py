@@ -128,8 +128,8 @@ class FeatureMimic(nn.Module):
     def cut(self, pictures: Tensor, rois: Tensor) -> Tensor:
         """Return the patches (R, channels, size, size): one bilinear sample in the middle of every pixel.
 
-        Where a patch is larger than its box, samples nearer to the border than half a pixel of the picture are moved
-        that far inside, where they would mix in what surrounds the box; in one narrower than a pixel, to its middle.
+        A sample less than half a pixel of the picture inside the border of its box would mix in what surrounds the box:
+        it is moved inside that far, in a box narrower than a pixel to the middle.
         """
         at = (torch.arange(self.size, device=rois.device) + 0.5) / self.size
         # In shares of the box, as offsets are.
