@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pliant import _check
+from pliant._files import load
 from pliant.ops.deform_conv2d.module import DeformConv2d
 
 # Depth → bottlenecks or basic blocks, blocks of conv2 to conv5.
@@ -289,6 +290,7 @@ def load_imagenet(model: nn.Module, path: str | Path) -> Loaded:
     Raises:
         TypeError: `model` has no ResNet.
         ValueError: the file holds no state dict, or one that does not fit: the sentence names what.
+        OSError: there is no such file.
         ImportError: a `.safetensors` file without the package.
     """
     net = model if isinstance(model, ResNet) else getattr(model, "backbone", None)
@@ -336,14 +338,10 @@ def _read(path: Path) -> dict[str, Tensor]:
             raise
         except Exception as error:  # the package's own, which is no public name
             raise ValueError(f"load_imagenet: {path} is no safetensors file: {error}") from error
-    with path.open("rb") as file:
-        try:
-            state: Any = torch.load(file, map_location="cpu", weights_only=True)
-        except Exception as error:  # pickle, zip and torch each have their own; the system's, too, of a file cut short
-            said = f"{type(error).__name__}: {error}".splitlines()[0]
-            raise ValueError(
-                f"load_imagenet: {path} is not a file of weights that torch.save wrote ({said})"
-            ) from error
+    try:
+        state = load(path)
+    except ValueError as error:
+        raise ValueError(f"load_imagenet: {error}") from error
     for key in ("state_dict", "model", "state_dict_ema"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]

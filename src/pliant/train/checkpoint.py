@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from pliant._files import replacing
+from pliant._files import load, replacing
 
 FORMAT = 1
 
@@ -33,12 +33,10 @@ def read(path: Path) -> dict[str, Any]:
         OSError: there is no such file, or it cannot be read.
         ValueError: it is something else.
     """
-    with path.open("rb") as file:
-        try:
-            state = torch.load(file, map_location="cpu", weights_only=True)
-        except Exception as error:
-            # Of a damaged file torch, pickle and zip raise whatever they stumble over, the system's errors too.
-            raise ValueError(f"{path} is damaged or not a checkpoint; give the last.pt or best.pt of a run") from error
+    try:
+        state = load(path)
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged or not a checkpoint; give the last.pt or best.pt of a run") from error
     if not isinstance(state, dict) or "format" not in state or "recipe" not in state:
         raise ValueError(f"{path} is not a checkpoint of a detector; give the last.pt or best.pt of a run")
     if state["format"] != FORMAT:

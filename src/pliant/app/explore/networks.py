@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pliant._files import load
 from pliant.data import Crowns
 from pliant.data.drawing import CANVAS
 from pliant.data.fashion_mnist import CLASSES
@@ -135,13 +136,12 @@ def read(path: Path) -> Network:
         OSError: there is no such file, or it cannot be read.
         ValueError: it is damaged or something else; the sentence says what is expected.
     """
-    with path.open("rb") as file:
-        try:
-            state: Any = torch.load(file, map_location="cpu", weights_only=True)
-        except Exception as error:  # pickle, zip and torch each have their own; the system's, too, of a file cut short
-            if needs := _code_in(path):
-                raise ValueError(f"{path} holds code ({needs}) that loading it would run; {TAKEN}") from error
-            raise ValueError(f"{path} is damaged or no file of weights that torch.save wrote; {TAKEN}") from error
+    try:
+        state = load(path)
+    except ValueError as error:
+        if needs := _code_in(path):
+            raise ValueError(f"{path} holds code ({needs}) that loading it would run; {TAKEN}") from error
+        raise ValueError(f"{path} is damaged or no file of weights that torch.save wrote; {TAKEN}") from error
     if isinstance(state, dict) and "recipe" in state:
         state = checkpoint.read(path)
         recipe = DetectorRecipe.of(state["recipe"])
