@@ -9,8 +9,10 @@ namespace pliant {
 inline bool is_map(const Tensor& t) {
   return is_floating(t) && t.dim() == 4 && t.size(1) > 0 && t.size(2) > 0 && t.size(3) > 0;
 }
-inline bool are_boxes(const Tensor& t) {
-  return is_floating(t) && t.dim() == 2 && t.size(1) == 5;
+// Boxes of a map: float32, or the map's dtype.
+inline bool are_boxes(const Tensor& t, const Tensor& map) {
+  const bool right = t.scalar_type() == ScalarType::Float || t.scalar_type() == map.scalar_type();
+  return right && t.dim() == 2 && t.size(1) == 5;
 }
 
 struct Span {

@@ -9,6 +9,7 @@
 #include <torch/headeronly/util/Half.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstdint>
 #include <cstdlib>
@@ -89,6 +90,15 @@ void dispatch(ScalarType type, F&& f) {
     default:
       STD_TORCH_CHECK(false, "dtype without a kernel");
   }
+}
+
+// A list of the schemas, `n` numbers of it.
+template <size_t n>
+std::array<int64_t, n> numbers(const std::vector<int64_t>& list) {
+  STD_TORCH_CHECK(list.size() == n, "arguments that do not fit each other: a list of ", list.size(), " numbers, not ", n);
+  std::array<int64_t, n> found;
+  std::copy(list.begin(), list.end(), found.begin());
+  return found;
 }
 
 // What every kernel takes.

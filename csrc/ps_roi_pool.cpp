@@ -40,8 +40,10 @@ PLIANT_CLONES void spread(double* x, const double* v, int64_t C, int64_t W, cons
   spread_impl(x, v, C, W, r, c, n);
 }
 
-Tensor ps_roi_pool(const Tensor& input, const Tensor& rois, int64_t Ph, int64_t Pw, double scale) {
-  STD_TORCH_CHECK(is_map(input) && are_boxes(rois) && Ph > 0 && Pw > 0 && input.size(1) % (Ph * Pw) == 0,
+Tensor ps_roi_pool(const Tensor& input, const Tensor& rois, const std::vector<int64_t>& output_size, double scale) {
+  const auto bins_of = numbers<2>(output_size);
+  const int64_t Ph = bins_of[0], Pw = bins_of[1];
+  STD_TORCH_CHECK(is_map(input) && are_boxes(rois, input) && Ph > 0 && Pw > 0 && input.size(1) % (Ph * Pw) == 0,
                   "ps_roi_pool: arguments that do not fit each other; pliant.ops.ps_roi_pool says which");
   const int64_t N = input.size(0), C = input.size(1), H = input.size(2), W = input.size(3), R = rois.size(0);
   const int64_t count = Ph * Pw, O = C / count;
@@ -85,12 +87,16 @@ Tensor ps_roi_pool(const Tensor& input, const Tensor& rois, int64_t Ph, int64_t 
   return output;
 }
 
-Tensor ps_roi_pool_backward(const Tensor& grad, const Tensor& rois, int64_t N, int64_t H, int64_t W, double scale,
-                            bool last) {
-  STD_TORCH_CHECK(is_map(grad) && are_boxes(rois) && grad.size(0) == rois.size(0) && N >= 0 && H > 0 && W > 0,
+Tensor ps_roi_pool_backward(const Tensor& grad, const std::vector<int64_t>& input_size, bool last, const Tensor& rois,
+                            const std::vector<int64_t>& output_size, double scale) {
+  const auto map_of = numbers<4>(input_size);
+  const int64_t N = map_of[0], C = map_of[1], H = map_of[2], W = map_of[3];
+  const auto bins_of = numbers<2>(output_size);
+  const int64_t Ph = bins_of[0], Pw = bins_of[1];
+  STD_TORCH_CHECK(is_map(grad) && are_boxes(rois, grad) && grad.size(0) == rois.size(0) && N >= 0 && H > 0 && W > 0 &&
+                      grad.size(2) == Ph && grad.size(3) == Pw && grad.size(1) * Ph * Pw == C,
                   "ps_roi_pool: the gradient does not fit the boxes");
-  const int64_t R = grad.size(0), O = grad.size(1), Ph = grad.size(2), Pw = grad.size(3);
-  const int64_t count = Ph * Pw, C = O * count;
+  const int64_t R = grad.size(0), O = grad.size(1), count = Ph * Pw;
   Tensor grad_input = empty_map(grad, N, C, H, W, last);
 
   dispatch(grad.scalar_type(), [&](auto zero) {

@@ -50,8 +50,11 @@ PLIANT_CLONES void largest(double* best, int32_t* taken, const double* image, in
   largest_impl<double, int64_t>(best, taken, image, C, W, rows, columns);
 }
 
-std::tuple<Tensor, Tensor> roi_pool(const Tensor& input, const Tensor& rois, int64_t Ph, int64_t Pw, double scale) {
-  STD_TORCH_CHECK(is_map(input) && are_boxes(rois) && Ph > 0 && Pw > 0 && input.size(2) <= INT32_MAX / input.size(3),
+std::tuple<Tensor, Tensor> roi_pool(const Tensor& input, const Tensor& rois, const std::vector<int64_t>& output_size,
+                                    double scale) {
+  const auto bins_of = numbers<2>(output_size);
+  const int64_t Ph = bins_of[0], Pw = bins_of[1];
+  STD_TORCH_CHECK(is_map(input) && are_boxes(rois, input) && Ph > 0 && Pw > 0 && input.size(2) <= INT32_MAX / input.size(3),
                   "roi_pool: arguments that do not fit each other; pliant.ops.roi_pool says which");
   const int64_t N = input.size(0), C = input.size(1), H = input.size(2), W = input.size(3), R = rois.size(0);
   const int64_t count = Ph * Pw;
@@ -99,13 +102,18 @@ std::tuple<Tensor, Tensor> roi_pool(const Tensor& input, const Tensor& rois, int
   return {output, taken};
 }
 
-Tensor roi_pool_backward(const Tensor& grad, const Tensor& rois, const Tensor& taken, int64_t N, int64_t H, int64_t W,
-                         bool last) {
-  bool fits = is_map(grad) && are_boxes(rois) && grad.size(0) == rois.size(0) && N >= 0 && H > 0 && W > 0 &&
+Tensor roi_pool_backward(const Tensor& grad, const std::vector<int64_t>& input_size, bool last, const Tensor& rois,
+                         const std::vector<int64_t>& output_size, double scale, const Tensor& taken) {
+  const auto map_of = numbers<4>(input_size);
+  const int64_t N = map_of[0], C = map_of[1], H = map_of[2], W = map_of[3];
+  const auto bins_of = numbers<2>(output_size);
+  const int64_t Ph = bins_of[0], Pw = bins_of[1];
+  bool fits = is_map(grad) && are_boxes(rois, grad) && grad.size(0) == rois.size(0) && N >= 0 && H > 0 && W > 0 &&
+              grad.size(1) == C && grad.size(2) == Ph && grad.size(3) == Pw &&
               taken.dim() == 4 && taken.scalar_type() == ScalarType::Int;
   for (int d = 0; fits && d < 4; ++d) fits = taken.size(d) == grad.size(d);
   STD_TORCH_CHECK(fits, "roi_pool: the gradient does not fit the boxes");
-  const int64_t R = grad.size(0), C = grad.size(1), Pw = grad.size(3), count = grad.size(2) * Pw, HW = H * W;
+  const int64_t R = grad.size(0), count = Ph * Pw, HW = H * W;
   Tensor grad_input = empty_map(grad, N, C, H, W, last);
   const Tensor places = torch::stable::contiguous(taken);
   const int32_t* const place = static_cast<const int32_t*>(places.const_data_ptr());

@@ -217,7 +217,7 @@ def test_compiles_whole(monkeypatch: pytest.MonkeyPatch, why: str) -> None:
 def _kernel(name: str, suffix: str) -> Callable[..., Any]:
     """Return what is registered for GPUs."""
     if name in ("roi_align", "ps_roi_align", "deform_roi_pool", "deform_psroi_pool"):
-        from pliant.ops import _averaging_triton
+        from pliant.ops.roi.triton import averages as _averaging_triton
 
         return functools.partial(_averaging_triton.backward if suffix else _averaging_triton.forward, name)
     found: Callable[..., Any] = getattr(importlib.import_module(f"pliant.ops.{name}.op"), f"_on_gpu{suffix}")
@@ -266,7 +266,7 @@ def test_no_value_is_asked_for_and_strides_are_as_promised(
 ) -> None:
     """Else a CUDA graph could not record the call, and compiled code would read in the wrong layout."""
     pytest.importorskip("triton")
-    from pliant.ops import _launch
+    from pliant.ops.gpu import launch as _launch
 
     launched: list[_launch.Launch] = []
     monkeypatch.setattr(_launch.Launch, "run", lambda launch, device: launched.append(launch))
@@ -327,7 +327,7 @@ def test_autocast_runs_in_low_precision(monkeypatch: pytest.MonkeyPatch, name: s
 @pytest.mark.parametrize("allowed", [True, False])
 def test_tf32_is_what_pytorchs_own_products_are_allowed(allowed: bool) -> None:
     pytest.importorskip("triton")
-    from pliant.ops.deform_conv2d.triton.shape import precision
+    from pliant.ops.conv.triton.shape import precision
 
     matmul = torch.backends.cuda.matmul
     before = torch.get_float32_matmul_precision(), matmul.fp32_precision

@@ -103,11 +103,14 @@ class Sums {
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> deform_conv2d_backward(const Tensor& grad, const Tensor& input,
                                                                   const Tensor& offset, const Tensor& weight,
-                                                                  const std::optional<Tensor>& mask, int64_t sh,
-                                                                  int64_t sw, int64_t ph, int64_t pw, int64_t dh,
-                                                                  int64_t dw, bool clamp, int64_t wanted) {
-  check(input, offset, weight, std::nullopt, mask, {sh, sw, ph, pw, dh, dw});
-  const Shape s(input, offset, weight, {sh, sw, ph, pw, dh, dw}, clamp);
+                                                                  const std::vector<int64_t>& stride,
+                                                                  const std::vector<int64_t>& padding,
+                                                                  const std::vector<int64_t>& dilation,
+                                                                  const std::optional<Tensor>& mask, bool clamp,
+                                                                  int64_t wanted) {
+  const Geometry geometry = geometry_of(stride, padding, dilation);
+  check(input, offset, weight, std::nullopt, mask, geometry);
+  const Shape s(input, offset, weight, geometry, clamp);
   STD_TORCH_CHECK(grad.dim() == 4 && grad.scalar_type() == input.scalar_type() && grad.size(0) == s.N &&
                       grad.size(1) == s.O && grad.size(2) == s.Ho && grad.size(3) == s.Wo,
                   "deform_conv2d: the gradient does not have the output's shape and dtype");

@@ -6,10 +6,11 @@ namespace pliant {
 namespace {
 
 Tensor deform_conv2d(const Tensor& input, const Tensor& offset, const Tensor& weight, const std::optional<Tensor>& bias,
-                     const std::optional<Tensor>& mask, int64_t sh, int64_t sw, int64_t ph, int64_t pw, int64_t dh,
-                     int64_t dw, bool clamp) {
-  check(input, offset, weight, bias, mask, {sh, sw, ph, pw, dh, dw});
-  const Shape s(input, offset, weight, {sh, sw, ph, pw, dh, dw}, clamp);
+                     const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
+                     const std::vector<int64_t>& dilation, const std::optional<Tensor>& mask, bool clamp) {
+  const Geometry geometry = geometry_of(stride, padding, dilation);
+  check(input, offset, weight, bias, mask, geometry);
+  const Shape s(input, offset, weight, geometry, clamp);
   const bool last = channels_last(input);
   Tensor output = empty_map(input, s.N, s.O, s.Ho, s.Wo, last);
   if (s.N == 0) return output;

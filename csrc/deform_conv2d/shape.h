@@ -13,10 +13,21 @@
 
 namespace pliant {
 
-// Raise unless the tensors fit each other: no pixel is read before. The words for it are Python's (op.py), which calls
-// first and asks afterwards what was wrong.
+// Stride, padding and dilation, each vertical first.
+using Geometry = std::array<int64_t, 6>;
+
+inline Geometry geometry_of(const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
+                            const std::vector<int64_t>& dilation) {
+  const auto [sh, sw] = numbers<2>(stride);
+  const auto [ph, pw] = numbers<2>(padding);
+  const auto [dh, dw] = numbers<2>(dilation);
+  return {sh, sw, ph, pw, dh, dw};
+}
+
+// Raise unless the tensors fit each other: no pixel is read before. The words for it are Python's, which calls first and
+// asks afterwards what was wrong.
 inline void check(const Tensor& input, const Tensor& offset, const Tensor& weight, const std::optional<Tensor>& bias,
-                  const std::optional<Tensor>& mask, const std::array<int64_t, 6>& geometry) {
+                  const std::optional<Tensor>& mask, const Geometry& geometry) {
   auto fits = [](bool holds) {
     STD_TORCH_CHECK(holds, "deform_conv2d: arguments that do not fit each other; pliant.ops.deform_conv2d says which");
   };
@@ -55,7 +66,7 @@ struct Shape {
   bool depthwise;
   bool framed;  // maps are Framed: few channels, all of one group
 
-  Shape(const Tensor& input, const Tensor& offset, const Tensor& weight, const std::array<int64_t, 6>& geometry,
+  Shape(const Tensor& input, const Tensor& offset, const Tensor& weight, const Geometry& geometry,
         bool clamp)
       : N(input.size(0)),
         C(input.size(1)),

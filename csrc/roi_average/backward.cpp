@@ -202,32 +202,29 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Pool& s, const Tensor& grad, c
   return {grad_input, grad_offset, grad_mask};
 }
 
-std::tuple<Tensor, Tensor, Tensor> deform_roi_pool_backward(const Tensor& grad, const Tensor& input, const Tensor& rois,
-                                                            const std::optional<Tensor>& offset,
-                                                            const std::optional<Tensor>& mask, int64_t Ph, int64_t Pw,
-                                                            double scale, int64_t ratio, double gamma, int64_t wanted) {
-  const Pool s = deform_roi_pool_of(input, rois, Ph, Pw, scale, ratio, gamma);
+std::tuple<Tensor, Tensor, Tensor> deform_roi_pool_backward(const Tensor& grad, const Tensor& input, const Tensor& rois, const std::optional<Tensor>& offset,
+ const std::vector<int64_t>& output_size, double scale, int64_t ratio, double gamma,
+ const std::optional<Tensor>& mask, int64_t wanted) {
+  const Pool s = deform_roi_pool_of(input, rois, output_size, scale, ratio, gamma);
   return backward(s, grad, input, rois, offset, mask, wanted);
 }
 
-std::tuple<Tensor, Tensor, Tensor> deform_psroi_pool_backward(const Tensor& grad, const Tensor& input,
-                                                              const Tensor& rois, const std::optional<Tensor>& offset,
-                                                              const std::optional<Tensor>& mask, int64_t P,
-                                                              double scale, int64_t group, int64_t part,
-                                                              int64_t samples, double std, int64_t wanted) {
+std::tuple<Tensor, Tensor, Tensor> deform_psroi_pool_backward(const Tensor& grad, const Tensor& input, const Tensor& rois, const std::optional<Tensor>& offset,
+ int64_t P, double scale, int64_t group, int64_t part, int64_t samples, double std,
+ const std::optional<Tensor>& mask, int64_t wanted) {
   const Pool s = deform_psroi_pool_of(input, rois, offset, P, scale, group, part, samples, std);
   return backward(s, grad, input, rois, offset, mask, wanted);
 }
 
-Tensor roi_align_backward(const Tensor& grad, const Tensor& input, const Tensor& rois, int64_t Ph, int64_t Pw,
-                          double scale, int64_t ratio, bool aligned) {
-  const Pool s = roi_align_of(input, rois, Ph, Pw, scale, ratio, aligned);
+Tensor roi_align_backward(const Tensor& grad, const Tensor& input, const Tensor& rois, const std::vector<int64_t>& output_size, double scale,
+ int64_t ratio, bool aligned) {
+  const Pool s = roi_align_of(input, rois, output_size, scale, ratio, aligned);
   return std::get<0>(backward(s, grad, input, rois, std::nullopt, std::nullopt, 1));
 }
 
-Tensor ps_roi_align_backward(const Tensor& grad, const Tensor& input, const Tensor& rois, int64_t Ph, int64_t Pw,
-                             double scale, int64_t ratio) {
-  const Pool s = ps_roi_align_of(input, rois, Ph, Pw, scale, ratio);
+Tensor ps_roi_align_backward(const Tensor& grad, const Tensor& input, const Tensor& rois, const std::vector<int64_t>& output_size, double scale,
+ int64_t ratio) {
+  const Pool s = ps_roi_align_of(input, rois, output_size, scale, ratio);
   return std::get<0>(backward(s, grad, input, rois, std::nullopt, std::nullopt, 1));
 }
 

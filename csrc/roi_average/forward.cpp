@@ -103,25 +103,29 @@ Tensor forward(const Pool& s, const Tensor& input, const Tensor& rois, const std
 }
 
 Tensor deform_roi_pool(const Tensor& input, const Tensor& rois, const std::optional<Tensor>& offset,
-                       const std::optional<Tensor>& mask, int64_t Ph, int64_t Pw, double scale, int64_t ratio,
-                       double gamma) {
-  return forward(deform_roi_pool_of(input, rois, Ph, Pw, scale, ratio, gamma), input, rois, offset, mask);
-}
-
-Tensor roi_align(const Tensor& input, const Tensor& rois, int64_t Ph, int64_t Pw, double scale, int64_t ratio,
-                 bool aligned) {
-  return forward(roi_align_of(input, rois, Ph, Pw, scale, ratio, aligned), input, rois, std::nullopt, std::nullopt);
-}
-
-Tensor ps_roi_align(const Tensor& input, const Tensor& rois, int64_t Ph, int64_t Pw, double scale, int64_t ratio) {
-  return forward(ps_roi_align_of(input, rois, Ph, Pw, scale, ratio), input, rois, std::nullopt, std::nullopt);
+ const std::vector<int64_t>& output_size, double scale, int64_t ratio, double gamma,
+ const std::optional<Tensor>& mask) {
+  const Pool s = deform_roi_pool_of(input, rois, output_size, scale, ratio, gamma);
+  return forward(s, input, rois, offset, mask);
 }
 
 Tensor deform_psroi_pool(const Tensor& input, const Tensor& rois, const std::optional<Tensor>& offset,
-                         const std::optional<Tensor>& mask, int64_t P, double scale, int64_t group, int64_t part,
-                         int64_t samples, double std) {
-  return forward(deform_psroi_pool_of(input, rois, offset, P, scale, group, part, samples, std), input, rois, offset,
-                 mask);
+ int64_t P, double scale, int64_t group, int64_t part, int64_t samples, double std,
+ const std::optional<Tensor>& mask) {
+  const Pool s = deform_psroi_pool_of(input, rois, offset, P, scale, group, part, samples, std);
+  return forward(s, input, rois, offset, mask);
+}
+
+Tensor roi_align(const Tensor& input, const Tensor& rois, const std::vector<int64_t>& output_size, double scale,
+ int64_t ratio, bool aligned) {
+  const Pool s = roi_align_of(input, rois, output_size, scale, ratio, aligned);
+  return forward(s, input, rois, std::nullopt, std::nullopt);
+}
+
+Tensor ps_roi_align(const Tensor& input, const Tensor& rois, const std::vector<int64_t>& output_size, double scale,
+ int64_t ratio) {
+  const Pool s = ps_roi_align_of(input, rois, output_size, scale, ratio);
+  return forward(s, input, rois, std::nullopt, std::nullopt);
 }
 
 }  // namespace

@@ -7,24 +7,25 @@
 
 namespace pliant {
 
-inline Pool deform_roi_pool_of(const Tensor& input, const Tensor& rois, int64_t Ph, int64_t Pw, double scale,
-                               int64_t ratio, double gamma) {
-  Pool s(input, rois, Ph, Pw, scale, ratio);
-  s.gamma = gamma;
-  return s;
-}
-
-inline Pool roi_align_of(const Tensor& input, const Tensor& rois, int64_t Ph, int64_t Pw, double scale, int64_t ratio,
-                         bool aligned) {
+inline Pool roi_align_of(const Tensor& input, const Tensor& rois, const std::vector<int64_t>& output_size, double scale,
+                         int64_t ratio, bool aligned) {
+  const auto [Ph, Pw] = numbers<2>(output_size);
   Pool s(input, rois, Ph, Pw, scale, ratio);
   s.aligned = aligned;
   return s;
 }
 
-inline Pool ps_roi_align_of(const Tensor& input, const Tensor& rois, int64_t Ph, int64_t Pw, double scale,
-                            int64_t ratio) {
-  Pool s(input, rois, Ph, Pw, scale, ratio);
-  s.Gh = Ph, s.Gw = Pw;
+inline Pool deform_roi_pool_of(const Tensor& input, const Tensor& rois, const std::vector<int64_t>& output_size,
+                               double scale, int64_t ratio, double gamma) {
+  Pool s = roi_align_of(input, rois, output_size, scale, ratio, true);
+  s.gamma = gamma;
+  return s;
+}
+
+inline Pool ps_roi_align_of(const Tensor& input, const Tensor& rois, const std::vector<int64_t>& output_size,
+                            double scale, int64_t ratio) {
+  Pool s = roi_align_of(input, rois, output_size, scale, ratio, true);
+  s.Gh = s.Ph, s.Gw = s.Pw;
   return s;
 }
 

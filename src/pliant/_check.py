@@ -60,11 +60,8 @@ def dtype(op: str, name: str, tensor: Tensor, allowed: Sequence[torch.dtype] = D
         raise TypeError(f"{op}: {name} must be {spelled}, got {str(tensor.dtype).removeprefix('torch.')}")
 
 
-def autocast(first: Tensor, *others: Tensor | None) -> tuple[Tensor | None, ...]:
-    """Return the tensors in autocast's low precision where it is on; float64 stays, as in PyTorch."""
-    kind = first.device.type
-    everything = (first, *others)
-    if kind == "meta" or not torch.is_autocast_enabled(kind):
-        return everything
-    low = torch.get_autocast_dtype(kind)
-    return tuple(t if t is None or t.dtype not in (torch.float32, *LOW) else t.to(low) for t in everything)
+def autocast(kind: str, tensor: Tensor | None) -> Tensor | None:
+    """Return a tensor in autocast's low precision where that is on for a device type; float64 stays, as in PyTorch."""
+    if tensor is None or kind == "meta" or not torch.is_autocast_enabled(kind):
+        return tensor
+    return tensor.to(torch.get_autocast_dtype(kind)) if tensor.dtype in (torch.float32, *LOW) else tensor

@@ -5,12 +5,13 @@ from __future__ import annotations
 import importlib.util
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
-from torch.nn import Parameter
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 IMPLEMENTATIONS = ("auto", "native", "reference")
 # Devices that Triton's kernels run on; ROCm's are called cuda too.
@@ -89,69 +90,16 @@ def chosen(op: str, implementation: str, tensor: Tensor) -> bool:
     return False
 
 
-def eager(
-    op: Any, setup_context: Callable[..., None], backward: Callable[..., tuple[Tensor | None, ...]]
-) -> Callable[..., Tensor | None]:
-    """Return a short cut to a kernel: `op` on eager CPU tensors, at a third of what a call costs otherwise.
+def _constant(function: Function) -> Function:
+    """Have torch.compile call a function while it traces, instead of tracing it or breaking the graph.
 
-    The call returns None where this is not the way (traced, other devices, autocast, torch.func), and where the
-    kernel refuses what it is given: it checks everything itself, the operator's own checks then find the words.
-    `setup_context` and `backward` are those of `torch.library.register_autograd`, whose cost is what is saved.
+    ``torch.compiler.assume_constant_result`` does just this, and imports torch._dynamo to do it: a second per start.
     """
-
-    class Recorded(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: Any, *inputs: Any) -> Tensor:
-            with torch._C._AutoDispatchBelowAutograd():
-                output: Tensor = op(*inputs)
-            setup_context(ctx, inputs, output)
-            return output
-
-        @staticmethod
-        def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-            if torch.is_grad_enabled():
-                return backward(ctx, grad)
-            with torch._C._AutoDispatchBelowAutograd():
-                return backward(ctx, grad)
-
-    # Here every line is paid for by every call of a small network: no generators, no names looked up twice.
-    compiling, tracing = torch.compiler.is_compiling, torch._C._get_tracing_state
-    modes, transforms = torch._C._len_torch_dispatch_stack, torch._C._are_functorch_transforms_active
-    autocast, recording, below = torch.is_autocast_enabled, torch.is_grad_enabled, torch._C._AutoDispatchBelowAutograd
-
-    def call(*inputs: Any) -> Tensor | None:
-        if (
-            path is None
-            or compiling()
-            or tracing() is not None
-            or modes() > 0
-            or forward_ad._current_level >= 0
-            or transforms()
-            or autocast("cpu")
-        ):
-            return None
-        differentiable = False
-        for t in inputs:
-            if isinstance(t, Tensor):
-                if (type(t) is not Tensor and type(t) is not Parameter) or not t.is_cpu:
-                    return None
-                differentiable |= t.requires_grad
-        output: Tensor
-        try:
-            if differentiable and recording():
-                output = Recorded.apply(*inputs)  # type: ignore[no-untyped-call]
-            else:
-                with below():
-                    output = op(*inputs)
-        except Exception:
-            return None
-        return output
-
-    return call
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
 
 
-# torch.compile calls these two while it traces, instead of breaking the graph.
-@torch.compiler.assume_constant_result
+@_constant
 def _lacking(kind: str, index: int | None) -> str:
     """Return why Triton does not run on a GPU, in words, or nothing where it does."""
     if (kind, index) not in _lacks:
@@ -189,7 +137,7 @@ def _first_line(error: Exception) -> str:
     return next(iter(str(error).splitlines()), type(error).__name__)
 
 
-@torch.compiler.assume_constant_result
+@_constant
 def _warn_once(op: str, why: str) -> None:
     if (op, why) not in _warned:
         _warned.add((op, why))

@@ -15,7 +15,7 @@ import torch
 
 from pliant import _native, app
 from pliant.app import tune
-from pliant.ops import _tuned
+from pliant.ops.gpu import tuned as _tuned
 
 GPU = torch.device("cuda", 0)
 
@@ -78,7 +78,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[str, object], 
     monkeypatch.setattr(tune, "of", still)
 
     def tell(takes: Callable[[str, object], float]) -> None:
-        from pliant.ops.deform_conv2d.triton import blocks
+        from pliant.ops.conv.triton import blocks
 
         monkeypatch.setattr(
             tune, "seconds", lambda trial: takes(trial.kernel, getattr(blocks, trial.kernel)(trial.shape))
@@ -90,7 +90,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[str, object], 
 def test_the_walk_ends_at_the_fastest_and_the_kernels_take_it(
     file: Path, clock: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from pliant.ops.deform_conv2d.triton import blocks
+    from pliant.ops.conv.triton import blocks
 
     def takes(kernel: str, size: blocks.Blocks) -> float:
         if kernel != "forward":
@@ -131,7 +131,7 @@ def test_the_walk_ends_at_the_fastest_and_the_kernels_take_it(
 def test_sizes_that_do_not_run_or_compute_something_else_are_passed_over(
     file: Path, clock: Callable[..., None]
 ) -> None:
-    from pliant.ops.deform_conv2d.triton import blocks
+    from pliant.ops.conv.triton import blocks
 
     clock(lambda kernel, size: 1.0 / (size.P * size.warps * size.stages))
     trial = tune.of(tune.CASES["S4"], "bfloat16", torch.device("cpu"))[0]

@@ -105,7 +105,7 @@ def test_what_is_no_network_gets_a_sentence(tmp_path: Path) -> None:
     for path, match in (
         (text, "damaged or no file of weights .*; taken are best.pt and last.pt of `pliant train detector`"),
         (other, "does not say for which network its weights are; taken are best.pt and last.pt"),
-        (module, r"holds code \(pliant.ops.deform_conv2d.module.DeformConv2d.*\) that loading it would run; taken"),
+        (module, r"holds code \(pliant.ops.conv.modules.DeformConv2d.*\) that loading it would run; taken"),
         (unfit, "do not fit the contestant plain"),
     ):
         with pytest.raises(ValueError, match=match):

@@ -41,7 +41,7 @@ def test_the_layer_checks_when_it_is_made(arguments: dict[str, Any], sentence: s
         LocalResponseNorm(**arguments)
 
 
-@pytest.mark.parametrize("module", ["op", "module"])
+@pytest.mark.parametrize("module", ["local_response_norm", "modules"])
 def test_docstrings(module: str) -> None:
     result = doctest.testmod(importlib.import_module(f"pliant.ops.local_response_norm.{module}"))
     assert result.attempted > 0

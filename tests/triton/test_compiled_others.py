@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from pliant.ops._launch import Launch
+from pliant.ops.gpu.launch import Launch
 from pliant.ops.local_response_norm import triton as lrn
 from pliant.ops.nms import triton as nms
 from pliant.testing import LRN_SPEED, NMS_SPEED, NMSCase

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from pliant.ops import _bins_triton as triton
-from pliant.ops._launch import Launch
+from pliant.ops.roi.triton import bins as _bins_triton as triton
+from pliant.ops.gpu.launch import Launch
 
 KERNELS = ("maxima", "maxima back", "averages", "averages back", "maxima back in integers", "averages back in integers")
 

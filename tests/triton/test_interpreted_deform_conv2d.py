@@ -12,7 +12,7 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
-from pliant.ops.deform_conv2d import reference, triton
+from pliant.ops.conv import reference, triton
 from pliant.testing import DEFORM_CONV_CASES, TOLERANCE, DeformConvCase, error
 
 # NumPy's word for what a GPU does without a word.
@@ -45,7 +45,7 @@ def _expected(case: DeformConvCase, t: dict[str, Tensor], clamp: bool = False) -
     exact = {name: x.double().requires_grad_() for name, x in t.items()}
     tensors = (exact["input"], exact["offset"], exact["weight"], exact.get("bias"), exact.get("mask"))
     boundary = "clamp" if clamp else "zeros"
-    y = reference.deform_conv2d(*tensors, case.stride, case.padding, case.dilation, boundary)
+    y = reference.deform_conv2d(*tensors[:4], case.stride, case.padding, case.dilation, tensors[4], boundary == "clamp")
     grad = torch.randn(y.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(t["input"].dtype)
     leaves = [name for name in NAMES if name in exact]
     found = torch.autograd.grad(y, [exact[name] for name in leaves], grad.double())

@@ -12,10 +12,10 @@ import triton.language as tl
 from torch import Tensor
 from triton.runtime import interpreter
 
-from pliant.ops import _averaging_triton as averages
-from pliant.ops import _bins_triton as bins
-from pliant.ops.deform_conv2d import reference
-from pliant.ops.deform_conv2d import triton as convolution
+from pliant.ops.roi.triton import averages as averages
+from pliant.ops.roi.triton import bins as _bins_triton as bins
+from pliant.ops.conv import reference
+from pliant.ops.conv import triton as convolution
 from pliant.ops.local_response_norm import triton as normalization
 from pliant.ops.roi_align import reference as align
 from pliant.testing import TOLERANCE, error
@@ -56,7 +56,7 @@ def test_deform_conv2d(row: Tensor) -> None:
     offset, mask = torch.full((1, 2, 1, 2), 0.5), torch.rand(1, 1, 1, 2, generator=random)
     geometry = (1, W - 2, 0, 0, 1, 1)
     exact = [t.double().requires_grad_() for t in (row[..., PIXELS], offset, weight, mask)]
-    y = reference.deform_conv2d(*exact[:3], None, exact[3], (1, 2), (0, 0), (1, 1), "zeros")
+    y = reference.deform_conv2d(*exact[:3], None, (1, 2), (0, 0), (1, 1), exact[3], False)
     assert error(convolution.deform_conv2d(row, offset, weight, None, mask, *geometry, False), y) < TOLERANCE[row.dtype]
     expected = torch.autograd.grad(y, exact, grad.bfloat16().double())
     grad = grad.bfloat16().contiguous(memory_format=torch.channels_last)

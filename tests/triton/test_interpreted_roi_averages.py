@@ -12,7 +12,7 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
-from pliant.ops import _averaging_triton as triton
+from pliant.ops.roi.triton import averages as triton
 from pliant.testing import PS_ROI_CASES, ROI_CASES, TOLERANCE, RoICase, error
 
 # NumPy's word for what a GPU does without a word.

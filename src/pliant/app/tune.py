@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pliant import _native
-from pliant.ops import _tuned
+from pliant.ops.gpu import tuned
 from pliant.testing import DEFORM_CONV_SPEED, TOLERANCE, DeformConvCase, error
 
 CASES = {case.name: case for case in DEFORM_CONV_SPEED}
@@ -49,8 +49,8 @@ def run(args: argparse.Namespace) -> int:
     """
     device = gpu(args.device)
     if args.forget:
-        there = _tuned.forget(device)
-        print(f"{_tuned.path(device)} {'is deleted' if there else 'was not there'}: the kernels take the table's sizes")
+        there = tuned.forget(device)
+        print(f"{tuned.path(device)} {'is deleted' if there else 'was not there'}: the kernels take the table's sizes")
         return 0
     end, found = time.monotonic() + 60 * args.minutes, 0
     for trial in trials(args, device):
@@ -60,8 +60,8 @@ def run(args: argparse.Namespace) -> int:
         best, before, after, tried, failed = search(trial, seconds)
         gain = 1 - after / before
         if gain >= WORTH:
-            _tuned.known(device)[trial.name] = list(best)
-            _tuned.save(device)
+            tuned.known(device)[trial.name] = list(best)
+            tuned.save(device)
             found += 1
         kept = ", ".join(f"{k} {v}" for k, v in best._asdict().items() if v) if gain >= WORTH else "the table's"
         print(
@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
             + f"; kept: {kept}",
             flush=True,
         )
-    print(f"{found} sizes are new in {_tuned.path(device)}" if found else "nothing faster was found")
+    print(f"{found} sizes are new in {tuned.path(device)}" if found else "nothing faster was found")
     return 0
 
 
@@ -155,9 +155,9 @@ def _cases(args: argparse.Namespace) -> list[DeformConvCase]:
 
 def of(case: DeformConvCase, precision: str, device: torch.device) -> list[Trial]:
     """Return the kernels of one case. TF32 is asked for, or not, for as long as the process lives."""
-    from pliant.ops.deform_conv2d import triton as kernels
-    from pliant.ops.deform_conv2d.triton import blocks
-    from pliant.ops.deform_conv2d.triton.shape import Shape
+    from pliant.ops.conv import triton as kernels
+    from pliant.ops.conv.triton import blocks
+    from pliant.ops.conv.triton.shape import Shape
 
     torch.backends.cuda.matmul.fp32_precision = "tf32" if precision == "tf32" else "ieee"
     dtype = DTYPES[precision]
@@ -199,10 +199,10 @@ def search(trial: Trial, timer: Callable[[Trial], float]) -> tuple[Any, float, f
     Returns:
         The best sizes, the seconds of the table's and of the best, how many were tried, how many do not run.
     """
-    from pliant.ops.deform_conv2d.triton import blocks
+    from pliant.ops.conv.triton import blocks
 
-    tuned = _tuned.known(trial.shape.device)
-    before_that = tuned.pop(trial.name, None)
+    sizes = tuned.known(trial.shape.device)
+    before_that = sizes.pop(trial.name, None)
     start = blocks.TABLE[trial.kernel](trial.shape)
     expected = [t.clone() for t in trial.run()]
     times = {start: timer(trial)}
@@ -211,7 +211,7 @@ def search(trial: Trial, timer: Callable[[Trial], float]) -> tuple[Any, float, f
         while True:
             fresh = [size for size in blocks.neighbours(trial.shape, trial.kernel, best) if size not in times]
             for size in fresh:
-                tuned[trial.name] = list(size)
+                sizes[trial.name] = list(size)
                 times[size] = float("inf")
                 try:
                     right = all(
@@ -228,9 +228,9 @@ def search(trial: Trial, timer: Callable[[Trial], float]) -> tuple[Any, float, f
                 return best, times[start], times[best], len(times), failed
             best = found
     finally:
-        tuned.pop(trial.name, None)
+        sizes.pop(trial.name, None)
         if before_that is not None:
-            tuned[trial.name] = before_that
+            sizes[trial.name] = before_that
 
 
 def seconds(trial: Trial) -> float:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
 
-from pliant.ops._averaging import working
-from pliant.ops._bins import spans
-from pliant.ops.deform_psroi_pool import reference as deform_psroi_pool
+from pliant.ops.roi import reference
+from pliant.ops.roi.reference.averages import working
+from pliant.ops.roi.reference.bins import spans
 
 
 def rules(graph: fx.Graph, *, clamp: bool) -> dict[Any, Callable[..., Any]]:
@@ -28,7 +28,7 @@ def rules(graph: fx.Graph, *, clamp: bool) -> dict[Any, Callable[..., Any]]:
         ours.deform_conv2d.default: clamped,
         ours.local_response_norm.default: local_response_norm,
         ours.deform_roi_pool.default: deform_roi_pool,
-        ours.deform_psroi_pool.default: deform_psroi_pool.deform_psroi_pool,
+        ours.deform_psroi_pool.default: reference.deform_psroi_pool,
         ours.ps_roi_align.default: ps_roi_align,
         ours.ps_roi_pool.default: ps_roi_pool,
     }
@@ -43,13 +43,10 @@ def clamped(
     offset: Tensor,
     weight: Tensor,
     bias: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
     mask: Tensor | None,
-    sh: int,
-    sw: int,
-    ph: int,
-    pw: int,
-    dh: int,
-    dw: int,
     clamp: bool,
 ) -> Any:
     """Express ``boundary="clamp"`` by ``"zeros"``: samples outside get mask 0, those past the last pixel move onto it.
@@ -67,8 +64,8 @@ def clamped(
     def line(count: int, step: int, start: int = 0) -> Tensor:
         return torch.arange(count, device=offset.device, dtype=offset.dtype) * step + start
 
-    rows = line(Kh, dh).view(Kh, 1, 1, 1) + line(Ho, sh, -ph).view(Ho, 1)
-    columns = line(Kw, dw).view(Kw, 1, 1) + line(Wo, sw, -pw)
+    rows = line(Kh, dilation[0]).view(Kh, 1, 1, 1) + line(Ho, stride[0], -padding[0]).view(Ho, 1)
+    columns = line(Kw, dilation[1]).view(Kw, 1, 1) + line(Wo, stride[1], -padding[1])
     dy, dx = offset.reshape(N, G, Kh, Kw, 2, Ho, Wo).unbind(4)
     y, x = rows + dy, columns + dx
     inside = (y >= 0) & (y < H) & (x >= 0) & (x < W)
@@ -79,9 +76,8 @@ def clamped(
     if mask is not None:
         counts = counts * mask.reshape(N, G, Kh, Kw, Ho, Wo)
     moved = torch.stack((dy, dx), 4).reshape(N, channels, Ho, Wo)
-    return torch.ops.pliant.deform_conv2d(
-        input, moved, weight, bias, counts.reshape(N, channels // 2, Ho, Wo), sh, sw, ph, pw, dh, dw, False
-    )
+    counts = counts.reshape(N, channels // 2, Ho, Wo)
+    return torch.ops.pliant.deform_conv2d(input, moved, weight, bias, stride, padding, dilation, counts, False)
 
 
 def local_response_norm(
@@ -122,12 +118,11 @@ def deform_roi_pool(
     input: Tensor,
     rois: Tensor,
     offset: Tensor | None,
-    mask: Tensor | None,
-    Ph: int,
-    Pw: int,
+    output_size: Sequence[int],
     scale: float,
     ratio: int,
     gamma: float,
+    mask: Tensor | None,
 ) -> Tensor:
     """Express deformable RoI pooling by RoIAlign: every bin is a RoI of its own, of one bin, where its offset moves it.
 
@@ -137,9 +132,9 @@ def deform_roi_pool(
     """
     align = torch.ops.pliant.roi_align
     if offset is None:
-        pooled: Tensor = align(input, rois, Ph, Pw, scale, ratio, True)
+        pooled: Tensor = align(input, rois, output_size, scale, ratio, True)
         return pooled if mask is None else pooled * mask.to(pooled.dtype)
-    R, C = rois.shape[0], input.shape[1]
+    R, C, (Ph, Pw) = rois.shape[0], input.shape[1], output_size
     boxes = rois.to(torch.float64 if rois.dtype == torch.float64 else torch.float32)
     corners = (boxes[:, 1:] * scale - 0.5).view(R, 4, 1, 1)
     dx, dy = offset.to(boxes.dtype).unbind(1)
@@ -150,7 +145,7 @@ def deform_roi_pool(
     left, right = _moved(x1, x2, columns, Pw, gamma * dx, ratio)
     image = boxes[:, 0].view(R, 1, 1).expand(R, Ph, Pw)
     bins = torch.stack((image, left + 0.5, top + 0.5, right + 0.5, bottom + 0.5), 3).reshape(-1, 5)
-    apart = align(input, bins, 1, 1, 1.0, ratio, True)
+    apart = align(input, bins, (1, 1), 1.0, ratio, True)
     pooled = apart.reshape(R, Ph, Pw, C).permute(0, 3, 1, 2)
     return pooled if mask is None else pooled * mask.to(pooled.dtype)
 
@@ -172,24 +167,25 @@ def _moved(start: Tensor, end: Tensor, place: Tensor, bins: int, shift: Tensor, 
     return middle - held / 2, middle + held / 2
 
 
-def ps_roi_align(input: Tensor, rois: Tensor, Ph: int, Pw: int, scale: float, ratio: int) -> Tensor:
+def ps_roi_align(input: Tensor, rois: Tensor, output_size: Sequence[int], scale: float, ratio: int) -> Tensor:
     """Express position-sensitive RoIAlign by RoIAlign: bin (ph, pw) of the channels whose turn it is there."""
-    _, C, _, _ = input.shape
-    every = torch.ops.pliant.roi_align(input, rois, Ph, Pw, scale, ratio, True)
+    C, (Ph, Pw) = input.shape[1], output_size
+    every = torch.ops.pliant.roi_align(input, rois, output_size, scale, ratio, True)
     apart = every.reshape(rois.shape[0], C // (Ph * Pw), Ph * Pw, Ph * Pw)
     own = torch.eye(Ph * Pw, device=input.device, dtype=torch.bool)
     return torch.where(own, apart, 0.0).sum(3).reshape(rois.shape[0], C // (Ph * Pw), Ph, Pw)
 
 
-def ps_roi_pool(input: Tensor, rois: Tensor, Ph: int, Pw: int, scale: float) -> Tensor:
+def ps_roi_pool(input: Tensor, rois: Tensor, output_size: Sequence[int], scale: float) -> Tensor:
     """Express position-sensitive RoI pooling by products with ones where a row or column is in the bin.
 
     A value that is not finite reaches every bin of its channel.
     """
     N, C, H, W = input.shape
+    Ph, Pw = output_size
     R, c = rois.shape[0], C // (Ph * Pw)
     maps, corners, image, alive = working(input, rois)
-    top, bottom, left, right = spans(corners, alive, (Ph, Pw), scale, (H, W), 0)
+    top, bottom, left, right = spans(corners, alive, output_size, scale, (H, W), 0)
     y, x = torch.arange(H, device=input.device), torch.arange(W, device=input.device)
     rows = ((y >= top) & (y < bottom)).to(maps.dtype)  # (R, Ph, H)
     columns = ((x >= left.transpose(1, 2)) & (x < right.transpose(1, 2))).to(maps.dtype)  # (R, Pw, W)

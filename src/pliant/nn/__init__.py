@@ -3,10 +3,9 @@
 from pliant.nn.histograms import OffsetHistory
 from pliant.nn.offsets import OffsetStatistics, parameter_groups
 from pliant.nn.surgery import deformify, undeformify
-from pliant.ops.deform_conv2d.module import DeformConv2d
-from pliant.ops.deform_psroi_pool.module import DeformPSRoIPool
-from pliant.ops.deform_roi_pool.module import DeformRoIPool
-from pliant.ops.local_response_norm.module import LocalResponseNorm
+from pliant.ops.conv.modules import DeformConv2d
+from pliant.ops.local_response_norm.modules import LocalResponseNorm
+from pliant.ops.roi.modules import DeformPSRoIPool, DeformRoIPool
 
 __all__ = [
     "DeformConv2d",

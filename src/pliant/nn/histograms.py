@@ -11,9 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pliant.ops.deform_conv2d.module import DeformConv2d
-from pliant.ops.deform_psroi_pool.module import DeformPSRoIPool
-from pliant.ops.deform_roi_pool.module import DeformRoIPool
+from pliant.ops.conv.modules import DeformConv2d
+from pliant.ops.roi.modules import DeformPSRoIPool, DeformRoIPool
 
 PIXELS = tuple(i / 4 for i in range(33))
 EXTENTS = tuple(i / 50 for i in range(26))

@@ -12,9 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pliant.ops.deform_conv2d.module import DeformConv2d
-from pliant.ops.deform_psroi_pool.module import DeformPSRoIPool
-from pliant.ops.deform_roi_pool.module import DeformRoIPool
+from pliant.ops.conv.modules import DeformConv2d
+from pliant.ops.roi.modules import DeformPSRoIPool, DeformRoIPool
 
 # The children of a layer with `offset_lr_mult` that predict its offsets and masks.
 BRANCHES = ("conv_offset", "offset_fc", "mask_fc")

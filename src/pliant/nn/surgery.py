@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from pliant import _check
-from pliant.ops.deform_conv2d.module import DeformConv2d
+from pliant.ops.conv.modules import DeformConv2d
 
 Where = str | Sequence[str] | Callable[[str, nn.Module], bool]
 _Layer = TypeVar("_Layer", bound=nn.Module)

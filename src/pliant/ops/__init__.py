@@ -1,14 +1,14 @@
 """The operators: functions of tensors, without parameters."""
 
-from pliant.ops.deform_conv2d.op import deform_conv2d
-from pliant.ops.deform_psroi_pool.op import deform_psroi_pool
-from pliant.ops.deform_roi_pool.op import deform_roi_pool
-from pliant.ops.local_response_norm.op import local_response_norm, lrn
-from pliant.ops.nms.op import batched_nms, nms
-from pliant.ops.ps_roi_align.op import ps_roi_align
-from pliant.ops.ps_roi_pool.op import ps_roi_pool
-from pliant.ops.roi_align.op import roi_align
-from pliant.ops.roi_pool.op import roi_pool
+from pliant.ops.conv.deform_conv2d import deform_conv2d
+from pliant.ops.local_response_norm.local_response_norm import local_response_norm, lrn
+from pliant.ops.nms.nms import batched_nms, nms
+from pliant.ops.roi.deform_psroi_pool import deform_psroi_pool
+from pliant.ops.roi.deform_roi_pool import deform_roi_pool
+from pliant.ops.roi.ps_roi_align import ps_roi_align
+from pliant.ops.roi.ps_roi_pool import ps_roi_pool
+from pliant.ops.roi.roi_align import roi_align
+from pliant.ops.roi.roi_pool import roi_pool
 
 __all__ = [
     "batched_nms",

@@ -18,8 +18,8 @@ LAYOUTS = pytest.mark.parametrize("channels_last", [False, True], ids=["contiguo
 
 
 def _arguments(case: DeformConvCase, t: dict[str, Tensor], clamp: bool = False) -> tuple[Any, ...]:
-    ends = (*case.stride, *case.padding, *case.dilation, clamp)
-    return (t["input"], t["offset"], t["weight"], t.get("bias"), t.get("mask"), *ends)
+    geometry = (case.stride, case.padding, case.dilation)
+    return (t["input"], t["offset"], t["weight"], t.get("bias"), *geometry, t.get("mask"), clamp)
 
 
 @LAYOUTS

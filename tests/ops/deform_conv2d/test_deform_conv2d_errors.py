@@ -114,14 +114,12 @@ WRONG: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "channels do not divide": (
         {"weight": Z(6, 3, 3, 3)},
         ValueError,
-        "deform_conv2d: weight has 3 input channels a group and 6 outputs, which does not divide the 4 channels of "
-        "input into groups",
+        "deform_conv2d: the 3 channels per group of weight must divide the 4 channels of input",
     ),
     "outputs do not divide": (
         {"weight": Z(5, 2, 3, 3)},
         ValueError,
-        "deform_conv2d: weight has 2 input channels a group and 5 outputs, which does not divide the 4 channels of "
-        "input into groups",
+        "deform_conv2d: the 2 groups of 2 input channels must divide the 5 outputs of weight",
     ),
     "kernel larger than the map": (
         {"weight": Z(6, 2, 9, 9), "padding": 0},
@@ -261,7 +259,7 @@ def test_the_operator_itself_checks_fake_tensors() -> None:
     with FakeTensorMode() as mode:
         x, weight, offset = (mode.from_tensor(v) for v in (t["input"], t["weight"], Z(2, 9, 8, 8)))
         with pytest.raises(ValueError, match="Did you pass only one coordinate per tap"):
-            torch.ops.pliant.deform_conv2d(x, offset, weight, None, None, 1, 1, 1, 1, 1, 1, False)
+            torch.ops.pliant.deform_conv2d(x, offset, weight, None, (1, 1), (1, 1), (1, 1), None, False)
 
 
 def test_native_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -304,20 +302,20 @@ def test_the_kernel_refuses_what_the_checks_refuse(wrong: str) -> None:
     if _native.path is None:
         pytest.skip("there is no kernel")
     named = RIGHT | WRONG[wrong][0]
-    tensors = [named[name] for name in ("input", "offset", "weight", "bias", "mask")]
-
+    tensors = [named[name] for name in ("input", "offset", "weight", "bias")]
     geometry: list[Any] = []
     for name in ("stride", "padding", "dilation"):
         value = named.get(name, 1)
-        geometry.extend(value if isinstance(value, tuple) else (value, value))
+        geometry.append(value if isinstance(value, tuple) else (value, value))
     with pytest.raises((RuntimeError, TypeError, ValueError)):
-        torch.ops.pliant.deform_conv2d.default(*tensors, *geometry, False)
+        torch.ops.pliant.deform_conv2d.default(*tensors, *geometry, named["mask"], False)
 
 
 def test_the_backward_kernel_refuses_a_gradient_of_another_shape() -> None:
     if _native.path is None:
         pytest.skip("there is no kernel")
-    tensors = [RIGHT[name] for name in ("input", "offset", "weight", "mask")]
+    tensors = [RIGHT[name] for name in ("input", "offset", "weight")]
+    geometry = ((1, 1), (1, 1), (1, 1), RIGHT["mask"], False)
     for grad in (Z(2, 6, 8, 7), Z(2, 5, 8, 8), Z(6, 8, 8), Z(2, 6, 8, 8).double()):
         with pytest.raises(RuntimeError, match="gradient"):
-            torch.ops.pliant.deform_conv2d_backward.default(grad, *tensors, 1, 1, 1, 1, 1, 1, False, 15)
+            torch.ops.pliant.deform_conv2d_backward.default(grad, *tensors, *geometry, 15)

@@ -114,7 +114,7 @@ def test_the_kernel_computes_only_what_the_bits_ask_for(wanted: int) -> None:
     t = case.tensors()
     above = torch.ones(case.input[0], case.out_channels, *case.output)
     found = torch.ops.pliant.deform_conv2d_backward(
-        above, t["input"], t["offset"], t["weight"], t["mask"], 1, 1, 1, 1, 1, 1, False, wanted
+        above, t["input"], t["offset"], t["weight"], (1, 1), (1, 1), (1, 1), t["mask"], False, wanted
     )
     for i, (name, gradient) in enumerate(zip(("input", "offset", "weight", "mask"), found, strict=True)):
         assert gradient.shape == (t[name].shape if wanted >> i & 1 else (0,)), name

@@ -21,15 +21,17 @@ CASES = {op: {c.name: c for c in (PS_ROI_CASES if "ps" in op else ROI_CASES)} fo
 
 def _arguments(op: str, case: RoICase, t: dict[str, Tensor]) -> tuple[Any, ...]:
     """Return the arguments of the operator itself."""
-    (Ph, Pw), scale, ratio = case.output_size, case.spatial_scale, case.sampling_ratio
+    size, scale, ratio = case.output_size, case.spatial_scale, case.sampling_ratio
     geometry = {
-        "deform_roi_pool": (Ph, Pw, scale, ratio, 0.1),
-        "roi_align": (Ph, Pw, scale, ratio, False),
-        "deform_psroi_pool": (Ph, scale, case.group_size, case.part_size, case.samples, 0.1),
-        "ps_roi_align": (Ph, Pw, scale, ratio),
+        "deform_roi_pool": (size, scale, ratio, 0.1),
+        "roi_align": (size, scale, ratio, False),
+        "deform_psroi_pool": (size[0], scale, case.group_size, case.part_size, case.samples, 0.1),
+        "ps_roi_align": (size, scale, ratio),
     }
-    optional = (t.get("offset"), t.get("mask")) if op.startswith("deform") else ()
-    return (t["input"], t["rois"] if "rois" in t else t["boxes"], *optional, *geometry[op])
+    boxes = t["rois"] if "rois" in t else t["boxes"]
+    if op.startswith("deform"):
+        return (t["input"], boxes, t.get("offset"), *geometry[op], t.get("mask"))
+    return (t["input"], boxes, *geometry[op])
 
 
 @LAYOUTS

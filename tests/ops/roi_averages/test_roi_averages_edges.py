@@ -198,17 +198,17 @@ def test_the_kernel_reads_nothing_for_an_image_out_of_range(op: str, index: floa
     t = {k: v.requires_grad_(k not in ("rois", "boxes")) for k, v in case.tensors(op).items()}
     boxes = t.pop(_boxes(op))
     geometry: dict[str, tuple[object, ...]] = {
-        "deform_roi_pool": (3, 3, 0.5, 2, 0.1),
-        "roi_align": (3, 3, 0.5, 2, True),
+        "deform_roi_pool": ((3, 3), 0.5, 2, 0.1),
+        "roi_align": ((3, 3), 0.5, 2, True),
         "deform_psroi_pool": (3, 0.5, 3, 3, 4, 0.1),
-        "ps_roi_align": (3, 3, 0.5, 2),
+        "ps_roi_align": ((3, 3), 0.5, 2),
     }
     call = getattr(torch.ops.pliant, op)
-    rest = [v for k, v in t.items() if k != "input"]
-    expected = call(t["input"], boxes, *rest, *geometry[op]).detach()
+    before, after = ([t[name]] if name in t else [] for name in ("offset", "mask"))
+    expected = call(t["input"], boxes, *before, *geometry[op], *after).detach()
     boxes = boxes.clone()
     boxes[3, 0] = index
-    y = call(t["input"], boxes, *rest, *geometry[op])
+    y = call(t["input"], boxes, *before, *geometry[op], *after)
     assert not y[3].any()
     expected[3] = 0
     assert torch.equal(y, expected)

@@ -153,7 +153,7 @@ for _op in RIGHT:
             (
                 {"offset": Z(3, 6, 3, 3)},
                 ValueError,
-                "offset has 3 classes, which does not divide the 2 channels of the output",
+                "offset has 3 classes, which must divide the 2 channels of the output",
             ),
         ]
     CASES += [(_op, *case) for case in _all]
@@ -222,56 +222,59 @@ def test_boxes_where_there_is_no_image(of: Any, op: str) -> None:
 # The kernels themselves, which exported graphs call.
 
 GEOMETRY: dict[str, tuple[Any, ...]] = {
-    "deform_roi_pool": (2, 4, 1.0, 0, 0.1),
-    "roi_align": (2, 4, 1.0, 0, True),
+    "deform_roi_pool": ((2, 4), 1.0, 0, 0.1),
+    "roi_align": ((2, 4), 1.0, 0, True),
     "deform_psroi_pool": (2, 1.0, 2, 3, 4, 0.1),
-    "ps_roi_align": (2, 4, 1.0, 0),
+    "ps_roi_align": ((2, 4), 1.0, 0),
 }
 WRONG_TENSORS = [(op, change) for op, change, _, _ in CASES if all(isinstance(v, Tensor) for v in change.values())]
-WRONG_GEOMETRY: list[tuple[str, int, int]] = [
-    ("deform_roi_pool", 0, 0),
-    ("deform_roi_pool", 1, -4),
-    ("deform_roi_pool", 1, 3),
-    ("roi_align", 0, 1 << 40),
+WRONG_GEOMETRY: list[tuple[str, int, object]] = [
+    ("deform_roi_pool", 0, (0, 4)),
+    ("deform_roi_pool", 0, (2, -4)),
+    ("deform_roi_pool", 0, (2, 3)),
+    ("deform_roi_pool", 0, (2,)),
+    ("deform_roi_pool", 0, (2, 4, 4)),
+    ("roi_align", 0, (1 << 40, 4)),
     ("deform_psroi_pool", 0, 3),
     ("deform_psroi_pool", 2, 0),
     ("deform_psroi_pool", 2, 3),
     ("deform_psroi_pool", 3, 0),
     ("deform_psroi_pool", 3, 2),
     ("deform_psroi_pool", 4, 0),
-    ("ps_roi_align", 0, 3),
+    ("ps_roi_align", 0, (3, 4)),
 ]
 
 
-def _tensors(op: str, change: dict[str, Any] | None = None) -> list[Tensor]:
+def _given(op: str, change: dict[str, Any] | None = None, geometry: Any = None) -> list[Any]:
+    """Return the arguments of the operator itself."""
     values = {**RIGHT[op], **(change or {})}
-    names = ("input", "rois", "boxes", "offset", "mask")
-    return [values[name] for name in names if name in values]
+    tensors = [values[name] for name in ("input", "rois", "boxes", "offset") if name in values]
+    return [*tensors, *(geometry or GEOMETRY[op]), *([values["mask"]] if "mask" in values else [])]
 
 
 @pytest.mark.parametrize(("op", "change"), WRONG_TENSORS)
 def test_the_kernel_refuses_what_the_checks_refuse(op: str, change: dict[str, Any]) -> None:
     with pytest.raises(RuntimeError):
-        getattr(torch.ops.pliant, op)(*_tensors(op, change), *GEOMETRY[op])
+        getattr(torch.ops.pliant, op)(*_given(op, change))
 
 
 @pytest.mark.parametrize(("op", "place", "value"), WRONG_GEOMETRY)
-def test_the_kernel_refuses_geometry_that_does_not_fit(op: str, place: int, value: int) -> None:
+def test_the_kernel_refuses_geometry_that_does_not_fit(op: str, place: int, value: object) -> None:
     geometry = [*GEOMETRY[op]]
     geometry[place] = value
     with pytest.raises(RuntimeError):
-        getattr(torch.ops.pliant, op)(*_tensors(op), *geometry)
+        getattr(torch.ops.pliant, op)(*_given(op, geometry=geometry))
 
 
 @pytest.mark.parametrize("op", RIGHT)
 def test_the_backward_kernel_refuses_another_gradient(op: str) -> None:
-    right = getattr(torch.ops.pliant, op)(*_tensors(op), *GEOMETRY[op])
+    right = getattr(torch.ops.pliant, op)(*_given(op))
     wanted = (7,) if op.startswith("deform") else ()
     backward = getattr(torch.ops.pliant, f"{op}_backward")
-    backward(right, *_tensors(op), *GEOMETRY[op], *wanted)
+    backward(right, *_given(op), *wanted)
     for grad in (right[:2], right[:, :0], right[..., :1], right.double(), right[0]):
         with pytest.raises(RuntimeError):
-            backward(grad, *_tensors(op), *GEOMETRY[op], *wanted)
+            backward(grad, *_given(op), *wanted)
 
 
 # What is missing.

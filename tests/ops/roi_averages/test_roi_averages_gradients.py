@@ -139,9 +139,9 @@ def test_the_kernel_computes_only_what_the_bits_ask_for(op: str, wanted: int) ->
     case = BY_NAME[op, "plain"]
     t = case.tensors(op)
     output = getattr(ops, op)(**t, **case.arguments(op))
-    geometry = (3, 3, 0.5, 2, 0.1) if op == "deform_roi_pool" else (3, 0.5, 3, 3, 4, 0.1)
+    geometry = ((3, 3), 0.5, 2, 0.1) if op == "deform_roi_pool" else (3, 0.5, 3, 3, 4, 0.1)
     backward = getattr(torch.ops.pliant, f"{op}_backward")
-    found = backward(torch.ones_like(output), t["input"], t["rois"], t["offset"], t["mask"], *geometry, wanted)
+    found = backward(torch.ones_like(output), t["input"], t["rois"], t["offset"], *geometry, t["mask"], wanted)
     for i, (name, gradient) in enumerate(zip(LEAVES, found, strict=True)):
         assert gradient.shape == (t[name].shape if wanted >> i & 1 else (0,)), name
         assert gradient.isfinite().all(), name

@@ -25,10 +25,8 @@ def _case(name: str, which: str = "plain") -> RoICase:
 
 def _backward_arguments(name: str, t: dict[str, Tensor], arguments: tuple[Any, ...], last: bool) -> tuple[Any, ...]:
     found = getattr(torch.ops.pliant, name)(*arguments)
-    N, _, H, W = t["input"].shape
-    if name == "roi_pool":
-        return (torch.randn_like(found[0]), t["boxes"], found[1], N, H, W, last)
-    return (torch.randn_like(found), t["boxes"], N, H, W, arguments[-1], last)
+    output, *taken = found if name == "roi_pool" else (found,)
+    return (torch.randn_like(output), t["input"].shape, last, *arguments[1:], *taken)
 
 
 @LAYOUTS
@@ -38,7 +36,7 @@ def _backward_arguments(name: str, t: dict[str, Tensor], arguments: tuple[Any, .
 def test_opcheck(name: str, which: str, dtype: torch.dtype, channels_last: bool) -> None:
     case = _case(name, which)
     t = case.tensors("roi_pool", dtype, channels_last=channels_last)
-    arguments = (t["input"].requires_grad_(), t["boxes"], *case.output_size, case.spatial_scale)
+    arguments = (t["input"].requires_grad_(), t["boxes"], case.output_size, case.spatial_scale)
     opcheck(getattr(torch.ops.pliant, name).default, arguments, atol=1e-2, rtol=1e-2)
     backward = _backward_arguments(name, t, arguments, channels_last)
     backward[0].requires_grad_()
@@ -53,7 +51,7 @@ def test_fake_strides_are_the_kernels(name: str, shape: tuple[int, int, int, int
     for size in ((2, 2), (1, 4), (1, 1)):
         case = RoICase("ambiguous", shape, 3, size)
         t = case.tensors("roi_pool", channels_last=channels_last)
-        arguments = (t["input"], t["boxes"], *size, 0.5)
+        arguments = (t["input"], t["boxes"], size, 0.5)
         for op, values in (
             (getattr(torch.ops.pliant, name), arguments),
             (
@@ -162,16 +160,16 @@ def test_kernels_refuse_what_does_not_fit(name: str) -> None:
     op, back = getattr(torch.ops.pliant, name), getattr(torch.ops.pliant, f"{name}_backward")
     x, rois = torch.zeros(2, 8, 5, 5), torch.zeros(3, 5)
     for wrong in (
-        (x[0], rois, 2, 2, 1.0),
-        (x.int(), rois, 2, 2, 1.0),
-        (x, rois[:, 1:], 2, 2, 1.0),
-        (x, rois.long(), 2, 2, 1.0),
-        (x, rois, 0, 2, 1.0),
-        (x[..., :0], rois, 2, 2, 1.0),
+        (x[0], rois, (2, 2), 1.0),
+        (x.int(), rois, (2, 2), 1.0),
+        (x, rois[:, 1:], (2, 2), 1.0),
+        (x, rois.long(), (2, 2), 1.0),
+        (x, rois, (0, 2), 1.0),
+        (x[..., :0], rois, (2, 2), 1.0),
     ):
         with pytest.raises(RuntimeError, match=f"{name}: arguments that do not fit each other"):
             op(*wrong)
-    right = _backward_arguments(name, {"input": x, "boxes": rois}, (x, rois, 2, 2, 1.0), False)
+    right = _backward_arguments(name, {"input": x, "boxes": rois}, (x, rois, (2, 2), 1.0), False)
     with pytest.raises(RuntimeError, match=f"{name}: the gradient does not fit the boxes"):
         back(right[0][:2], *right[1:])
 
@@ -179,5 +177,5 @@ def test_kernels_refuse_what_does_not_fit(name: str) -> None:
 def test_pixels_that_are_none_are_not_written() -> None:
     taken = torch.tensor([[[[99, -7], [2**31 - 1, 3]]]], dtype=torch.int32)
     grad = torch.ones(1, 1, 2, 2)
-    found = torch.ops.pliant.roi_pool_backward(grad, torch.zeros(1, 5), taken, 1, 2, 2, False)
+    found = torch.ops.pliant.roi_pool_backward(grad, (1, 1, 2, 2), False, torch.zeros(1, 5), (2, 2), 1.0, taken)
     assert found.tolist() == [[[[0, 0], [0, 1]]]]

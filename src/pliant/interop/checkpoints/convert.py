@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from pliant.interop.checkpoints.files import read
 from pliant.interop.checkpoints.names import SOURCES, layouts, rename, suspicion
-from pliant.ops.deform_conv2d.module import DeformConv2d
-from pliant.ops.deform_roi_pool.module import DeformRoIPool
+from pliant.ops.conv.modules import DeformConv2d
+from pliant.ops.roi.modules import DeformRoIPool
 
 
 @dataclass

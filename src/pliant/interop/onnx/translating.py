@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -27,13 +27,10 @@ def table(opset: int) -> dict[Any, Callable[..., Any]]:
         offset: Any,
         weight: Any,
         bias: Any,
+        stride: Sequence[int],
+        padding: Sequence[int],
+        dilation: Sequence[int],
         mask: Any,
-        sh: int,
-        sw: int,
-        ph: int,
-        pw: int,
-        dh: int,
-        dw: int,
         clamp: bool,
     ) -> Any:
         assert not clamp, "rewritten before"
@@ -44,12 +41,12 @@ def table(opset: int) -> dict[Any, Callable[..., Any]]:
             offset,
             bias,
             mask,
-            dilations=[dh, dw],
+            dilations=list(dilation),
             group=int(input.shape[1]) // Cg,
             kernel_shape=[Kh, Kw],
             offset_group=int(offset.shape[1]) // (2 * Kh * Kw),
-            pads=[ph, pw, ph, pw],
-            strides=[sh, sw],
+            pads=[*padding, *padding],
+            strides=list(stride),
         )
 
     def local_response_norm(
@@ -58,7 +55,7 @@ def table(opset: int) -> dict[Any, Callable[..., Any]]:
         size = before + after + 1
         return op.LRN(input, alpha=a * size, beta=beta, bias=k, size=size)
 
-    def roi_align(input: Any, rois: Any, Ph: int, Pw: int, scale: float, ratio: int, aligned: bool) -> Any:
+    def roi_align(input: Any, rois: Any, output_size: Sequence[int], scale: float, ratio: int, aligned: bool) -> Any:
         image = op.Squeeze(op.Slice(rois, integers(0), integers(1), integers(1)), integers(1))
         boxes = op.Slice(rois, integers(1), integers(5), integers(1))
         return op.RoiAlign(
@@ -67,15 +64,15 @@ def table(opset: int) -> dict[Any, Callable[..., Any]]:
             op.Cast(image, to=7),  # int64
             coordinate_transformation_mode="half_pixel" if aligned else "output_half_pixel",
             mode="avg",
-            output_height=Ph,
-            output_width=Pw,
+            output_height=output_size[0],
+            output_width=output_size[1],
             sampling_ratio=max(ratio, 0),
             spatial_scale=scale,
         )
 
-    def roi_pool(input: Any, rois: Any, Ph: int, Pw: int, scale: float) -> Any:
+    def roi_pool(input: Any, rois: Any, output_size: Sequence[int], scale: float) -> Any:
         # The second output is where each maximum lay; only the backward reads it.
-        output = op.MaxRoiPool(input, op.CastLike(rois, input), pooled_shape=[Ph, Pw], spatial_scale=scale)
+        output = op.MaxRoiPool(input, op.CastLike(rois, input), pooled_shape=list(output_size), spatial_scale=scale)
         return output, op.Identity(output)
 
     def nms(boxes: Any, scores: Any, classes: Any, iou_threshold: float) -> Any:

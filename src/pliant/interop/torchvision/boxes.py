@@ -45,8 +45,8 @@ def roi_align(
     """
     if not torch.jit.is_scripting():  # type: ignore[attr-defined]
         return _eager("roi_align", input, boxes, output_size, spatial_scale, sampling_ratio, aligned)
-    rois, (Ph, Pw) = _joined(boxes), (output_size[0], output_size[1])
-    result: Tensor = torch.ops.pliant.roi_align(input, rois, Ph, Pw, spatial_scale, sampling_ratio, aligned)
+    rois = _joined(boxes)
+    result: Tensor = torch.ops.pliant.roi_align(input, rois, output_size, spatial_scale, sampling_ratio, aligned)
     return result
 
 
@@ -56,8 +56,7 @@ def roi_pool(
     """Take the maxima of the bins of boxes: :func:`pliant.ops.roi_pool`; arguments as in :func:`roi_align`."""
     if not torch.jit.is_scripting():  # type: ignore[attr-defined]
         return _eager("roi_pool", input, boxes, output_size, spatial_scale)
-    rois, (Ph, Pw) = _joined(boxes), (output_size[0], output_size[1])
-    result: Tensor = torch.ops.pliant.roi_pool(input, rois, Ph, Pw, spatial_scale)[0]
+    result: Tensor = torch.ops.pliant.roi_pool(input, _joined(boxes), output_size, spatial_scale)[0]
     return result
 
 
@@ -70,9 +69,8 @@ def ps_roi_align(
     """
     if not torch.jit.is_scripting():  # type: ignore[attr-defined]
         return _eager("ps_roi_align", input, boxes, output_size, spatial_scale, sampling_ratio)
-    result: Tensor = torch.ops.pliant.ps_roi_align(
-        input, boxes, output_size, output_size, spatial_scale, sampling_ratio
-    )
+    size = [output_size, output_size]
+    result: Tensor = torch.ops.pliant.ps_roi_align(input, boxes, size, spatial_scale, sampling_ratio)
     return result
 
 
@@ -83,7 +81,7 @@ def ps_roi_pool(input: Tensor, boxes: Tensor, output_size: int, spatial_scale: f
     """
     if not torch.jit.is_scripting():  # type: ignore[attr-defined]
         return _eager("ps_roi_pool", input, boxes, output_size, spatial_scale)
-    result: Tensor = torch.ops.pliant.ps_roi_pool(input, boxes, output_size, output_size, spatial_scale)
+    result: Tensor = torch.ops.pliant.ps_roi_pool(input, boxes, [output_size, output_size], spatial_scale)
     return result
 
 

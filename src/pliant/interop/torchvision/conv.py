@@ -49,20 +49,7 @@ def deform_conv2d(
     """
     if not torch.jit.is_scripting():  # type: ignore[attr-defined]
         return _eager(input, offset, weight, bias, stride, padding, dilation, mask)
-    result: Tensor = torch.ops.pliant.deform_conv2d(
-        input,
-        offset,
-        weight,
-        bias,
-        mask,
-        stride[0],
-        stride[1],
-        padding[0],
-        padding[1],
-        dilation[0],
-        dilation[1],
-        False,
-    )
+    result: Tensor = torch.ops.pliant.deform_conv2d(input, offset, weight, bias, stride, padding, dilation, mask, False)
     return result
 
 

@@ -7,13 +7,22 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def local_response_norm(input: Tensor, dim: int, before: int, after: int, a: float, beta: float, k: float) -> Tensor:
+def local_response_norm(
+    input: Tensor, dim: int, before: int, after: int, spatial: bool, a: float, beta: float, k: float
+) -> Tensor:
+    """Normalize along `dim`, or in windows of (2·before + 1)² places of the last two dimensions."""
+    if input.numel() == 0:
+        return input.clone()
+    if spatial:
+        return within_channel(input, before, a, beta, k)
+    return along(input, dim, before, after, a, beta, k)
+
+
+def along(input: Tensor, dim: int, before: int, after: int, a: float, beta: float, k: float) -> Tensor:
     """Compute ``y_i = x_i·(k + a·Σ_{j=i−before}^{i+after} x_j²)^−β`` along `dim`, the window cut off at the ends.
 
     Arguments are already checked. Low precision computes in float32 and rounds once, at the end.
     """
-    if input.numel() == 0:
-        return input.clone()
     # A window cannot reach further than the other end; without this a huge one would pad a huge tensor.
     before, after = min(before, input.shape[dim] - 1), min(after, input.shape[dim] - 1)
     x = _work(input).movedim(dim, -1)
@@ -24,8 +33,6 @@ def local_response_norm(input: Tensor, dim: int, before: int, after: int, a: flo
 
 def within_channel(input: Tensor, half: int, a: float, beta: float, k: float) -> Tensor:
     """Compute the same over the (2·half + 1)² window of the last two dimensions, zeros outside the map."""
-    if input.numel() == 0:
-        return input.clone()
     H, W = input.shape[-2:]
     tall, wide = min(half, H - 1), min(half, W - 1)
     x = _work(input)

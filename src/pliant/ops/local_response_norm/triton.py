@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pliant.ops._launch import Launch
+from pliant.ops.gpu.launch import Launch
 
 # Exponents that need no logarithm; the others are computed as 2^(−β·log2 S).
 POWERS = {0.0: 0, 0.5: 1, 0.75: 2, 1.0: 3}

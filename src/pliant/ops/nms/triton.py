@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pliant.ops._launch import Launch, ceil, power
+from pliant.ops.gpu.launch import Launch, ceil, power
 
 # Boxes whose bits make a word.
 WORD = tl.constexpr(32)

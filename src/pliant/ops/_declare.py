@@ -1,0 +1,433 @@
+"""What torch must know about an operator, written once for all of them.
+
+:func:`declare` takes an operator's schema, its checks, its reference and its kernels for GPUs. It registers the schema,
+the fake kernels, first and second derivatives and the GPU kernels, and returns the function that runs the operator:
+reference or kernel, under autocast, with a short cut for eager calls on the CPU. CPU kernels register themselves, in
+csrc/.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from types import ModuleType
+from typing import Any, NamedTuple, TypeVar, cast
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.nn import Parameter
+from torch.overrides import handle_torch_function, has_torch_function
+
+from pliant import _check, _native
+
+# Every CPU kernel refuses arguments with this text, before it reads a value (csrc/abi.h).
+REFUSAL = "arguments that do not fit each other"
+
+Function = TypeVar("Function", bound=Callable[..., Tensor])
+
+
+def leaf(function: Function) -> Function:
+    """Make a public operator one call for whoever overrides torch functions: torch.fx, subclasses of Tensor.
+
+    ``torch.fx.symbolic_trace`` records the operator as one node, and does not look at the checks inside.
+    """
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Tensor:
+        given = (*args, *kwargs.values()) if kwargs else args
+        if has_torch_function(given):
+            result: Tensor = handle_torch_function(call, given, *args, **kwargs)
+            return result
+        return function(*args, **kwargs)
+
+    return cast(Function, call)
+
+
+class Extra(NamedTuple):
+    """A second output of the forward kernel, of the shape of the first, that only the backward kernel reads."""
+
+    name: str
+    dtype: torch.dtype
+
+
+def declare(
+    name: str,
+    arguments: str,
+    shape: Callable[..., Sequence[int]],
+    reference: Callable[..., Tensor],
+    triton: Callable[[], ModuleType],
+    *,
+    gradients: Sequence[str] = (),
+    bias: str = "",
+    lowered: Sequence[str] = ("input",),
+    also: Sequence[str] = (),
+    elementwise: bool = False,
+    forgotten: str = "",
+    extra: Extra | None = None,
+    linear: Callable[..., Tensor] | None = None,
+    fake: Callable[..., Tensor] | None = None,
+) -> Run:
+    """Declare an operator and its derivatives to torch.
+
+    Args:
+        name: the operator's name in ``torch.ops.pliant``.
+        arguments: the schema of its arguments, in the order of the public function; the first is a tensor.
+        shape: raises unless the arguments fit each other, and returns the size of the output.
+        reference: computes the output from the arguments, differentiable any number of times.
+        triton: imports the module with the GPU kernels: functions `name` and ``{name}_backward``.
+        gradients: tensors that the operator is differentiable in; none: it has no gradient.
+        bias: the one of `gradients` that is added per channel: its gradient is a sum, the backward kernel does without.
+        lowered: tensors that run in the low precision under autocast.
+        also: other public names of the operator.
+        elementwise: the output has the shape and the strides of the first tensor; else its memory format.
+        forgotten: a tensor that backward does not read and that is not kept: the backward kernel gets
+            ``SymInt[] {forgotten}_size, bool channels_last`` instead.
+        extra: a second output of the kernel for its own backward.
+        linear: for an operator whose backward is linear and does without the tensor `forgotten`: returns the gradient
+            of backward's first argument, from the gradient above and what the backward kernel got.
+        fake: the fake kernel, where the size of the output depends on values.
+
+    Returns:
+        a function of an implementation (see ``_native.chosen``) and the operator's arguments.
+    """
+    what = Declaration(name, arguments, gradients, bias, forgotten, extra, elementwise)
+    what.define()
+    forward = Forward(what, shape, reference, fake)
+    torch.library.register_fake(f"pliant::{name}", forward.fake, lib=_native.library)
+    _native.on_gpu(name, lambda *given: getattr(triton(), name)(*given), *also)
+    if not what.wanted:
+        return Run(what, forward, lowered, None)
+    backward = Backward(what, reference, linear)
+    again = f"{name}_backward"
+    torch.library.register_fake(f"pliant::{again}", backward.fake, lib=_native.library)
+    for op, derivative, keep in (
+        (name, backward.gradients, backward.keep),
+        (again, backward.second_gradients, backward.keep_again),
+    ):
+        torch.library.register_autograd(f"pliant::{op}", derivative, setup_context=keep, lib=_native.library)
+    _native.on_gpu(again, lambda *given: getattr(triton(), again)(*given))
+    return Run(what, forward, lowered, backward)
+
+
+class Declaration:
+    """The arguments of an operator's forward and backward kernels, and where each stands."""
+
+    def __init__(
+        self,
+        name: str,
+        arguments: str,
+        gradients: Sequence[str],
+        bias: str,
+        forgotten: str,
+        extra: Extra | None,
+        elementwise: bool,
+    ) -> None:
+        self.name, self.schema, self.extra, self.elementwise = name, arguments, extra, elementwise
+        self.types, self.names = zip(*(part.rsplit(" ", 1) for part in arguments.split(", ")), strict=True)
+        self.tensors = [i for i, kind in enumerate(self.types) if kind in ("Tensor", "Tensor?")]
+        self.bias = self.names.index(bias) if bias else -1
+        self.forgotten = self.names.index(forgotten) if forgotten else -1
+        # What the backward kernel computes: one bit and the position of every tensor.
+        computed = [self.names.index(n) for n in gradients if n != bias]
+        self.wanted = [(1 << bit, i) for bit, i in enumerate(computed)]
+        self.several = len(computed) > 1
+        # What the backward kernel reads after the gradient: the forward kernel's arguments but the bias.
+        self.read = [i for i in range(len(self.names)) if i != self.bias]
+        # Where that of each of them begins.
+        self.slot = {i: at + (0 <= self.forgotten < i) for at, i in enumerate(self.read)}
+        # Tensors among that: what autograd keeps.
+        self.kept = [self.slot[i] for i in self.tensors if i not in (self.bias, self.forgotten)]
+        if extra is not None:
+            self.kept.append(len(self.read) + (forgotten != ""))
+
+    def define(self) -> None:
+        """Define the schemas of both kernels."""
+        more = "" if self.extra is None else f", Tensor {self.extra.name}"
+        output = f"(Tensor output{more})" if more else "Tensor"
+        _native.library.define(f"{self.name}({self.schema}) -> {output}")
+        if not self.wanted:
+            return
+        read = [
+            f"SymInt[] {self.names[i]}_size, bool channels_last"
+            if i == self.forgotten
+            else f"{self.types[i]} {self.names[i]}"
+            for i in self.read
+        ]
+        found = ", ".join(f"Tensor {self.names[i]}" for _, i in self.wanted)
+        # `wanted` holds one bit per gradient, in the order of the outputs; those not asked for come back empty.
+        wanted, found = (", int wanted", f"({found})") if self.several else ("", "Tensor")
+        _native.library.define(f"{self.name}_backward(Tensor grad, {', '.join(read)}{more}{wanted}) -> {found}")
+
+
+class Forward:
+    """The output: its shape, and its values by the reference."""
+
+    def __init__(
+        self,
+        what: Declaration,
+        shape: Callable[..., Sequence[int]],
+        reference: Callable[..., Tensor],
+        fake: Callable[..., Tensor] | None,
+    ) -> None:
+        self.what, self.shape, self.reference = what, shape, reference
+        self.fake = self._fake if fake is None else fake
+
+    def _fake(self, *arguments: Any) -> Tensor | tuple[Tensor, Tensor]:
+        input, size, extra = arguments[0], self.shape(*arguments), self.what.extra
+        if self.what.elementwise:
+            return torch.empty_like(input)
+        output = input.new_empty(size).to(memory_format=torch._prims_common.suggest_memory_format(input))
+        return output if extra is None else (output, input.new_empty(size, dtype=extra.dtype))
+
+    def by_reference(self, *arguments: Any) -> Tensor:
+        output = self.reference(*arguments)
+        if self.what.elementwise or not self.what.wanted:
+            return output
+        return output.contiguous(memory_format=torch._prims_common.suggest_memory_format(arguments[0]))
+
+
+class Backward:
+    """First derivatives, by the backward kernel, and second ones, by way of the reference."""
+
+    def __init__(
+        self, what: Declaration, reference: Callable[..., Tensor], linear: Callable[..., Tensor] | None
+    ) -> None:
+        self.what, self.reference, self.linear = what, reference, linear
+        self.kernel = getattr(torch.ops.pliant, f"{what.name}_backward").default
+
+    def fake(self, grad: Tensor, *given: Any) -> Tensor | tuple[Tensor, ...]:
+        what = self.what
+        wanted = given[-1] if what.several else 1
+        found = []
+        for bit, i in what.wanted:
+            t = given[what.slot[i]]
+            if i == what.forgotten:
+                last = given[what.slot[i] + 1]
+                format = torch.channels_last if last else torch.contiguous_format
+                found.append(grad.new_empty(t).to(memory_format=format))
+            elif t is None or not wanted & bit:
+                found.append(grad.new_empty(0))
+            elif what.elementwise:
+                found.append(torch.empty_like(t))
+            else:
+                format = torch._prims_common.suggest_memory_format(t) if i == 0 else torch.contiguous_format
+                found.append(t.new_empty(t.shape).to(memory_format=format))
+        return tuple(found) if what.several else found[0]
+
+    def keep(self, ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        """Keep what the backward kernel reads: its tensors in autograd's way, the rest as it is."""
+        what = self.what
+        given = [inputs[i] for i in what.read]
+        if what.forgotten >= 0:
+            t = inputs[what.forgotten]
+            last = torch._prims_common.suggest_memory_format(t) == torch.channels_last
+            at = what.slot[what.forgotten]
+            given[at : at + 1] = [tuple(t.shape), last]
+        if what.extra is not None:
+            given.append(output[1])
+        ctx.save_for_backward(*[given[at] for at in what.kept])
+        for at in what.kept:
+            given[at] = None
+        ctx.given = given
+
+    def recall(self, ctx: Any) -> list[Any]:
+        """Return what :meth:`keep` kept. Hooks of saved tensors run here: never below autograd."""
+        given = [*ctx.given]
+        for at, t in zip(self.what.kept, ctx.saved_tensors, strict=True):
+            given[at] = t
+        return given
+
+    def gradients(self, ctx: Any, grad: Tensor, *_: None) -> tuple[Tensor | None, ...]:
+        return self.compute(ctx.needs_input_grad, grad, self.recall(ctx))
+
+    def compute(self, needs: Sequence[bool], grad: Tensor, given: list[Any]) -> tuple[Tensor | None, ...]:
+        """Return a gradient for each of the operator's arguments that needs one."""
+        what = self.what
+        result: list[Tensor | None] = [None] * len(what.names)
+        wanted = 0
+        for bit, i in what.wanted:
+            if needs[i]:
+                wanted |= bit
+        if wanted:
+            found = self.kernel(grad, *given, wanted) if what.several else (self.kernel(grad, *given),)
+            for (bit, i), g in zip(what.wanted, found, strict=True):
+                if wanted & bit:
+                    result[i] = g
+        if what.bias >= 0 and needs[what.bias]:
+            result[what.bias] = grad.sum([0, *range(2, grad.dim())])
+        return tuple(result)
+
+    def keep_again(self, ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        """Keep everything that the backward kernel got."""
+        kept = [0, *(at + 1 for at in self.what.kept)]
+        ctx.save_for_backward(*[inputs[at] for at in kept])
+        ctx.given = [None if at in kept else a for at, a in enumerate(inputs)]
+
+    def second_gradients(self, ctx: Any, *above: Tensor | None) -> tuple[Tensor | None, ...]:
+        """Return the gradients of the backward kernel's arguments, from those of its outputs."""
+        what = self.what
+        given = [*ctx.given]
+        for at, t in zip([0, *(at + 1 for at in what.kept)], ctx.saved_tensors, strict=True):
+            given[at] = t
+        result: list[Tensor | None] = [None] * len(given)
+        grad, *read = given
+        if self.linear is not None:
+            result[0] = self.linear(above[0], *read)
+            return tuple(result)
+        arguments = [None if i == what.bias else read[what.slot[i]] for i in range(len(what.names))]
+        positions = [i for _, i in what.wanted]
+
+        def output(*tensors: Tensor | None) -> Tensor:
+            changed = dict(zip(positions, tensors, strict=True))
+            return self.reference(*(changed.get(i, a) for i, a in enumerate(arguments)))
+
+        wanted = read[-1] if what.several else 1
+        result[0], *found = _twice(output, grad, [arguments[i] for i in positions], wanted, above)
+        for i, g in zip(positions, found, strict=True):
+            result[1 + what.slot[i]] = g
+        return tuple(result)
+
+
+def _twice(
+    function: Callable[..., Tensor],
+    grad: Tensor,
+    tensors: Sequence[Tensor | None],
+    wanted: int,
+    above: Sequence[Tensor | None],
+) -> list[Tensor | None]:
+    """Differentiate the gradients of `function`, which is differentiable any number of times.
+
+    Args:
+        function: from `tensors` to the output.
+        grad: the output's gradient, from which the first derivatives were computed.
+        tensors: what `function` is differentiated in; None stays None.
+        wanted: one bit for every tensor of which the first derivative was computed.
+        above: the gradients of those first derivatives, None where there is none.
+
+    Returns:
+        The gradients of `grad` and of each tensor.
+    """
+    again = torch.is_grad_enabled()
+    with torch.enable_grad():
+        # Every tensor gets a node of its own: where a third derivative is asked for they stay tied to the saved ones.
+        saved = [None if t is None else t.view_as(t) if again else t.detach() for t in (grad, *tensors)]
+        present = [t for t in saved if t is not None]
+        for t in present:
+            if not t.requires_grad:
+                t.requires_grad_()
+        output = function(*saved[1:])
+        asked = [(t, g) for i, (t, g) in enumerate(zip(saved[1:], above, strict=True)) if wanted >> i & 1]
+        pairs = [(t, g) for t, g in asked if t is not None and g is not None]
+        first = torch.autograd.grad(output, [t for t, _ in pairs], saved[0], create_graph=True)
+        second = torch.autograd.grad(first, present, [g for _, g in pairs], create_graph=again, allow_unused=True)
+    found = iter(second)
+    return [None if t is None else next(found) for t in saved]
+
+
+class Run:
+    """Runs an operator: by its kernel or by its reference, whichever is asked for and possible."""
+
+    def __init__(self, what: Declaration, forward: Forward, lowered: Sequence[str], backward: Backward | None) -> None:
+        self.what, self.forward = what, forward
+        self.lowered = [what.names.index(n) for n in lowered if n in what.names]
+        self.kernel = getattr(torch.ops.pliant, what.name).default
+        self.short_cut = _short_cut(what, self.kernel, backward)
+
+    def __call__(self, implementation: str, *arguments: Any, called: str = "") -> Tensor:
+        """Run on `arguments`; `called` is what the public function is called, where that is not the operator's name."""
+        if implementation == "auto" and (found := self.short_cut(*arguments)) is not None:
+            return found
+        what = self.what
+        op = called or what.name
+        for i in what.tensors:
+            if arguments[i] is not None or what.types[i] == "Tensor":
+                _check.tensors(op, **{what.names[i]: arguments[i]})
+        given = [*arguments]
+        for i in self.lowered:
+            given[i] = _check.autocast(arguments[0].device.type, arguments[i])
+        self.forward.shape(*given)
+        if not _native.chosen(op, implementation, given[0]):
+            return self.forward.by_reference(*given)
+        found = self.kernel(*given)
+        output: Tensor = found if what.extra is None else found[0]
+        return output
+
+
+def _short_cut(
+    what: Declaration, kernel: Callable[..., Any], backward: Backward | None
+) -> Callable[..., Tensor | None]:
+    """Return a short cut to a CPU kernel, which costs a third of the way through torch's dispatcher and library.
+
+    The call returns None where it is not the way (traced, other devices, autocast, torch.func), and where the kernel
+    refuses what it is given: the operator's own checks then find the words. Every other exception passes.
+    """
+    record = None if backward is None else _recorded(what, kernel, backward).apply
+    tensors = [(i, what.types[i] == "Tensor") for i in what.tensors]
+    first_alone = what.extra is not None
+    # Every line here is part of the cost of every call of a small network: no generators, no names looked up twice.
+    compiling, tracing = torch.compiler.is_compiling, torch._C._get_tracing_state
+    modes, transforms = torch._C._len_torch_dispatch_stack, torch._C._are_functorch_transforms_active
+    autocast, recording, below = torch.is_autocast_enabled, torch.is_grad_enabled, torch._C._AutoDispatchBelowAutograd
+
+    def call(*inputs: Any) -> Tensor | None:
+        if (
+            _native.path is None
+            or compiling()
+            or tracing() is not None
+            or modes() > 0
+            or forward_ad._current_level >= 0
+            or transforms()
+            or autocast("cpu")
+        ):
+            return None
+        differentiable = False
+        for i, needed in tensors:
+            t = inputs[i]
+            if t is None:
+                if needed:
+                    return None
+            elif (type(t) is not Tensor and type(t) is not Parameter) or not t.is_cpu:
+                return None
+            else:
+                differentiable |= t.requires_grad
+        output: Tensor
+        try:
+            if differentiable and record is not None and recording():
+                output = record(*inputs)
+            else:
+                with below():
+                    output = kernel(*inputs)
+                if first_alone:
+                    output = output[0]
+        except RuntimeError as error:
+            if REFUSAL not in str(error):
+                raise
+            return None
+        return output
+
+    return call
+
+
+def _recorded(what: Declaration, kernel: Callable[..., Any], backward: Backward) -> Any:
+    """Return the operator as an autograd function, which costs less than what torch.library registers."""
+    below, keep, recall, compute = torch._C._AutoDispatchBelowAutograd, backward.keep, backward.recall, backward.compute
+
+    class Recorded(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, *inputs: Any) -> Tensor:
+            with below():
+                output = kernel(*inputs)
+            keep(ctx, inputs, output)
+            result: Tensor = output if what.extra is None else output[0]
+            return result
+
+        @staticmethod
+        def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+            given = recall(ctx)
+            if torch.is_grad_enabled():
+                return compute(ctx.needs_input_grad, grad, given)
+            with below():
+                return compute(ctx.needs_input_grad, grad, given)
+
+    return Recorded

@@ -1,0 +1,191 @@
+"""The deformable layer: a convolution that predicts its own offsets, and in version 2 its mask."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pliant import _check
+from pliant.ops.conv.deform_conv2d import deform_conv2d
+
+
+class DeformConv2d(nn.Module):
+    """Convolve where the layer decides to look: offsets (and a mask) are predicted from the same input.
+
+    ``offset, m = conv_offset(x)``; ``mask = mask_scale·sigmoid(m)``; ``y = deform_conv2d(x, offset, weight, mask)``.
+    The branch `conv_offset` has the main convolution's kernel size, stride, padding and dilation and starts at zero,
+    so that version 1, and version 2 with ``mask_scale=2``, start exactly equal to `nn.Conv2d` with the same weights.
+
+    At the edges the layer follows :func:`pliant.ops.deform_conv2d`.
+
+    Args:
+        in_channels: C.
+        out_channels: O.
+        kernel_size: Kh, Kw, taps.
+        stride: step of the output grid in input pixels.
+        padding: rows and columns added around the map, or "same" (stride 1 only).
+        dilation: distance of adjacent taps, for the offset branch too.
+        groups: convolution groups; divides C and O. The offset branch is not grouped.
+        bias: learn a bias (O,).
+        version: 1 (offsets) or 2 (offsets and mask).
+        offset_groups: G, groups of input channels with offsets of their own; divides C.
+        mask_scale: factor of the sigmoid: 2.0 starts at mask 1 (the official example), 1.0 at 0.5 (the paper's text,
+            mmcv, detectron2).
+        boundary: "zeros" or "clamp".
+        device: of the parameters.
+        dtype: of the parameters.
+
+    Shape:
+        (N, C, H, W) → (N, O, Ho, Wo). `conv_offset` has 2·G·K channels, or 3·G·K: all offsets, then all masks.
+
+    Attributes:
+        offset_lr_mult: learning rate of `conv_offset` relative to the rest, used by
+            :func:`pliant.nn.parameter_groups`: 1.0 for version 1, 0.1 for version 2, as in the papers.
+
+    Raises:
+        ValueError: channels do not divide into groups, an unknown version or boundary, `mask_scale` not
+            positive, "same" with a stride.
+
+    Source: Dai et al., ICCV 2017, section 2.1; Zhu et al., CVPR 2019, section 3.2; mask scale of MXNet's example.
+
+    >>> layer = DeformConv2d(16, 32, 3, padding=1)
+    >>> layer(torch.randn(1, 16, 8, 8)).shape
+    torch.Size([1, 32, 8, 8])
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | Sequence[int],
+        stride: int | Sequence[int] = 1,
+        padding: int | Sequence[int] | str = 0,
+        dilation: int | Sequence[int] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        *,
+        version: int = 2,
+        offset_groups: int = 1,
+        mask_scale: float = 2.0,
+        boundary: str = "zeros",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        name = "DeformConv2d"
+        for least, what in ((in_channels, "in_channels"), (out_channels, "out_channels"), (groups, "groups")):
+            if least < 1:
+                raise ValueError(f"{name}: {what} must be at least 1, got {least}")
+        if in_channels % groups or out_channels % groups:
+            raise ValueError(
+                f"{name}: groups={groups} must divide {in_channels} input and {out_channels} output channels"
+            )
+        if offset_groups < 1 or in_channels % offset_groups:
+            raise ValueError(f"{name}: offset_groups={offset_groups} must divide {in_channels} input channels")
+        if version not in (1, 2):
+            raise ValueError(f"{name}: version must be 1 (offsets) or 2 (offsets and mask), got {version!r}")
+        if not 0 < mask_scale < math.inf:
+            raise ValueError(f"{name}: mask_scale must be positive and finite, got {mask_scale}")
+        if boundary not in ("zeros", "clamp"):
+            raise ValueError(f"{name}: boundary must be 'zeros' or 'clamp', got {boundary!r}")
+        self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
+        self.kernel_size = _check.pair(name, "kernel_size", kernel_size, 1)
+        self.stride = _check.pair(name, "stride", stride, 1)
+        self.dilation = _check.pair(name, "dilation", dilation, 1)
+        self.version, self.offset_groups = version, offset_groups
+        self.mask_scale, self.boundary = mask_scale, boundary
+        self.offset_lr_mult = 1.0 if version == 1 else 0.1
+
+        # "same" with an even kernel pads one row or column more at the end: that part is padded before the operator.
+        self.extra = (0, 0)
+        if isinstance(padding, str):
+            if padding != "same":
+                raise ValueError(f"{name}: padding must be a number, a pair or 'same', got {padding!r}")
+            if self.stride != (1, 1):
+                raise ValueError(f"{name}: padding='same' needs stride 1, got {self.stride}")
+            span = [d * (k - 1) for d, k in zip(self.dilation, self.kernel_size, strict=True)]
+            self.padding = (span[0] // 2, span[1] // 2)
+            self.extra = (span[0] % 2, span[1] % 2)
+            if boundary == "clamp" and any(self.extra):
+                raise ValueError(f"{name}: padding='same' pads unevenly here, which boundary='clamp' cannot follow")
+        else:
+            self.padding = _check.pair(name, "padding", padding, 0)
+
+        factory: dict[str, Any] = {"device": device, "dtype": dtype}
+        K = self.kernel_size[0] * self.kernel_size[1]
+        self.weight = nn.Parameter(torch.empty(out_channels, in_channels // groups, *self.kernel_size, **factory))
+        self.bias = nn.Parameter(torch.empty(out_channels, **factory)) if bias else None
+        self.conv_offset = nn.Conv2d(
+            in_channels,
+            (version + 1) * offset_groups * K,
+            self.kernel_size,
+            self.stride,
+            self.padding,
+            self.dilation,
+            **factory,
+        )
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Initialise weight and bias as `nn.Conv2d` does, the offset branch to zero."""
+        nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))
+        if self.bias is not None:
+            bound = 1 / math.sqrt(self.weight[0].numel())
+            nn.init.uniform_(self.bias, -bound, bound)
+        for parameter in self.conv_offset.parameters():
+            nn.init.zeros_(parameter)
+
+    def predict(self, input: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return what the branch predicts for `input`: offset (N, 2·G·K, Ho, Wo) and mask (N, G·K, Ho, Wo) or None.
+
+        Under autocast the branch runs in the low precision, what it predicts is float32.
+        """
+        self._check(input)
+        return self._split(self.conv_offset(self._pad(input)))
+
+    def forward(self, input: Tensor) -> Tensor:
+        self._check(input)
+        input = self._pad(input)
+        offset, mask = self._split(self.conv_offset(input))
+        return deform_conv2d(
+            input,
+            offset,
+            self.weight,
+            self.bias,
+            self.stride,
+            self.padding,
+            self.dilation,
+            mask,
+            boundary=self.boundary,
+        )
+
+    def _check(self, input: Tensor) -> None:
+        # Here, since the branch would take a map without a batch and would name its own weight for wrong channels.
+        _check.tensors("DeformConv2d", input=input)
+        _check.rank("DeformConv2d", "input", input, "N C H W")
+        if input.shape[1] != self.in_channels:
+            got = tuple(int(n) for n in input.shape)
+            raise ValueError(f"DeformConv2d: input must have {self.in_channels} channels, got shape {got}")
+
+    def _pad(self, input: Tensor) -> Tensor:
+        return F.pad(input, (0, self.extra[1], 0, self.extra[0])) if any(self.extra) else input
+
+    def _split(self, predicted: Tensor) -> tuple[Tensor, Tensor | None]:
+        if predicted.device.type != "meta" and torch.is_autocast_enabled(predicted.device.type):
+            predicted = predicted.float()
+        if self.version == 1:
+            return predicted, None
+        channels = predicted.shape[1] // 3
+        offset, mask = predicted.split((2 * channels, channels), 1)
+        return offset, self.mask_scale * mask.sigmoid()
+
+    def extra_repr(self) -> str:
+        text = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"
+        text += f", padding={self.padding}, dilation={self.dilation}, groups={self.groups}"
+        text += f", bias={self.bias is not None}, version={self.version}, offset_groups={self.offset_groups}"
+        return text + (f", mask_scale={self.mask_scale}" if self.version == 2 else "") + f", boundary={self.boundary!r}"

@@ -1,0 +1,179 @@
+"""Deformable convolution on GPUs: one fused kernel forward, two backward, no column buffer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pliant.ops.conv.triton import blocks
+from pliant.ops.conv.triton.backward import backward_samples, backward_weight, backward_weight_depthwise
+from pliant.ops.conv.triton.forward import combine, forward, forward_depthwise
+from pliant.ops.conv.triton.shape import Shape
+from pliant.ops.gpu.launch import Launch, ceil, empty, processors
+from pliant.ops.sampling.triton import units
+
+
+def deform_conv2d(
+    input: Tensor,
+    offset: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    mask: Tensor | None,
+    clamp: bool,
+) -> Tensor:
+    """Return the output, in input's memory format; arguments are checked."""
+    shape = Shape(input, offset, weight, mask, (*stride, *padding, *dilation), clamp)
+    output = empty(input, (shape.N, shape.O, *offset.shape[2:]))
+    for launch in forward_launches(shape, bias, output):
+        launch.run(shape.device)
+    return output
+
+
+def forward_launches(shape: Shape, bias: Tensor | None, output: Tensor) -> list[Launch]:
+    """Return what computes `output`: one kernel, and a second that adds where the sums are shared out."""
+    # Whichever dimensions are of size 1, output is dense: P·O elements an image.
+    last = output.is_contiguous(memory_format=torch.channels_last)
+    to: dict[str, Any] = {
+        "output": output, "output_n": shape.P * shape.O,
+        "output_o": 1 if last else shape.P, "output_p": shape.O if last else 1,
+        "bias": output if bias is None else bias.contiguous(), "BIASED": bias is not None, "LAST": last,
+    }  # fmt: skip
+    size = blocks.forward(shape)
+    if shape.multiplier:
+        tiles, columns = ceil(shape.P, size.P), ceil(shape.Cj * shape.multiplier, size.O)
+        constants: dict[str, Any] = {"tiles": tiles, "blocks": columns, "BLOCK_P": size.P, "BLOCK_O": size.O}
+        grid = (shape.N * tiles, shape.G * columns, 1)
+        return [
+            Launch.of(
+                forward_depthwise, grid, size.warps, size.stages, size.registers, **shape.arguments, **to, **constants
+            )
+        ]
+
+    tiles, columns = ceil(shape.P, size.P), ceil(shape.Og, size.O)
+    steps = shape.Cg // shape.segment * ceil(shape.K, size.taps)
+    programs = shape.N * tiles * shape.g * columns
+    # Too few programs for the device: each sum is shared out to several.
+    share = ceil(steps, min(max(2 * processors(shape.device) // max(programs, 1), 1), 8))
+    count = ceil(steps, share)
+    constants = {
+        "tiles": tiles, "blocks": columns, "share": share, "output_s": 0,
+        "BLOCK_P": size.P, "BLOCK_O": size.O, "BLOCK_C": size.C, "TAPS": size.taps,
+    }  # fmt: skip
+    grid = (shape.N * tiles, shape.g * columns, count)
+    if count == 1:
+        return [Launch.of(forward, grid, size.warps, size.stages, size.registers, **shape.arguments, **to, **constants)]
+    shares = output.new_empty((count, shape.N, shape.P, shape.O), dtype=torch.float32)
+    stride = shape.N * shape.P * shape.O
+    first: dict[str, Any] = {"output": shares, "output_o": 1, "output_p": shape.O, "BIASED": False, "LAST": True}
+    constants |= {"output_s": stride}
+    add: dict[str, Any] = {"shares": shares, "shares_s": stride, "P": shape.P, "count": count}
+    add |= {"BLOCK_P": 32, "BLOCK_O": 64}
+    return [
+        Launch.of(
+            forward, grid, size.warps, size.stages, size.registers, **shape.arguments, **(to | first), **constants
+        ),
+        Launch.of(combine, (shape.N * ceil(shape.P, 32), ceil(shape.O, 64), 1), **shape.arguments, **to, **add),
+    ]
+
+
+def deform_conv2d_backward(
+    grad: Tensor,
+    input: Tensor,
+    offset: Tensor,
+    weight: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    mask: Tensor | None,
+    clamp: bool,
+    wanted: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the gradients of input, offset, weight and mask that the bits of `wanted` ask for, the others empty."""
+    shape = Shape(input, offset, weight, mask, (*stride, *padding, *dilation), clamp)
+    grad = grad.contiguous(memory_format=torch.channels_last)
+    none = input.new_empty(0)
+    d_input, d_weight = none, none
+    d_offset = torch.empty_like(offset, memory_format=torch.contiguous_format) if wanted & 2 else none
+    d_mask = torch.empty_like(mask, memory_format=torch.contiguous_format) if mask is not None and wanted & 8 else none
+    if wanted & 1 or d_offset.numel() or d_mask.numel():
+        sums, unit = None, None
+        if wanted & 1:
+            N, C, H, W = shape.input.shape
+            unit = units(largest(shape, grad)) if N and torch.are_deterministic_algorithms_enabled() else None
+            sums = grad.new_zeros((N, H, W, C), dtype=torch.float32 if unit is None else torch.int64)
+        samples_launch(shape, grad, sums, unit, d_offset, d_mask).run(shape.device)
+        if sums is not None:
+            sums = (sums if unit is None else sums / unit).permute(0, 3, 1, 2)[:, : input.shape[1]]
+            d_input = empty(input, input.shape).copy_(sums)
+    if wanted & 4:
+        launch, shares = weight_launch(shape, grad)
+        launch.run(shape.device)
+        O, Cg, Kh, Kw = weight.shape
+        sums = shares.sum(0).view(O, Kh, Kw, shape.Cg)[..., :Cg]
+        d_weight = sums.permute(0, 3, 1, 2).to(weight.dtype).contiguous()
+    return d_input, d_offset, d_weight, d_mask
+
+
+def largest(shape: Shape, grad: Tensor) -> Tensor:
+    """Return what the input's gradient is at most.
+
+    A pixel gets at most every sample of its image, each at most the largest gradient times the weights' sum over the
+    outputs.
+    """
+    weight = shape.arguments["weight"].double().abs().sum(0).amax()
+    most: Tensor = shape.P * shape.K * grad.abs().amax().double() * weight
+    if shape.arguments["MASKED"]:
+        most *= shape.arguments["mask"].abs().amax().double()
+    return most
+
+
+def samples_launch(
+    shape: Shape, grad: Tensor, d_input: Tensor | None, unit: Tensor | None, d_offset: Tensor, d_mask: Tensor
+) -> Launch:
+    """Return what computes the gradients of input (added to what is there), offset and mask."""
+    size = blocks.samples(shape)
+    tiles = ceil(shape.P, size.P)
+    arguments: dict[str, Any] = {
+        "grad": grad, "grad_offset": d_offset, "grad_mask": d_mask, "grad_input": grad if d_input is None else d_input,
+        "scale": grad if unit is None else unit, "FIXED": unit is not None,
+        "WANT_INPUT": d_input is not None, "WANT_OFFSET": d_offset.numel() > 0, "WANT_MASK": d_mask.numel() > 0,
+        "tiles": tiles, "BLOCK_P": size.P, "BLOCK_O": size.O, "BLOCK_C": size.C, "TAPS": size.taps,
+    }  # fmt: skip
+    grid = (shape.N * tiles * shape.G * ceil(shape.K, size.taps), 1, 1)
+    # Sums in 64 bits take registers: several taps' are shared out to more threads.
+    warps = size.warps * 2 if unit is not None and size.taps > 1 else size.warps
+    return Launch.of(backward_samples, grid, warps, size.stages, size.registers, **shape.arguments, **arguments)
+
+
+def weight_launch(shape: Shape, grad: Tensor) -> tuple[Launch, Tensor]:
+    """Return what computes the gradient of the weight, and its result: shares (…, O, K, Cg) that are still to be added.
+
+    Every share is a fixed run of positions: no atomics, the same bits every time.
+    """
+    size = blocks.weight(shape)
+    tiles = ceil(shape.P, size.P)
+    if shape.multiplier:
+        columns = ceil(shape.Cj * shape.multiplier, size.O)
+        rows = (shape.G * columns * shape.K, 1)
+    else:
+        columns = ceil(shape.segment, size.C)
+        rows = (shape.C // shape.segment * ceil(shape.K, size.taps) * columns, ceil(shape.Og, size.O))
+    # Enough programs for the device, and memory for no more than that.
+    share = max(ceil(shape.N * tiles, max(min(4 * processors(shape.device) // (rows[0] * rows[1]), 64), 1)), 1)
+    count = ceil(shape.N * tiles, share)
+    shares = grad.new_empty((count, shape.O, shape.K, shape.Cg), dtype=torch.float32)
+    arguments: dict[str, Any] = {
+        "grad": grad, "shares": shares, "shares_s": shape.O * shape.K * shape.Cg,
+        "tiles": tiles, "blocks": columns, "share": share,
+        "BLOCK_P": size.P, "BLOCK_O": size.O, "BLOCK_C": size.C, "TAPS": size.taps,
+    }  # fmt: skip
+    kernel = backward_weight_depthwise if shape.multiplier else backward_weight
+    return Launch.of(
+        kernel, (rows[0], count, rows[1]), size.warps, size.stages, size.registers, **shape.arguments, **arguments
+    ), shares

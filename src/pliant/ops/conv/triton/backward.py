@@ -1,0 +1,226 @@
+"""Backward kernels: gradients of what was sampled (input, offset, mask) and of the weight; they gather again."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from pliant.ops.conv.triton.forward import gather
+from pliant.ops.conv.triton.taps import MAPS, locate_taps
+from pliant.ops.sampling.triton import add, inside, steps, tile_positions, weights
+
+
+@triton.jit(do_not_specialize=MAPS)
+def backward_samples(
+    grad, input, offset, mask, weight, grad_input, grad_offset, grad_mask, scale,
+    N, H, W, C, O, Ho, Wo, Og, Cg, Cj, segment, K, Kw, sh, sw, ph, pw, dh, dw,
+    offset_n, offset_c, offset_p, mask_n, mask_c, mask_p,
+    tiles,
+    MASKED: tl.constexpr, CLAMP: tl.constexpr, INDEX: tl.constexpr, VECTOR: tl.constexpr, MULTIPLIER: tl.constexpr,
+    WANT_INPUT: tl.constexpr, FIXED: tl.constexpr, WANT_OFFSET: tl.constexpr, WANT_MASK: tl.constexpr,
+    PRECISION: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_C: tl.constexpr, TAPS: tl.constexpr,
+):  # fmt: skip
+    """Compute the gradient of BLOCK_P positions' samples at TAPS taps, for all channels of one offset group.
+
+    The program meets every channel that an offset and a mask value moves and scales, so their gradients are sums of its
+    own. The input's gradient is added atomically, as float32, or with FIXED as integers in units of 1/scale: whatever
+    order they are added in, the sum is the same.
+    MULTIPLIER is the number of outputs of a channel where the convolution is depthwise, else 0.
+    """
+    C = C // VECTOR * VECTOR
+    Cj = Cj // VECTOR * VECTOR
+    segment = segment // VECTOR * VECTOR
+    # One dimension of the grid holds 2³¹ programs, the others 2¹⁶: too few for offset groups times taps.
+    tile = tl.program_id(0) % (N * tiles)
+    row = tl.program_id(0) // (N * tiles)
+    n = (tile // tiles).to(tl.int64)
+    ho, wo, exists = tile_positions(tile % tiles, Ho, Wo, BLOCK_P)
+    p = ho.to(INDEX) * Wo + wo
+    taps = tl.cdiv(K, TAPS)
+    j = row // taps
+    t0 = row % taps * TAPS
+    t = t0 + tl.arange(0, TAPS)
+    lanes = tl.arange(0, TAPS * BLOCK_C)
+    lane_t = t0 + lanes // BLOCK_C
+    top, left, fy, fx, counts, m = locate_taps(
+        offset + n * offset_n, mask + n * mask_n, ho[:, None], wo[:, None], exists[:, None], j, t[None, :],
+        H, W, Wo, K, Kw, sh, sw, ph, pw, dh, dw,
+        offset_c, offset_p, mask_c, mask_p, MASKED, CLAMP, INDEX,
+    )  # fmt: skip
+    in0, in1, in2, in3 = inside(top, left, counts, H, W, CLAMP)
+    down, right = steps(top, left, H, W, CLAMP)
+    down = (down.to(INDEX) * W * C)[:, :, None]
+    right = (right * C)[:, :, None]
+    pixel = ((top.to(INDEX) * W + left) * C)[:, :, None]
+    input += n * H * W * C
+    grad_input += n * H * W * C
+    grad += n * Ho * Wo * O
+    # What each corner contributes: its channels times the gradient of the sample.
+    dot0 = tl.zeros((BLOCK_P, TAPS), tl.float32)
+    dot1 = tl.zeros((BLOCK_P, TAPS), tl.float32)
+    dot2 = tl.zeros((BLOCK_P, TAPS), tl.float32)
+    dot3 = tl.zeros((BLOCK_P, TAPS), tl.float32)
+    for c0 in range(j * Cj, (j + 1) * Cj, segment):
+        group = c0 // Cg
+        for c in range(0, segment, BLOCK_C):
+            if MULTIPLIER:
+                ch = c0 + c + lanes
+                product = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
+                for i in range(MULTIPLIER):
+                    o = ch * MULTIPLIER + i
+                    some = c + lanes < segment
+                    w = tl.load(weight + (o.to(INDEX) * K + t0), mask=some, other=0.0).to(tl.float32)
+                    keep = exists[:, None] & some[None, :]
+                    g = tl.load(grad + (p[:, None] * O + o[None, :]), mask=keep, other=0.0).to(tl.float32)
+                    product += g * w[None, :]
+            else:
+                k = c0 - group * Cg + c + lanes % BLOCK_C
+                known = (lane_t < K) & (c + lanes % BLOCK_C < segment)
+                product = tl.zeros((BLOCK_P, TAPS * BLOCK_C), tl.float32)
+                for o0 in range(0, Og, BLOCK_O):
+                    o = o0 + tl.arange(0, BLOCK_O)
+                    g = tl.load(
+                        grad + (p[:, None] * O + group * Og + o[None, :]),
+                        mask=exists[:, None] & (o < Og)[None, :],
+                        other=0.0,
+                    )
+                    w = tl.load(
+                        weight + (((group * Og + o).to(INDEX) * K * Cg)[:, None] + (lane_t * Cg + k)[None, :]),
+                        mask=(o < Og)[:, None] & known[None, :],
+                        other=0.0,
+                    )
+                    product = tl.dot(g, w, product, input_precision=PRECISION)
+            product = tl.reshape(product, (BLOCK_P, TAPS, BLOCK_C))
+            lane = tl.arange(0, BLOCK_C)[None, None, :]
+            some = c + lane < segment
+            # Pointers to pixels first, then lanes: what is constant in a thread becomes part of its instructions.
+            if WANT_OFFSET or WANT_MASK:
+                at = input + (c0 + c) + pixel
+                x = tl.load(at + lane, mask=in0[:, :, None] & some, other=0.0).to(tl.float32)
+                dot0 += tl.sum(product * x, 2)
+                x = tl.load(at + right + lane, mask=in1[:, :, None] & some, other=0.0).to(tl.float32)
+                dot1 += tl.sum(product * x, 2)
+                at += down
+                x = tl.load(at + lane, mask=in2[:, :, None] & some, other=0.0).to(tl.float32)
+                dot2 += tl.sum(product * x, 2)
+                x = tl.load(at + right + lane, mask=in3[:, :, None] & some, other=0.0).to(tl.float32)
+                dot3 += tl.sum(product * x, 2)
+            if WANT_INPUT:
+                w0, w1, w2, w3 = weights(fy, fx, m)
+                to = grad_input + (c0 + c) + pixel
+                if FIXED:
+                    product *= tl.load(scale)
+                add(to + lane, product * w0[:, :, None], in0[:, :, None] & some)
+                add(to + right + lane, product * w1[:, :, None], in1[:, :, None] & some)
+                to += down
+                add(to + lane, product * w2[:, :, None], in2[:, :, None] & some)
+                add(to + right + lane, product * w3[:, :, None], in3[:, :, None] & some)
+    channel = (j * K + t).to(INDEX)[None, :]
+    keep = exists[:, None] & (t < K)[None, :]
+    P = Ho * Wo
+    if WANT_MASK:
+        w0, w1, w2, w3 = weights(fy, fx, 1.0)
+        found = tl.where(counts, w0 * dot0 + w1 * dot1 + w2 * dot2 + w3 * dot3, 0.0)
+        to = grad_mask + n * (C // Cj * K) * P + (channel * P + p[:, None])
+        tl.store(to, found.to(grad_mask.dtype.element_ty), mask=keep)
+    if WANT_OFFSET:
+        dy = tl.where(counts, m * ((1.0 - fx) * (dot2 - dot0) + fx * (dot3 - dot1)), 0.0)
+        dx = tl.where(counts, m * ((1.0 - fy) * (dot1 - dot0) + fy * (dot3 - dot2)), 0.0)
+        to = grad_offset + n * (2 * (C // Cj) * K) * P + (2 * channel * P + p[:, None])
+        tl.store(to, dy.to(grad_offset.dtype.element_ty), mask=keep)
+        tl.store(to + P, dx.to(grad_offset.dtype.element_ty), mask=keep)
+
+
+@triton.jit(do_not_specialize=MAPS)
+def backward_weight(
+    grad, input, offset, mask, shares,
+    N, H, W, C, O, Ho, Wo, Og, Cg, Cj, segment, K, Kw, sh, sw, ph, pw, dh, dw,
+    offset_n, offset_c, offset_p, mask_n, mask_c, mask_p, shares_s,
+    tiles, share,
+    MASKED: tl.constexpr, CLAMP: tl.constexpr, INDEX: tl.constexpr, VECTOR: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_P: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_C: tl.constexpr, TAPS: tl.constexpr,
+):  # fmt: skip
+    """Compute one share of the weight's gradient, (O, K, Cg) in float32: `share` tiles of positions."""
+    C = C // VECTOR * VECTOR
+    Cj = Cj // VECTOR * VECTOR
+    segment = segment // VECTOR * VECTOR
+    chunks = tl.cdiv(segment, BLOCK_C)
+    taps = tl.cdiv(K, TAPS)
+    c = tl.program_id(0) % chunks * BLOCK_C
+    t0 = tl.program_id(0) // chunks % taps * TAPS
+    c0 = tl.program_id(0) // (chunks * taps) * segment
+    j = c0 // Cj
+    group = c0 // Cg
+    o = tl.program_id(2) * BLOCK_O + tl.arange(0, BLOCK_O)
+    sums = tl.zeros((BLOCK_O, TAPS * BLOCK_C), tl.float32)
+    first = tl.program_id(1) * share
+    for index in range(first, tl.minimum(first + share, N * tiles)):
+        n = (index // tiles).to(tl.int64)
+        ho, wo, exists = tile_positions(index % tiles, Ho, Wo, BLOCK_P)
+        p = ho.to(INDEX) * Wo + wo
+        top, left, fy, fx, counts, m = locate_taps(
+            offset + n * offset_n, mask + n * mask_n, ho[:, None], wo[:, None], exists[:, None], j,
+            t0 + tl.arange(0, TAPS)[None, :],
+            H, W, Wo, K, Kw, sh, sw, ph, pw, dh, dw,
+            offset_c, offset_p, mask_c, mask_p, MASKED, CLAMP, INDEX,
+        )  # fmt: skip
+        lane = tl.arange(0, BLOCK_C)
+        x = gather(
+            input + n * H * W * C + (c0 + c), top, left, fy, fx, counts, m, lane, c + lane < segment, H, W, C,
+            CLAMP, INDEX,
+        )  # fmt: skip
+        g = tl.load(
+            grad + n * Ho * Wo * O + (p[:, None] * O + group * Og + o[None, :]),
+            mask=exists[:, None] & (o < Og)[None, :],
+            other=0.0,
+        )
+        # Known to be 0 already where nothing exists: it keeps Triton from storing `x` in the shape that it had before,
+        # which with TF32 and four channels no layout of Hopper's shared memory fits.
+        columns = tl.where(exists[:, None], tl.reshape(x.to(g.dtype), (BLOCK_P, TAPS * BLOCK_C)), 0.0)
+        sums = tl.dot(tl.trans(g), columns, sums, input_precision=PRECISION)
+    lanes = tl.arange(0, TAPS * BLOCK_C)
+    t = t0 + lanes // BLOCK_C
+    k = c + lanes % BLOCK_C
+    keep = (o < Og)[:, None] & ((t < K) & (k < segment))[None, :]
+    to = shares + tl.program_id(1).to(tl.int64) * shares_s
+    row = (group * Og + o).to(INDEX) * K * Cg
+    tl.store(to + (row[:, None] + (t * Cg + c0 - group * Cg + k)[None, :]), sums, mask=keep)
+
+
+@triton.jit(do_not_specialize=MAPS)
+def backward_weight_depthwise(
+    grad, input, offset, mask, shares,
+    N, H, W, C, O, Ho, Wo, Cj, K, Kw, sh, sw, ph, pw, dh, dw,
+    offset_n, offset_c, offset_p, mask_n, mask_c, mask_p, shares_s,
+    tiles, share, blocks,
+    MASKED: tl.constexpr, CLAMP: tl.constexpr, INDEX: tl.constexpr, VECTOR: tl.constexpr, MULTIPLIER: tl.constexpr,
+    BLOCK_P: tl.constexpr, BLOCK_O: tl.constexpr,
+):  # fmt: skip
+    """Compute one share of a depthwise weight's gradient, (O, K) in float32, for BLOCK_O outputs at one tap."""
+    C = C // VECTOR * VECTOR
+    Cj = Cj // VECTOR * VECTOR
+    t = tl.program_id(0) % K
+    j = tl.program_id(0) // K // blocks
+    o = tl.program_id(0) // K % blocks * BLOCK_O + tl.arange(0, BLOCK_O)
+    some = o < Cj * MULTIPLIER
+    c = o // MULTIPLIER
+    o += j * Cj * MULTIPLIER
+    sums = tl.zeros((BLOCK_P, BLOCK_O), tl.float32)
+    first = tl.program_id(1) * share
+    for index in range(first, tl.minimum(first + share, N * tiles)):
+        n = (index // tiles).to(tl.int64)
+        ho, wo, exists = tile_positions(index % tiles, Ho, Wo, BLOCK_P)
+        p = ho.to(INDEX) * Wo + wo
+        top, left, fy, fx, counts, m = locate_taps(
+            offset + n * offset_n, mask + n * mask_n, ho[:, None], wo[:, None], exists[:, None], j,
+            t + tl.arange(0, 1)[None, :],
+            H, W, Wo, K, Kw, sh, sw, ph, pw, dh, dw,
+            offset_c, offset_p, mask_c, mask_p, MASKED, CLAMP, INDEX,
+        )  # fmt: skip
+        x = gather(input + n * H * W * C + j * Cj, top, left, fy, fx, counts, m, c, some, H, W, C, CLAMP, INDEX)
+        g = tl.load(
+            grad + n * Ho * Wo * O + (p[:, None] * O + o[None, :]), mask=exists[:, None] & some[None, :], other=0.0
+        )
+        sums += tl.reshape(x, (BLOCK_P, BLOCK_O)) * g.to(tl.float32)
+    to = shares + tl.program_id(1).to(tl.int64) * shares_s
+    tl.store(to + (o.to(INDEX) * K + t), tl.sum(sums, 0), mask=some)

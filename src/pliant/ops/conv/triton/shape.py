@@ -1,0 +1,90 @@
+"""Sizes of one call as the kernels see them."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+import triton.language as tl
+from torch import Tensor
+
+# Positions of one map are counted in 32 bits, to the end of the last tile.
+POSITIONS = 2**31 - 2**10
+
+
+class Shape:
+    """One call: its tensors as the kernels read them, its sizes, and everything a kernel may ask for by name."""
+
+    def __init__(
+        self,
+        input: Tensor,
+        offset: Tensor,
+        weight: Tensor,
+        mask: Tensor | None,
+        geometry: tuple[int, ...],
+        clamp: bool,
+    ) -> None:
+        N, C, H, W = input.shape
+        O, Cg, Kh, Kw = weight.shape
+        Ho, Wo = offset.shape[2:]
+        K = Kh * Kw
+        G, g = offset.shape[1] // (2 * K), C // Cg
+        # Three channels cannot be loaded at once, four can: a channel of zeros costs one small copy.
+        self.padding = -C % 4 if G == g == 1 else 0
+        if self.padding:
+            pad = (0, 0, 0, 0, 0, self.padding)
+            input, weight = F.pad(input, pad), F.pad(weight, pad)
+            C, Cg = C + self.padding, Cg + self.padding
+        self.N, self.C, self.O, self.K, self.P, self.G, self.g = N, C, O, K, Ho * Wo, G, g
+        self.Og, self.Cg, self.Cj = O // g, Cg, C // G
+        # Every output reads one channel: nothing to multiply matrices of.
+        self.multiplier = self.Og if Cg == 1 and g > 1 else 0
+        # Channels in a row that share an offset group and a convolution group.
+        self.segment = self.Cj if self.multiplier else math.gcd(self.Cj, Cg)
+        if self.P > POSITIONS:
+            raise ValueError(
+                f"deform_conv2d: on a GPU an output map must have at most {POSITIONS} positions, got {Ho}×{Wo}; "
+                "cut the map into strips"
+            )
+        self.device, self.dtype = input.device, input.dtype
+        self.input = input.contiguous(memory_format=torch.channels_last)
+        offset, offset_p = planes(offset)
+        mask_or_none, (mask, mask_p) = mask, (offset, offset_p) if mask is None else planes(mask)
+        # The image itself is counted in 64 bits always, what lies in it where it must be. Offsets and masks may have
+        # gaps, or be one number; their gradients are dense.
+        largest = max(H * W * C, self.P * O, O * K * Cg, self.P * offset.shape[1])
+        for t, stride in ((offset, offset_p), (mask, mask_p)):
+            largest = max(largest, t.shape[1] * t.stride(1) + self.P * stride)
+        sh, sw, ph, pw, dh, dw = geometry
+        self.arguments: dict[str, Any] = {
+            "input": self.input, "offset": offset, "mask": mask,
+            "weight": weight.contiguous(memory_format=torch.channels_last),
+            "N": N, "H": H, "W": W, "C": C, "O": O, "G": G, "Ho": Ho, "Wo": Wo,
+            "Og": self.Og, "Cg": Cg, "Cj": self.Cj, "segment": self.segment, "K": K, "Kw": Kw,
+            "sh": sh, "sw": sw, "ph": ph, "pw": pw, "dh": dh, "dw": dw,
+            "offset_n": offset.stride(0), "offset_c": offset.stride(1), "offset_p": offset_p,
+            "mask_n": mask.stride(0), "mask_c": mask.stride(1), "mask_p": mask_p,
+            "MASKED": mask_or_none is not None, "CLAMP": clamp,
+            "INDEX": tl.int64 if largest >= 2**31 else tl.int32,
+            # As many channels as 16 bytes hold and every segment starts at a multiple of.
+            "VECTOR": math.gcd(C, self.segment, 16 // input.element_size()),
+            "MULTIPLIER": self.multiplier,
+            "PRECISION": precision(input),
+        }  # fmt: skip
+
+
+def planes(t: Tensor) -> tuple[Tensor, int]:
+    """Return an offset or mask tensor whose positions lie at one stride, as (N, …, Ho, Wo) and channels_last do."""
+    Ho, Wo = t.shape[2:]
+    if Ho > 1 and Wo > 1 and t.stride(2) != Wo * t.stride(3):
+        t = t.contiguous()
+    return t, t.stride(3) if Wo > 1 else t.stride(2)
+
+
+def precision(input: Tensor) -> str:
+    """Return how the matrix units multiply: float32 as PyTorch's own matrix products are allowed to."""
+    # ROCm builds have TF32 on one family of devices only.
+    allowed = torch.backends.cuda.matmul.fp32_precision == "tf32" and torch.version.hip is None
+    return "tf32" if input.dtype == torch.float32 and allowed else "ieee"

@@ -1,0 +1,90 @@
+"""Position-sensitive RoIAlign: the public function, its checks, and its declaration."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import ModuleType
+
+from torch import Tensor
+
+from pliant import _check
+from pliant.ops import _declare
+from pliant.ops.roi import checks, reference
+
+_OP = "ps_roi_align"
+
+
+@_declare.leaf
+def ps_roi_align(
+    input: Tensor,
+    boxes: Tensor | Sequence[Tensor],
+    output_size: int | Sequence[int],
+    spatial_scale: float = 1.0,
+    sampling_ratio: int = -1,
+    *,
+    implementation: str = "auto",
+) -> Tensor:
+    """Average the map over the bins of every box, each bin in channels of its own, at bilinear samples.
+
+    ``y[r,c,ph,pw]`` is what :func:`roi_align` with ``aligned=True`` has in bin (ph, pw) of channel
+    ``(c·Ph + ph)·Pw + pw``.
+
+    At the edges as there. A box without samples (of no area or inverted, with ``sampling_ratio ≤ 0``) gives 0, where
+    torchvision gives NaN.
+
+    Args:
+        input: (N, C, H, W), the map; Ph·Pw divides C.
+        boxes: (R, 5), image index and ``x1 y1 x2 y2`` in pixels of the image; or a list of (n, 4), one for each image.
+            float32 or input's dtype.
+        output_size: Ph, Pw, bins.
+        spatial_scale: pixels of the map for one pixel of the image.
+        sampling_ratio: samples of a bin in each direction; 0 or less: as many as the bin has pixels, rounded up.
+        implementation: "auto", "native" (the compiled kernel or an error) or "reference" (plain PyTorch).
+
+    Returns:
+        (R, C/(Ph·Pw), Ph, Pw) in input's dtype, differentiable twice in input.
+
+    Raises:
+        TypeError: a dtype does not fit.
+        ValueError: a shape does not fit, tensors are on different devices, or (on the CPU, outside of torch.compile)
+            an image index is out of range; elsewhere such a box gives zeros and no gradient.
+        RuntimeError: ``implementation="native"`` where there is no kernel.
+
+    Source: Li et al., "Light-Head R-CNN", 2017; Dai et al., "R-FCN", NeurIPS 2016. Arguments of
+    torchvision.ops.ps_roi_align.
+
+    >>> import torch
+    >>> x = torch.arange(4.0).view(1, 4, 1, 1).expand(1, 4, 4, 4)
+    >>> ps_roi_align(x, [torch.tensor([[0.0, 0.0, 4.0, 4.0]])], 2)[0, 0]
+    tensor([[0., 1.],
+            [2., 3.]])
+    """
+    rois = checks.boxes(_OP, "boxes", boxes, input)
+    size = _check.pair(_OP, "output_size", output_size, 1)
+    checks.whole(_OP, "sampling_ratio", sampling_ratio)
+    return _run(implementation, input, rois, size, float(spatial_scale), sampling_ratio)
+
+
+def _shape(input: Tensor, rois: Tensor, output_size: Sequence[int], *rest: object) -> tuple[int, int, int, int]:
+    """Raise unless the tensors fit each other; return the shape of the output."""
+    checks.check_map(_OP, "boxes", input, rois)
+    C, (Ph, Pw) = input.shape[1], output_size
+    if C % (Ph * Pw) != 0:
+        raise ValueError(f"{_OP}: the {Ph}×{Pw} bins take turns, {Ph * Pw} must divide the {int(C)} channels of input")
+    return rois.shape[0], C // (Ph * Pw), Ph, Pw
+
+
+def _triton() -> ModuleType:
+    from pliant.ops.roi import triton
+
+    return triton
+
+
+_run = _declare.declare(
+    _OP,
+    "Tensor input, Tensor rois, SymInt[] output_size, float spatial_scale, SymInt sampling_ratio",
+    _shape,
+    reference.ps_roi_align,
+    _triton,
+    gradients=("input",),
+)

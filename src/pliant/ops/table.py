@@ -1,0 +1,216 @@
+"""One record per operator: what the docs, ``pliant doctor``, the contract tests and the benchmarks derive from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pliant import _check, ops, testing
+
+
+@dataclass(frozen=True)
+class Operator:
+    """What is known about a public operator beside what it computes.
+
+    Attributes:
+        function: the public function.
+        family: the folder of `ops` it lives in.
+        inputs: draws the tensors of a case, by the names of the function's arguments: (case, dtype, seed,
+            channels_last).
+        settings: the function's other arguments on a case.
+        cases: the cases on which it is tested, small and irregular.
+        speed: the cases on which speed is promised.
+        gradients: the tensors it can be differentiated in, twice.
+        layer: the layer of :mod:`pliant.nn` built on it, or nothing.
+        meaning: what it does, in half a sentence.
+        source: where it comes from.
+        page: its page in docs/.
+        exports: the formats that ``pliant.interop`` writes it to.
+        dtypes: those of its CPU kernel.
+        gpu_dtypes: those of its GPU kernel.
+        whole: whether ``torch.compile(fullgraph=True)`` takes it.
+    """
+
+    function: Callable[..., Tensor]
+    family: str
+    inputs: Callable[[Any, torch.dtype, int, bool], dict[str, Tensor]]
+    settings: Callable[[Any], dict[str, Any]]
+    cases: tuple[Any, ...]
+    speed: tuple[Any, ...]
+    gradients: tuple[str, ...]
+    layer: str
+    meaning: str
+    source: str
+    page: str
+    exports: tuple[str, ...] = ("ONNX", "OpenVINO")
+    dtypes: tuple[torch.dtype, ...] = _check.DTYPES
+    gpu_dtypes: tuple[torch.dtype, ...] = (torch.float32, *_check.LOW)
+    whole: bool = True
+
+    @property
+    def name(self) -> str:
+        return self.function.__name__
+
+    def tensors(
+        self, case: Any, dtype: torch.dtype = torch.float32, *, seed: int = 0, channels_last: bool = False
+    ) -> dict[str, Tensor]:
+        """Return the tensors of a case, drawn in float64 and rounded to `dtype`."""
+        return self.inputs(case, dtype, seed, channels_last)
+
+
+def _conv(case: testing.DeformConvCase, dtype: torch.dtype, seed: int, last: bool) -> dict[str, Tensor]:
+    return case.tensors(dtype, seed=seed, channels_last=last)
+
+
+def _roi(name: str) -> Callable[[testing.RoICase, torch.dtype, int, bool], dict[str, Tensor]]:
+    return lambda case, dtype, seed, last: case.tensors(name, dtype, seed=seed, channels_last=last)
+
+
+def _lrn(case: testing.LRNCase, dtype: torch.dtype, seed: int, last: bool) -> dict[str, Tensor]:
+    return {"input": case.tensors(dtype, seed=seed, channels_last=last)["input"]}
+
+
+def _nms(*names: str) -> Callable[[testing.NMSCase, torch.dtype, int, bool], dict[str, Tensor]]:
+    def draw(case: testing.NMSCase, dtype: torch.dtype, seed: int, last: bool) -> dict[str, Tensor]:
+        tensors = case.tensors(dtype, seed=seed)
+        return {name: tensors[name] for name in names}
+
+    return draw
+
+
+def _of_roi(
+    function: Callable[..., Tensor], meaning: str, source: str, layer: str = "", own_channels: bool = False
+) -> Operator:
+    name = function.__name__
+    return Operator(
+        function=function,
+        family="roi",
+        inputs=_roi(name),
+        settings=lambda case: case.arguments(name),
+        cases=testing.PS_ROI_CASES if own_channels else testing.ROI_CASES,
+        speed=testing.ROI_SPEED,
+        gradients=("input", "offset", "mask") if name.startswith("deform") else ("input",),
+        layer=layer,
+        meaning=meaning,
+        source=source,
+        page="roi_pooling.md",
+    )
+
+
+def _of_nms(function: Callable[..., Tensor], names: tuple[str, ...], meaning: str, source: str) -> Operator:
+    return Operator(
+        function=function,
+        family="nms",
+        inputs=_nms(*names),
+        settings=lambda case: {"iou_threshold": 0.5},
+        cases=testing.NMS_CASES,
+        speed=testing.NMS_SPEED,
+        gradients=(),
+        layer="",
+        meaning=meaning,
+        source=source,
+        page="nms.md",
+        exports=("ONNX",),
+        # How many boxes are kept depends on values.
+        whole=False,
+    )
+
+
+OPERATORS = (
+    Operator(
+        function=ops.deform_conv2d,
+        family="conv",
+        inputs=_conv,
+        settings=lambda case: dict(case.geometry),
+        cases=testing.DEFORM_CONV_CASES,
+        speed=testing.DEFORM_CONV_SPEED,
+        gradients=("input", "offset", "weight", "bias", "mask"),
+        layer="DeformConv2d",
+        meaning="convolution whose taps are moved by learned offsets (v1) and weighted by a learned mask (v2)",
+        source="Dai et al. 2017, Zhu et al. 2019",
+        page="deform_conv2d.md",
+    ),
+    _of_roi(
+        ops.deform_roi_pool,
+        "average over every bin of a box, each bin moved by a learned offset (v1) and weighted by a learned mask (v2)",
+        "Dai et al. 2017, Zhu et al. 2019",
+        layer="DeformRoIPool",
+    ),
+    _of_roi(
+        ops.deform_psroi_pool,
+        "position-sensitive `deform_roi_pool`: every bin reads its own channels",
+        "Dai et al. 2017, Zhu et al. 2019",
+        layer="DeformPSRoIPool",
+        own_channels=True,
+    ),
+    _of_roi(
+        ops.roi_align,
+        "average of bilinear samples over every bin of a box; torchvision's arguments",
+        "He et al. 2017",
+    ),
+    _of_roi(
+        ops.ps_roi_align,
+        "position-sensitive `roi_align`: every bin reads its own channels; torchvision's arguments",
+        "Li et al. 2017",
+        own_channels=True,
+    ),
+    _of_roi(
+        ops.roi_pool,
+        "maximum over the whole pixels of every bin of a box; torchvision's arguments",
+        "Girshick 2015",
+    ),
+    _of_roi(
+        ops.ps_roi_pool,
+        "position-sensitive average over the whole pixels of every bin of a box; torchvision's arguments",
+        "Dai et al. 2016",
+        own_channels=True,
+    ),
+    Operator(
+        function=ops.local_response_norm,
+        family="local_response_norm",
+        inputs=_lrn,
+        settings=lambda case: dict(case.arguments),
+        cases=testing.LRN_CASES,
+        speed=testing.LRN_SPEED,
+        gradients=("input",),
+        layer="LocalResponseNorm",
+        meaning="divides every value by a power of the energy of neighbouring channels, or of neighbouring pixels; "
+        "PyTorch's arguments",
+        source="Krizhevsky et al. 2012",
+        page="local_response_norm.md",
+    ),
+    Operator(
+        function=ops.lrn,
+        family="local_response_norm",
+        inputs=_lrn,
+        settings=lambda case: {
+            "depth_radius": case.size // 2,
+            "bias": case.k,
+            "alpha": case.alpha / case.size,
+            "beta": case.beta,
+        },
+        cases=tuple(case for case in testing.LRN_CASES if case.region == "channel"),
+        speed=testing.LRN_SPEED,
+        gradients=("input",),
+        layer="",
+        meaning="local response normalization over the last dimension; TensorFlow's arguments",
+        source="`tf.nn.lrn`",
+        page="local_response_norm.md",
+    ),
+    _of_nms(
+        ops.nms,
+        ("boxes", "scores"),
+        "non-maximum suppression: keeps the best of the boxes that overlap; exact; torchvision's arguments",
+        "Girshick et al. 2014",
+    ),
+    _of_nms(
+        ops.batched_nms,
+        ("boxes", "scores", "classes"),
+        "`nms` within each class; torchvision's arguments",
+        "`torchvision.ops`",
+    ),
+)
