@@ -135,3 +135,57 @@ class DeformPSRoIPool(nn.Module):
         text = f"output_size={self.output_size}, channels={self.channels}, classes={self.classes}"
         text += f", spatial_scale={self.spatial_scale}, group_size={self.group_size}, part_size={self.part_size}"
         return text + f", sample_per_part={self.sample_per_part}, trans_std={self.trans_std}"
+
+    # What any deformable layer answers: pliant.nn.deformable says what each member means.
+    branches, axes, unit, modulated = ("conv_offset",), "xy", "extents", False
+
+    @property
+    def offset_scale(self) -> float:
+        """Return the factor that turns offsets into extents of the RoI."""
+        return self.trans_std
+
+    @property
+    def bins(self) -> tuple[int, int]:
+        """Return how many rows and columns of bins an RoI has."""
+        return self.output_size, self.output_size
+
+    @property
+    def sampling_ratio(self) -> int:
+        """Return how many samples a bin has in each direction."""
+        return self.sample_per_part
+
+    @property
+    def pooled_to_predict(self) -> int:
+        """Return how many values of an RoI are pooled before its offsets are known."""
+        return 2 * self.classes * self.part_size**2
+
+    def offsets(self, predicted: Tensor) -> Tensor:
+        """Return the offsets in what `conv_offset` or `predict` returned, (…, classes, parts, parts, positions, 2).
+
+        x comes first. `conv_offset` returns maps of offsets, of H·W positions for N images; `predict` one for each RoI.
+        """
+        parts = (self.classes, 2, self.part_size, self.part_size, -1)
+        return predicted.flatten(1).unflatten(1, parts).movedim(2, -1)
+
+    def map_size(self, input: Tensor) -> tuple[int, ...]:
+        """Return (): offsets are in extents of the RoI, whatever the map."""
+        return ()
+
+    def inside(self, moves: Tensor, size: Sequence[int]) -> Tensor:
+        """Return which bins keep their centres in the RoI, for moves in its extents shaped as by `offsets`."""
+        return _in_roi(moves)
+
+    def boxes(self, rois: Tensor) -> Tensor:
+        """Return the boxes (R, 4) that are pooled for `rois` (R, 4): rounded, the last pixel included."""
+        # C's round: halves away from zero.
+        corner, end = (rois.sign() * (rois.abs() + 0.5).floor()).split(2, 1)
+        return torch.cat((corner, torch.maximum(end + 1, corner + 0.1 / self.spatial_scale)), 1)
+
+
+def _in_roi(moves: Tensor) -> Tensor:
+    """Return which bins keep their centres in the RoI, for moves (…, Ph, Pw, positions, 2) in its extents, x first."""
+    Ph, Pw = moves.shape[-4:-2]
+    # Where the centre of a bin is, from 0 at one side of the RoI to 1 at the other.
+    x, y = ((torch.arange(n, device=moves.device, dtype=moves.dtype) + 0.5) / n for n in (Pw, Ph))
+    x, y = moves[..., 0] + x.view(Pw, 1), moves[..., 1] + y.view(Ph, 1, 1)
+    return (x >= 0) & (x <= 1) & (y >= 0) & (y <= 1)

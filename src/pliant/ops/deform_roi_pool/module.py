@@ -143,6 +143,46 @@ class DeformRoIPool(nn.Module):
         text += f", hidden={self.hidden}"
         return text + (f", mask_scale={self.mask_scale}" if self.version == 2 else "")
 
+    # What any deformable layer answers: pliant.nn.deformable says what each member means.
+    branches, axes, unit, classes = ("offset_fc", "mask_fc"), "xy", "extents", None
+
+    @property
+    def offset_scale(self) -> float:
+        """Return the factor that turns offsets into extents of the RoI."""
+        return self.gamma
+
+    @property
+    def modulated(self) -> bool:
+        """Return whether bins are multiplied by a mask."""
+        return self.version == 2
+
+    @property
+    def bins(self) -> tuple[int, int]:
+        """Return how many rows and columns of bins an RoI has."""
+        return self.output_size
+
+    @property
+    def pooled_to_predict(self) -> int:
+        """Return how many values of an RoI are pooled before its offsets are known."""
+        return self.channels * self.output_size[0] * self.output_size[1]
+
+    def offsets(self, predicted: Tensor) -> Tensor:
+        """Return the offsets in what `offset_fc` or `predict` returned, (R, 1, Ph, Pw, 1, 2), x first."""
+        Ph, Pw = self.output_size
+        return predicted.flatten(1)[:, : 2 * Ph * Pw].unflatten(1, (1, 2, Ph, Pw, 1)).movedim(2, -1)
+
+    def map_size(self, input: Tensor) -> tuple[int, ...]:
+        """Return (): the branch reads an RoI, no map."""
+        return ()
+
+    def inside(self, moves: Tensor, size: Sequence[int]) -> Tensor:
+        """Return which bins keep their centres in the RoI, for moves in its extents shaped as by `offsets`."""
+        return _in_roi(moves)
+
+    def boxes(self, rois: Tensor) -> Tensor:
+        """Return the boxes (R, 4) that are pooled for `rois` (R, 4): the same."""
+        return rois
+
 
 def _trunk(widths: list[int], factory: dict[str, Any]) -> nn.Sequential:
     """Return fully connected layers with ReLUs between them."""
@@ -156,3 +196,12 @@ def _wide(predicted: Tensor) -> Tensor:
     """Return what a branch predicted, in float32 where autocast made it narrow."""
     low = predicted.device.type != "meta" and torch.is_autocast_enabled(predicted.device.type)
     return predicted.float() if low and predicted.dtype in _check.LOW else predicted
+
+
+def _in_roi(moves: Tensor) -> Tensor:
+    """Return which bins keep their centres in the RoI, for moves (…, Ph, Pw, positions, 2) in its extents, x first."""
+    Ph, Pw = moves.shape[-4:-2]
+    # Where the centre of a bin is, from 0 at one side of the RoI to 1 at the other.
+    x, y = ((torch.arange(n, device=moves.device, dtype=moves.dtype) + 0.5) / n for n in (Pw, Ph))
+    x, y = moves[..., 0] + x.view(Pw, 1), moves[..., 1] + y.view(Ph, 1, 1)
+    return (x >= 0) & (x <= 1) & (y >= 0) & (y <= 1)
