@@ -201,7 +201,8 @@ class DeformConv2d(nn.Module):
     def offsets(self, predicted: Tensor) -> Tensor:
         """Return the offsets in what the branch or `predict` returned, (N, G, Kh, Kw, Ho, Wo, 2), y first."""
         G, (Kh, Kw) = self.offset_groups, self.kernel_size
-        return predicted[:, : 2 * G * Kh * Kw].unflatten(1, (G, Kh, Kw, 2)).movedim(4, -1)
+        offsets: Tensor = predicted[:, : 2 * G * Kh * Kw].unflatten(1, (G, Kh, Kw, 2)).movedim(4, -1)
+        return offsets
 
     def map_size(self, input: Tensor) -> tuple[int, int]:
         """Return height and width of the map that is sampled, of what the branch reads."""

@@ -164,8 +164,9 @@ class DeformPSRoIPool(nn.Module):
 
         x comes first. `conv_offset` returns maps of offsets, of H·W positions for N images; `predict` one for each RoI.
         """
-        parts = (self.classes, 2, self.part_size, self.part_size, -1)
-        return predicted.flatten(1).unflatten(1, parts).movedim(2, -1)
+        n, parts = self.classes, self.part_size
+        positions = predicted.shape[1:].numel() // (2 * n * parts**2)
+        return predicted.reshape(len(predicted), n, 2, parts, parts, positions).movedim(2, -1)
 
     def map_size(self, input: Tensor) -> tuple[int, ...]:
         """Return (): offsets are in extents of the RoI, whatever the map."""

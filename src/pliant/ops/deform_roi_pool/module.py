@@ -169,7 +169,8 @@ class DeformRoIPool(nn.Module):
     def offsets(self, predicted: Tensor) -> Tensor:
         """Return the offsets in what `offset_fc` or `predict` returned, (R, 1, Ph, Pw, 1, 2), x first."""
         Ph, Pw = self.output_size
-        return predicted.flatten(1)[:, : 2 * Ph * Pw].unflatten(1, (1, 2, Ph, Pw, 1)).movedim(2, -1)
+        offsets: Tensor = predicted.flatten(1)[:, : 2 * Ph * Pw].unflatten(1, (1, 2, Ph, Pw, 1)).movedim(2, -1)
+        return offsets
 
     def map_size(self, input: Tensor) -> tuple[int, ...]:
         """Return (): the branch reads an RoI, no map."""
