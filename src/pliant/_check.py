@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function_unary
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 LOW = (torch.bfloat16, torch.float16)
@@ -65,3 +66,25 @@ def autocast(kind: str, tensor: Tensor | None) -> Tensor | None:
     if tensor is None or kind == "meta" or not torch.is_autocast_enabled(kind):
         return tensor
     return tensor.to(torch.get_autocast_dtype(kind)) if tensor.dtype in (torch.float32, *LOW) else tensor
+
+
+def wide(predicted: Tensor) -> Tensor:
+    """Return what a layer's branch predicted, in float32 where autocast made it low: coordinates need the bits."""
+    if has_torch_function_unary(predicted):
+        result: Tensor = handle_torch_function(wide, (predicted,), predicted)
+        return result
+    kind = predicted.device.type
+    low = kind != "meta" and torch.is_autocast_enabled(kind)
+    return predicted.float() if low and predicted.dtype in LOW else predicted
+
+
+def layer(name: str, argument: str, tensor: Tensor, letters: str, channels: int) -> None:
+    """Raise unless what a layer reads is a tensor of the rank that `letters` spell and has its channels."""
+    if isinstance(tensor, torch.fx.Proxy):
+        # torch.fx records calls: there is nothing to look at yet, and the operators of the graph check.
+        return
+    tensors(name, **{argument: tensor})
+    rank(name, argument, tensor, letters)
+    if tensor.shape[1] != channels:
+        got = tuple(int(n) for n in tensor.shape)
+        raise ValueError(f"{name}: {argument} must have {channels} channels, got shape {got}")

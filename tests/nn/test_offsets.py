@@ -56,13 +56,13 @@ def test_a_layer_may_set_its_own() -> None:
 
 def test_branches_of_fully_connected_layers() -> None:
     class RoIPool(nn.Module):
-        offset_lr_mult = 0.01
+        offset_lr_mult, branches = 0.01, ("offset_fc", "mask_fc", "none")
 
         def __init__(self) -> None:
             super().__init__()
             self.offset_fc = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
             self.mask_fc = nn.Linear(4, 1)
-            self.other = nn.Linear(4, 1)
+            self.none, self.other = None, nn.Linear(4, 1)
 
     rest, branch = parameter_groups(RoIPool(), 1.0)
     assert branch["lr"] == 0.01
@@ -195,7 +195,7 @@ def test_warns_once_per_layer() -> None:
             model(x)  # a second warning would be an error
         assert len(caught) == 1
         assert str(caught[0].message) == (
-            "offsets of layer '0' explode: mean |offset| is 60.0 pixels on a 60×60 map (threshold 50). Lower "
+            "offsets of layer '0' explode: mean |offset| is 60.0 pixels on a map of 60×60 (threshold 50). Lower "
             "offset_lr_mult, clip gradients, or normalise what goes into the layer"
         )
         _constant(model[1], -70, 0)

@@ -1,9 +1,9 @@
-"""How long offsets are while a network trains: a histogram of every deformable layer, again and again."""
+"""Histograms of the lengths of offsets while a network trains."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Sequence
+import functools
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from types import TracebackType
 from typing import Any
@@ -11,38 +11,39 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pliant.ops.conv.modules import DeformConv2d
-from pliant.ops.roi.modules import DeformPSRoIPool, DeformRoIPool
+from pliant.nn.deformable import DeformableLayer, deformable_layers, offset_branch
 
 PIXELS = tuple(i / 4 for i in range(33))
 EXTENTS = tuple(i / 50 for i in range(26))
 
 
 class OffsetHistory:
-    """Count how long the offsets of every deformable layer are, again and again while it trains.
+    """Count the lengths of every deformable layer's offsets at regular intervals while a model trains.
 
     The first and then every `every`-th forward of a layer in training mode is counted, by a hook on its branch. Lengths
-    are ``√(dy² + dx²)``, of convolutions in pixels of the map they sample, of RoI layers in extents of the RoI (of a
-    position-sensitive one those of the maps that are pooled). :class:`OffsetStatistics` is the cheap watch that warns;
-    this is for pictures: :func:`pliant.show.history.draw`.
+    are ``√(dy² + dx²)``: in pixels of the map that is sampled, or in extents of the RoI for RoI layers (for
+    position-sensitive ones, of the maps of offsets before they are pooled). :class:`OffsetStatistics` costs less and
+    warns; the histograms are for figures: :func:`pliant.show.history.draw`.
 
     Each of `records` is ready for JSON: ``kind`` ("offsets"), ``layer``, ``step`` (how many forwards came before),
-    ``edges``, ``counts``, ``unit`` of the edges, ``mean`` length (None without a finite one) and ``nonfinite``, the
+    ``edges``, ``counts``, ``unit`` of the edges, ``mean`` length (None if no length is finite) and ``nonfinite``, the
     number of offsets that are NaN or infinite.
 
     Args:
-        model: any module; layers added later are not watched.
+        model: any module; its deformable layers are those of :class:`pliant.nn.deformable.DeformableLayer`. Layers
+            added later are not counted.
         every: forwards from one histogram to the next, at least 1.
-        edges: of the bins for convolutions, ascending; what is longer than the last edge falls into the last bin.
-        roi_edges: the same for RoI layers.
+        edges: of the bins, in pixels, ascending; longer offsets are counted in the last bin.
+        roi_edges: the same for RoI layers, in extents of the RoI.
         training: False counts in evaluation mode instead.
-        most: histograms of a layer after which no more are counted; None: there is no end.
+        most: histograms per layer after which counting ends; None: never.
 
     Raises:
         ValueError: `every` or `most` below 1, fewer than two edges or edges that do not ascend.
 
-    Use it as a context manager, or call :meth:`remove` in the end.
+    Use it as a context manager, or call :meth:`remove` at the end.
 
+    >>> from pliant.nn import DeformConv2d
     >>> layer = DeformConv2d(3, 8, 3, padding=1)
     >>> with OffsetHistory(layer) as history:
     ...     _ = layer(torch.zeros(1, 3, 10, 10))
@@ -71,24 +72,10 @@ class OffsetHistory:
         self.records: list[dict[str, Any]] = []
         self._forwards: dict[str, int] = {}
         self._handles = []
-        for name, layer in model.named_modules():
-            if isinstance(layer, DeformConv2d):
-                branch: nn.Module = layer.conv_offset
-                K = layer.kernel_size[0] * layer.kernel_size[1]
-                shape: tuple[int, ...] = (layer.offset_groups * K, 2)
-                pair, limits, factor = 2, edges, 1.0
-            elif isinstance(layer, DeformRoIPool):
-                branch, K = layer.offset_fc, layer.output_size[0] * layer.output_size[1]
-                shape, pair, limits, factor = (2, K), 1, roi_edges, layer.gamma
-            elif isinstance(layer, DeformPSRoIPool):
-                branch = layer.conv_offset
-                shape = (layer.classes, 2, layer.part_size**2)
-                pair, limits, factor = 2, roi_edges, layer.trans_std
-            else:
-                continue
-            unit = "map pixels" if isinstance(layer, DeformConv2d) else "extents of the RoI"
-            look = _counter(self, name, shape, pair, tuple(limits), factor, unit)
-            self._handles.append(branch.register_forward_hook(look))
+        for name, layer in deformable_layers(model):
+            limits, unit = (roi_edges, "extents of the RoI") if layer.unit == "extents" else (edges, "map pixels")
+            hook = functools.partial(self._look, name, layer, tuple(limits), unit)
+            self._handles.append(offset_branch(layer).register_forward_hook(hook))
 
     def remove(self) -> None:
         """Take the hooks off the model; the records stay."""
@@ -102,13 +89,51 @@ class OffsetHistory:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.remove()
 
+    @torch.no_grad()
+    def _look(
+        self,
+        name: str,
+        layer: DeformableLayer,
+        edges: tuple[float, ...],
+        unit: str,
+        branch: nn.Module,
+        inputs: Any,
+        output: Tensor,
+    ) -> None:
+        idle = branch.training is not self.training or output.is_meta or output.numel() == 0
+        if torch.compiler.is_compiling() or idle:
+            return
+        step = self._forwards.get(name, 0)
+        self._forwards[name] = step + 1
+        if step % self.every or (self.most is not None and step >= self.every * self.most):
+            return
+        moves = layer.offset_scale * layer.offsets(output.detach().double())
+        length = moves.norm(dim=-1).flatten().cpu()
+        known = length[length.isfinite()]
+        # The last bin is open: longer offsets are counted there.
+        place = torch.bucketize(known, torch.tensor(edges, dtype=torch.float64), right=True) - 1
+        counts = torch.bincount(place.clamp(0, len(edges) - 2), minlength=len(edges) - 1)
+        self.records.append(
+            {
+                "kind": "offsets",
+                "layer": name,
+                "step": step,
+                "edges": list(edges),
+                "counts": counts.tolist(),
+                "unit": unit,
+                "mean": float(known.mean()) if len(known) else None,
+                "nonfinite": len(length) - len(known),
+            }
+        )
+
 
 def summed(records: Iterable[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Add the histograms of each layer up: layer → ``edges``, ``counts``, ``unit``, ``mean``, ``nonfinite``.
+    """Add up the histograms of each layer: layer → ``edges``, ``counts``, ``unit``, ``mean``, ``nonfinite``.
 
     Args:
         records: of :class:`OffsetHistory`, all with the same edges.
 
+    >>> from pliant.nn import DeformConv2d
     >>> layer = DeformConv2d(3, 8, 3, padding=1).eval()
     >>> with OffsetHistory(layer, every=1, training=False) as history:
     ...     _ = layer(torch.zeros(1, 3, 10, 10)), layer(torch.zeros(1, 3, 2, 5))
@@ -127,45 +152,3 @@ def summed(records: Iterable[dict[str, Any]]) -> dict[str, dict[str, Any]]:
             kept["nonfinite"] += before["nonfinite"]
         found[record["layer"]] = kept
     return found
-
-
-def _counter(
-    history: OffsetHistory,
-    name: str,
-    shape: tuple[int, ...],
-    pair: int,
-    edges: tuple[float, ...],
-    factor: float,
-    unit: str,
-) -> Callable[[nn.Module, Any, Tensor], None]:
-    """Return the hook of one branch, whose first channels are `shape`, with y and x along dimension `pair`."""
-
-    @torch.no_grad()
-    def look(branch: nn.Module, inputs: Any, output: Tensor) -> None:
-        idle = branch.training is not history.training or output.is_meta or output.numel() == 0
-        if torch.compiler.is_compiling() or idle:
-            return
-        step = history._forwards.get(name, 0)
-        history._forwards[name] = step + 1
-        if step % history.every or (history.most is not None and step >= history.every * history.most):
-            return
-        offset = output.detach()[:, : math.prod(shape)].double().unflatten(1, shape) * factor
-        length = offset.norm(dim=pair).flatten().cpu()
-        known = length[length.isfinite()]
-        # The last bin is open: what is beyond counts there.
-        place = torch.bucketize(known, torch.tensor(edges, dtype=torch.float64), right=True) - 1
-        counts = torch.bincount(place.clamp(0, len(edges) - 2), minlength=len(edges) - 1)
-        history.records.append(
-            {
-                "kind": "offsets",
-                "layer": name,
-                "step": step,
-                "edges": list(edges),
-                "counts": counts.tolist(),
-                "unit": unit,
-                "mean": float(known.mean()) if len(known) else None,
-                "nonfinite": len(length) - len(known),
-            }
-        )
-
-    return look

@@ -1,22 +1,17 @@
-"""What training learned offsets needs: learning rates of their own, and a look at where they go."""
+"""What training learned offsets needs: learning rates for the offset branches, and statistics of the offsets."""
 
 from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from pliant.ops.conv.modules import DeformConv2d
-from pliant.ops.roi.modules import DeformPSRoIPool, DeformRoIPool
-
-# The children of a layer with `offset_lr_mult` that predict its offsets and masks.
-BRANCHES = ("conv_offset", "offset_fc", "mask_fc")
+from pliant.nn.deformable import DeformableLayer, deformable_layers, offset_branch
 
 
 def parameter_groups(
@@ -24,14 +19,14 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Group the parameters for an optimizer, so that offset branches learn at ``lr·offset_lr_mult``.
 
-    Every parameter that requires a gradient is in exactly one group; frozen ones are left out. Groups of equal learning
-    rate are one. A parameter shared by several branches takes the smallest of their rates.
+    Every parameter that requires a gradient is in exactly one group; frozen ones are left out. Parameters of equal
+    learning rate share one group. A parameter that several branches share takes the smallest of their rates.
 
     Args:
-        model: any module; the offset branches of the deformable layers in it are found.
+        model: any module. Offset branches are the children that a layer with `offset_lr_mult` names in `branches`.
         lr: learning rate of everything that is not an offset branch.
-        offset_lr_mult: None takes each layer's own (convolution 1.0 for version 1, 0.1 for version 2; RoI pooling 0.01
-            for version 1, 1.0 for version 2 and position-sensitive, as in the papers), a number overrides all.
+        offset_lr_mult: None takes each layer's own, as in the papers (convolution 1.0 for version 1, 0.1 for version 2;
+            RoI pooling 0.01 for version 1, 1.0 for version 2 and position-sensitive pooling); a number overrides all.
         **options: further settings of every group, such as ``weight_decay=1e-4``; None values are left out.
 
     Returns:
@@ -42,6 +37,7 @@ def parameter_groups(
 
     Source: Dai et al., ICCV 2017, section 3; Zhu et al., CVPR 2019, section 4.1.
 
+    >>> from pliant.nn import DeformConv2d
     >>> model = nn.Sequential(DeformConv2d(3, 8, 3), nn.Conv2d(8, 8, 1))
     >>> [(group["lr"], len(group["params"])) for group in parameter_groups(model, 0.5)]
     [(0.5, 4), (0.05, 2)]
@@ -54,8 +50,8 @@ def parameter_groups(
         if own is None:
             continue
         rate = lr * (own if offset_lr_mult is None else offset_lr_mult)
-        for branch in (getattr(layer, name, None) for name in BRANCHES):
-            for parameter in branch.parameters() if isinstance(branch, nn.Module) else ():
+        for branch in (getattr(layer, name) for name in cast("DeformableLayer", layer).branches):
+            for parameter in () if branch is None else branch.parameters():
                 rates[parameter] = min(rate, rates.get(parameter, rate))
     set_options = {name: value for name, value in options.items() if value is not None}
     by_rate: dict[float, list[nn.Parameter]] = {lr: []}
@@ -67,33 +63,39 @@ def parameter_groups(
 
 @dataclass
 class _Totals:
-    """Sums over the measurements of one layer."""
+    """Sums over the measurements of one layer; `outside` is None where the layer cannot say what lies outside."""
 
     measured: int = 0
     finite: float = 0.0
     absolute: float = 0.0
     largest: float = 0.0
     samples: float = 0.0
-    outside: float = 0.0
+    outside: float | None = 0.0
     broken: float = 0.0
 
-
-# Of a branch, what went in and what came out: the measurement, the threshold of its mean, and in which unit they are.
-_Watch = Callable[[Any, Tensor, Tensor], tuple[_Totals, float, str]]
+    def add(self, other: _Totals) -> None:
+        self.measured += other.measured
+        self.finite += other.finite
+        self.absolute += other.absolute
+        self.largest = max(self.largest, other.largest)
+        self.samples += other.samples
+        self.outside = None if self.outside is None or other.outside is None else self.outside + other.outside
+        self.broken += other.broken
 
 
 class OffsetStatistics:
-    """Watch the offsets of every deformable layer in a model while it trains, and warn once per layer if they explode.
+    """Measure the offsets of every deformable layer in a model while it trains; warn once per layer if they explode.
 
-    The first and then every `every`-th forward of a layer in training mode is measured, by a hook on its branch; it
-    costs a few passes over the offsets and reads five numbers back (on a GPU that waits for it). In between, in
-    evaluation mode and inside `torch.compile` nothing is measured. Only Python numbers are kept: no graph, no tensor,
-    not the model.
+    The first and then every `every`-th forward of a layer in training mode is measured, by a hook on its branch. A
+    measurement takes a few passes over the offsets and reads five numbers back, for which a GPU is waited for. Between
+    measurements, in evaluation mode and inside `torch.compile` nothing is measured. Only Python numbers are kept: no
+    graph, no tensor, not the model.
 
     Args:
-        model: any module; layers added later are not watched.
-        threshold: mean |offset| in pixels above which a layer is warned about; None takes 50 (as EDVR does), or the
-            larger side of the layer's input where that is smaller.
+        model: any module; its deformable layers are those of :class:`pliant.nn.deformable.DeformableLayer`. Layers
+            added later are not measured.
+        threshold: mean |offset| in pixels above which a warning is given; None takes 50 (as EDVR does), or the larger
+            side of the layer's input where that is smaller.
         roi_threshold: the same for RoI layers, in extents of the RoI.
         every: forwards from one measurement to the next, at least 1.
 
@@ -101,11 +103,12 @@ class OffsetStatistics:
         ValueError: `every` below 1 or a threshold that is not positive.
 
     Warns:
-        RuntimeWarning: once per layer, when the mean |offset| of one measurement passes the threshold or an offset is
+        RuntimeWarning: once per layer, when the mean |offset| of one measurement exceeds the threshold or an offset is
             NaN or infinite.
 
-    Use it as a context manager, or call :meth:`remove` in the end.
+    Use it as a context manager, or call :meth:`remove` at the end.
 
+    >>> from pliant.nn import DeformConv2d
     >>> layer = DeformConv2d(3, 8, 3, padding=1)
     >>> with OffsetStatistics(layer) as statistics:
     ...     _ = layer(torch.zeros(1, 3, 10, 10))
@@ -127,37 +130,28 @@ class OffsetStatistics:
         self._forwards: dict[str, int] = {}
         self._warned: set[str] = set()
         self._handles = []
-        for name, layer in model.named_modules():
-            watch: _Watch
-            if isinstance(layer, DeformConv2d):
-                branch: nn.Module = layer.conv_offset
-                watch = functools.partial(_pixels, threshold, layer.offset_groups, layer.extra, layer.boundary)
-            elif isinstance(layer, DeformRoIPool):
-                branch = layer.offset_fc
-                watch = functools.partial(_extents, roi_threshold, 1, layer.output_size, layer.gamma)
-            elif isinstance(layer, DeformPSRoIPool):
-                branch, parts = layer.conv_offset, (layer.part_size, layer.part_size)
-                watch = functools.partial(_extents, roi_threshold, layer.classes, parts, layer.trans_std)
-            else:
-                continue
-            self._handles.append(branch.register_forward_hook(functools.partial(self._look, name, watch)))
+        for name, layer in deformable_layers(model):
+            hook = functools.partial(self._look, name, layer)
+            self._handles.append(offset_branch(layer).register_forward_hook(hook))
 
     def report(self) -> dict[str, dict[str, float]]:
         """Return what was measured since the start or the last :meth:`reset`, per layer name.
 
-        Each layer has ``mean`` and ``max`` of |offset| in pixels over its finite coordinates, ``outside``: the share of
-        samples outside the map (the padding's own are among them: it is not 0 for offsets of zero), ``nonfinite``: the
-        share of samples with a NaN or infinite coordinate, and ``measured``, the number of measurements. Layers that
-        were not measured are absent.
+        Each layer has ``mean`` and ``max`` of |offset| in pixels over its finite coordinates; ``outside``, the share of
+        samples out of bounds (samples in the padding are among them, so that it is not 0 for offsets of zero);
+        ``nonfinite``, the share of samples with a NaN or infinite coordinate; and ``measured``, the number of
+        measurements. Layers that were not measured are absent, and so is ``outside`` of a layer whose offsets alone do
+        not say where it samples (attention around reference points).
 
-        Of RoI layers, ``mean`` and ``max`` are how far bins move, in extents of their RoI, and ``outside`` is the share
-        of bins whose centre has left it. Of a position-sensitive one they are those of the maps that are pooled.
+        For RoI layers, ``mean`` and ``max`` are how far bins move, in extents of their RoI, and ``outside`` is the
+        share of bins whose centre has left it. For position-sensitive ones the maps of offsets are measured, before
+        they are pooled.
         """
         return {
             name: {
                 "mean": t.absolute / t.finite if t.finite else 0.0,
                 "max": t.largest,
-                "outside": t.outside / t.samples,
+                **({} if t.outside is None else {"outside": t.outside / t.samples}),
                 "nonfinite": t.broken / t.samples,
                 "measured": t.measured,
             }
@@ -165,7 +159,7 @@ class OffsetStatistics:
         }
 
     def reset(self) -> None:
-        """Forget what was measured, for example after every epoch. Layers warned about stay so."""
+        """Forget what was measured, for example after every epoch. Nobody is warned about a layer a second time."""
         self._totals.clear()
 
     def remove(self) -> None:
@@ -180,20 +174,24 @@ class OffsetStatistics:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.remove()
 
-    def _look(self, name: str, watch: _Watch, branch: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    @torch.no_grad()
+    def _look(
+        self, name: str, layer: DeformableLayer, branch: nn.Module, inputs: tuple[Tensor, ...], output: Tensor
+    ) -> None:
         if torch.compiler.is_compiling() or not branch.training or output.is_meta or output.numel() == 0:
             return
         forwards = self._forwards.get(name, 0)
         self._forwards[name] = forwards + 1
         if forwards % self.every:
             return
-        now, threshold, unit = watch(branch, inputs[0], output.detach())
-        total = self._totals.setdefault(name, _Totals())
-        total.measured += 1
-        total.largest = max(total.largest, now.largest)
-        for field in ("finite", "absolute", "samples", "outside", "broken"):
-            setattr(total, field, getattr(total, field) + getattr(now, field))
-        self._warn(name, now, threshold, unit)
+        size = layer.map_size(inputs[0])
+        now = _measured(layer, output.detach(), size)
+        self._totals.setdefault(name, _Totals()).add(now)
+        if layer.unit == "extents":
+            self._warn(name, now, self.roi_threshold, "extents of the RoI")
+            return
+        threshold = min(50.0, float(max(size, default=50))) if self.threshold is None else self.threshold
+        self._warn(name, now, threshold, f"pixels on a map of {'×'.join(map(str, size))}" if size else "pixels")
 
     def _warn(self, name: str, now: _Totals, threshold: float, unit: str) -> None:
         mean = now.absolute / now.finite if now.finite else 0.0
@@ -211,69 +209,16 @@ class OffsetStatistics:
         )
 
 
-def _pixels(
-    threshold: float | None,
-    G: int,
-    extra: tuple[int, int],
-    boundary: str,
-    branch: nn.Conv2d,
-    input: Tensor,
-    output: Tensor,
-) -> tuple[_Totals, float, str]:
-    """Measure the branch of a deformable convolution."""
-    H, W = input.shape[-2] - extra[0], input.shape[-1] - extra[1]
-    limit = min(50.0, float(max(H, W))) if threshold is None else threshold
-    return _measure(output, branch, G, (H, W), boundary), limit, f"pixels on a {H}×{W} map"
-
-
-@torch.no_grad()
-def _extents(
-    threshold: float,
-    classes: int,
-    bins: tuple[int, int],
-    factor: float,
-    branch: nn.Module,
-    input: Tensor,
-    output: Tensor,
-) -> tuple[_Totals, float, str]:
-    """Measure the branch of a RoI layer: of every class, the first 2·bins channels are the offsets, x first."""
-    Ph, Pw = bins
-    offset = output[:, : 2 * classes * Ph * Pw].reshape(len(output), classes, 2, Ph, Pw, -1)
-    offset = factor * offset.to(torch.promote_types(offset.dtype, torch.float32))
-    # Where the centre of a bin is, from 0 at one side of the RoI to 1 at the other.
-    x, y = (((torch.arange(n, device=offset.device, dtype=offset.dtype) + 0.5) / n) for n in (Pw, Ph))
-    x, y = offset[:, :, 0] + x.view(Pw, 1), offset[:, :, 1] + y.view(Ph, 1, 1)
-    counts = (x >= 0) & (x <= 1) & (y >= 0) & (y <= 1)
-    return _total(offset, 2, counts), threshold, "extents of the RoI"
-
-
-@torch.no_grad()
-def _measure(predicted: Tensor, branch: nn.Conv2d, G: int, size: tuple[int, int], boundary: str) -> _Totals:
-    """Measure what an offset branch predicted for an input of `size`: its first 2·G·K channels are the offsets."""
-    N, _, Ho, Wo = predicted.shape
-    (Kh, Kw), (H, W) = branch.kernel_size, size
-    offset = predicted[:, : 2 * G * Kh * Kw].reshape(N, G, Kh, Kw, 2, Ho, Wo)
-    offset = offset.to(torch.promote_types(offset.dtype, torch.float32))
-
-    def line(count: int, step: int, start: int = 0) -> Tensor:
-        return torch.arange(count, device=offset.device, dtype=offset.dtype) * step + start
-
-    pad = [int(p) for p in branch.padding]
-    y = (
-        offset[:, :, :, :, 0]
-        + line(Kh, branch.dilation[0]).view(Kh, 1, 1, 1)
-        + line(Ho, branch.stride[0], -pad[0])[:, None]
-    )
-    x = offset[:, :, :, :, 1] + line(Kw, branch.dilation[1]).view(Kw, 1, 1) + line(Wo, branch.stride[1], -pad[1])
-    counts = (y < H) & (x < W) & ((y > -1) & (x > -1) if boundary == "zeros" else (y >= 0) & (x >= 0))
-    return _total(offset, 4, counts)
-
-
-def _total(offset: Tensor, pair: int, counts: Tensor) -> _Totals:
-    """Add up offsets whose coordinates stand along dimension `pair`; `counts` says which samples are inside."""
-    finite = offset.isfinite()
-    broken = ~finite.all(pair)
-    absolute = torch.where(finite, offset.abs(), 0)
-    numbers = (finite.sum(), absolute.sum(), absolute.max(), (~counts & ~broken).sum(), broken.sum())
-    sums = torch.stack([number.to(offset.dtype) for number in numbers]).tolist()
-    return _Totals(1, sums[0], sums[1], sums[2], broken.numel(), sums[3], sums[4])
+def _measured(layer: DeformableLayer, predicted: Tensor, size: tuple[int, ...]) -> _Totals:
+    """Measure what the offset branch of a layer predicted for a map of `size`."""
+    predicted = predicted.to(torch.promote_types(predicted.dtype, torch.float32))
+    moves = layer.offset_scale * layer.offsets(predicted)
+    finite, inside = moves.isfinite(), layer.inside(moves, size)
+    broken = ~finite.all(-1)
+    absolute = torch.where(finite, moves.abs(), 0)
+    numbers = [finite.sum(), absolute.sum(), absolute.max(), broken.sum()]
+    if inside is not None:
+        numbers.append((~inside & ~broken).sum())
+    # One tensor, so that a GPU is waited for once.
+    count, total, largest, invalid, *outside = torch.stack([number.to(moves.dtype) for number in numbers]).tolist()
+    return _Totals(1, count, total, largest, broken.numel(), outside[0] if outside else None, invalid)

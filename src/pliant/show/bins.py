@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from pliant.models.two_stage import TwoStage
-from pliant.nn import DeformPSRoIPool, DeformRoIPool
+from pliant.nn.deformable import DeformablePool, rows_first
+from pliant.nn.modes import evaluation
 from pliant.show.canvas import BACKGROUND, INK, REGULAR, TAPS, YELLOW, scatter, show_picture
 from pliant.show.layout import look_at
 
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     import numpy as np
     from matplotlib.axes import Axes
 
-Layer = DeformRoIPool | DeformPSRoIPool
 Call = Callable[[nn.Module, Tensor, Tensor], Any]
 
 
@@ -41,9 +41,9 @@ class Bins:
     layer: str
 
 
-def layers(model: nn.Module) -> dict[str, Layer]:
+def layers(model: nn.Module) -> dict[str, DeformablePool]:
     """Return the deformable RoI layers of a model by name."""
-    return {name: layer for name, layer in model.named_modules() if isinstance(layer, Layer)}
+    return {name: layer for name, layer in model.named_modules() if isinstance(layer, DeformablePool)}
 
 
 def bins(
@@ -86,25 +86,20 @@ def bins(
         raise LookupError("bins: the model has no deformable RoI layer; its bins stay where they are")
     seen: dict[str, list[tuple[Tensor, Tensor | None]]] = {}
 
-    def look(name: str, pool: Layer, inputs: tuple[Any, ...]) -> None:
+    def look(name: str, pool: DeformablePool, inputs: tuple[Any, ...]) -> None:
         *_, x, rois = inputs  # of a position-sensitive layer the features stand between score maps and RoIs
-        if isinstance(pool, DeformRoIPool):
-            seen.setdefault(name, []).append(pool.predict(x, rois))
-        else:
-            seen.setdefault(name, []).append((pool.predict(x, rois), None))
+        found = pool.predict(x, rois)
+        seen.setdefault(name, []).append(found if isinstance(found, tuple) else (found, None))
 
     hooks = [
-        pool.register_forward_pre_hook(lambda pool, inputs, name=name: look(name, pool, inputs))
-        for name, pool in there.items()
+        model.get_submodule(name).register_forward_pre_hook(lambda pool, inputs, name=name: look(name, pool, inputs))
+        for name in there
         if layer in (None, name)
     ]
-    training = model.training
     try:
-        with torch.no_grad():
-            model.eval()
+        with torch.no_grad(), evaluation(model):
             (call or _one_by_one)(model, picture, boxes)
     finally:
-        model.train(training)
         for hook in hooks:
             hook.remove()
     if not seen:
@@ -123,7 +118,7 @@ def _one_by_one(model: nn.Module, picture: Tensor, boxes: Tensor) -> None:
 
 
 def _placed(
-    name: str, pool: Layer, found: list[tuple[Tensor, Tensor | None]], boxes: Tensor, label: int | None
+    name: str, pool: DeformablePool, found: list[tuple[Tensor, Tensor | None]], boxes: Tensor, label: int | None
 ) -> Bins:
     """Turn offsets in shares of the boxes into places in the picture."""
     offset = torch.cat([one for one, _ in found]).double().cpu()
@@ -131,27 +126,22 @@ def _placed(
         raise ValueError(f"bins: {name} pooled {len(offset)} boxes instead of {len(boxes)}")
     masks = [one for _, one in found if one is not None]
     mask = torch.cat(masks)[:, 0].double().cpu().numpy() if masks else None
-    boxes = boxes.detach().double().cpu()
-    if isinstance(pool, DeformRoIPool):
-        if label is not None:
-            raise ValueError(f"bins: the bins of {name} are the same for all classes, got label {label}")
-        (Ph, Pw), shift = pool.output_size, pool.gamma * offset
-    else:
-        if not 0 <= (label or 0) < pool.classes:
-            raise ValueError(f"bins: {name} has classes 0 to {pool.classes - 1}, got label {label}")
-        Ph = Pw = pool.output_size
-        part = torch.arange(Ph) * pool.part_size // Ph  # whose offset a bin takes
-        chosen = offset.unflatten(1, (pool.classes, 2))[:, label or 0]
-        shift = pool.trans_std * chosen[:, :, part][:, :, :, part]
-        # C's round: halves away from zero.
-        boxes = boxes.sign() * (boxes.abs() + 0.5).floor() + torch.tensor([0.0, 0, 1, 1], dtype=torch.float64)
+    if pool.classes is None and label is not None:
+        raise ValueError(f"bins: the bins of {name} are the same for all classes, got label {label}")
+    if pool.classes is not None and not 0 <= (label or 0) < pool.classes:
+        raise ValueError(f"bins: {name} has classes 0 to {pool.classes - 1}, got label {label}")
+    boxes, (Ph, Pw) = pool.boxes(boxes.detach().double().cpu()), pool.bins
+    parts = (pool.offset_scale * pool.offsets(offset))[:, label or 0].squeeze(-2)
+    # The part whose offset a bin takes.
+    row, column = (torch.arange(n) * m // n for n, m in zip((Ph, Pw), parts.shape[1:3], strict=True))
+    shift = rows_first(pool, parts[:, row][:, :, column])
     corner, size = boxes[:, :2].flip(1), (boxes[:, 2:] - boxes[:, :2]).flip(1)
     middle = torch.stack(
         torch.meshgrid((torch.arange(Ph) + 0.5) / Ph, (torch.arange(Pw) + 0.5) / Pw, indexing="ij"), -1
     ).double()
     corner, size = corner[:, None, None] - 0.5, size[:, None, None]
     regular = corner + middle * size
-    moved = regular + shift.flip(1).permute(0, 2, 3, 1) * size  # x first there, y first here
+    moved = regular + shift * size
     return Bins(boxes.numpy(), regular.numpy(), moved.numpy(), mask, name)
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pliant.models.two_stage import TwoStage
-from pliant.nn import DeformRoIPool, LocalResponseNorm
+from pliant.nn import LocalResponseNorm
 from pliant.show import bins, canvas, fields, history, lrn, sampling
 from pliant.show.canvas import CENTRE, GREEN, INK, REGULAR, TAPS, VERMILION, YELLOW
 from pliant.show.influence import At, Node, OfBox, locations, receptive_field, saliency_region
@@ -214,7 +214,7 @@ def _support(view: View, node: Node, name: str, title: str, what: str, error: fl
             weights.append(found.strength.ravel() / found.strength.max())
     pooled = None
     # Of a position-sensitive layer the bins of each class lie elsewhere: too many for one picture.
-    alike = [name for name, layer in bins.layers(view.model).items() if isinstance(layer, DeformRoIPool)]
+    alike = [name for name, layer in bins.layers(view.model).items() if layer.classes is None]
     if isinstance(node, OfBox) and alike:
         pooled = bins.bins(view.model, view.picture, torch.tensor([node.box]), alike[0])
     H, W = field_.shape

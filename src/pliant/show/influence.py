@@ -16,7 +16,15 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from pliant.models.two_stage import TwoStage
-from pliant.nn import DeformConv2d, DeformPSRoIPool, DeformRoIPool
+from pliant.nn.deformable import (
+    DeformableConvolution,
+    DeformableLayer,
+    DeformablePool,
+    deformable_layers,
+    offset_branch,
+    rows_first,
+)
+from pliant.nn.modes import evaluation
 
 if TYPE_CHECKING:
     import numpy as np
@@ -158,48 +166,46 @@ def locations(model: nn.Module, picture: Tensor, node: Node) -> dict[str, Streng
     Source: Zhu et al., CVPR 2019, section 2.2.
     """
     x = _batch(picture).detach()
-    probes: dict[str, tuple[Tensor, nn.Module, Any]] = {}
+    probes: dict[str, tuple[Tensor, DeformableLayer, Tensor | None]] = {}
     with _still(model), _probed(model, probes), torch.enable_grad():
         answer = node(model, x)
         gradients = _gradients(answer, [probe for probe, *_ in probes.values()])
     found = {}
     for (name, (probe, layer, rois)), gradient in zip(probes.items(), gradients, strict=True):
         g = (torch.zeros_like(probe) if gradient is None else gradient).double().cpu()
-        if isinstance(layer, DeformConv2d):
-            g = g[0].unflatten(0, (-1, 2)).permute(0, 2, 3, 1)
-        else:
-            g = _per_pixel(layer, g, rois.double().cpu())
+        g = _per_pixel(layer, g, None if rois is None else rois.double().cpu())
         found[name] = Strength(g.numpy(), g.norm(dim=-1).numpy())
     return found
 
 
-def _per_pixel(layer: Any, gradient: Tensor, rois: Tensor) -> Tensor:
-    """Return the gradient (R, …, 2), y first, per pixel of the units of `rois` instead of per unit of the offset."""
-    if isinstance(layer, DeformRoIPool):
-        size = (rois[:, 3:] - rois[:, 1:3]) * layer.gamma
-        moved = gradient.permute(0, 2, 3, 1) / size[:, None, None]
-    else:
-        corners = rois[:, 1:].sign() * (rois[:, 1:].abs() + 0.5).floor()
-        size = (corners[:, 2:] + 1 - corners[:, :2]).clamp_min(0.1 / layer.spatial_scale) * layer.trans_std
-        moved = gradient.unflatten(1, (layer.classes, 2)).permute(0, 1, 3, 4, 2) / size[:, None, None, None]
-    return moved.flip(-1)
+def _per_pixel(layer: DeformableLayer, gradient: Tensor, rois: Tensor | None) -> Tensor:
+    """Return the gradient for what a layer predicts as a gradient for moves by a pixel, (…, 2), y first."""
+    gradient = layer.offsets(gradient)
+    if isinstance(layer, DeformablePool) and rois is not None:
+        boxes = layer.boxes(rois[:, 1:])
+        sides = (boxes[:, 2:] - boxes[:, :2]) * layer.offset_scale
+        moved = gradient.squeeze(-2) / sides[:, None, None, None]
+        return rows_first(layer, moved if layer.classes is not None else moved[:, 0])
+    moved = gradient[0] / layer.offset_scale
+    if isinstance(layer, DeformableConvolution):
+        moved = moved.flatten(0, len(layer.kernel_size))
+    return rows_first(layer, moved)
 
 
 @contextmanager
-def _probed(model: nn.Module, probes: dict[str, tuple[Tensor, nn.Module, Any]]) -> Iterator[None]:
+def _probed(model: nn.Module, probes: dict[str, tuple[Tensor, DeformableLayer, Tensor | None]]) -> Iterator[None]:
     """Add zeros to all predicted offsets, and keep them: their gradient is that of the places."""
     handles, wrapped = [], []
 
-    def convolution(name: str, layer: DeformConv2d) -> Callable[..., Tensor]:
+    def branch(name: str, layer: DeformableLayer) -> Callable[..., Tensor]:
         def look(branch: nn.Module, inputs: Any, output: Tensor) -> Tensor:
-            channels = 2 * layer.offset_groups * layer.kernel_size[0] * layer.kernel_size[1]
-            probe = torch.zeros_like(output[:, :channels]).requires_grad_()
+            probe = torch.zeros_like(output).requires_grad_()
             probes[name] = (probe, layer, None)
-            return torch.cat((output[:, :channels] + probe, output[:, channels:]), 1)
+            return output + probe
 
         return look
 
-    def pooling(name: str, layer: Any) -> Callable[..., Any]:
+    def pooling(name: str, layer: DeformablePool) -> Callable[..., Any]:
         predict = layer.predict
 
         def look(input: Tensor, rois: Any) -> Any:
@@ -213,12 +219,12 @@ def _probed(model: nn.Module, probes: dict[str, tuple[Tensor, nn.Module, Any]]) 
         return look
 
     try:
-        for name, layer in model.named_modules():
-            if isinstance(layer, DeformConv2d):
-                handles.append(layer.conv_offset.register_forward_hook(convolution(name, layer)))
-            elif isinstance(layer, DeformRoIPool | DeformPSRoIPool):
+        for name, layer in deformable_layers(model):
+            if isinstance(layer, DeformablePool):
                 layer.predict = pooling(name, layer)  # type: ignore[method-assign]
                 wrapped.append(layer)
+            else:
+                handles.append(offset_branch(layer).register_forward_hook(branch(name, layer)))
         yield
     finally:
         for handle in handles:
@@ -370,15 +376,12 @@ def _gradients(answer: Tensor, of: list[Tensor]) -> tuple[Tensor | None, ...]:
 @contextmanager
 def _still(model: nn.Module) -> Iterator[None]:
     """Set evaluation mode and spare the parameters a gradient."""
-    training = [(module, module.training) for module in model.modules()]
     wanted = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    model.eval()
     for parameter, _ in wanted:
         parameter.requires_grad_(False)
     try:
-        yield
+        with evaluation(model):
+            yield
     finally:
-        for module, was in training:
-            module.training = was
         for parameter, was in wanted:
             parameter.requires_grad_(was)

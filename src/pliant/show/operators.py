@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 from pliant.show.paths import Step
 
 if TYPE_CHECKING:
-    from pliant.show.nodes import Node
+    from pliant.show.maps import Map
 
 Values = dict[str, Any]
 
@@ -25,7 +25,7 @@ class Geometry(NamedTuple):
     axes: tuple[int, int] | None
     step: Step | None = None
     unknown: str = ""
-    used: tuple[Node, ...] = ()
+    used: tuple[Map, ...] = ()
 
 
 def arguments(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Values:
@@ -35,7 +35,7 @@ def arguments(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Value
     return {a.name: given.get(a.name, a.default_value) for a in schema}
 
 
-def geometry(name: str, pointwise: bool, values: Values, nodes: Mapping[Tensor, Node], out: Tensor) -> Geometry:
+def geometry(name: str, pointwise: bool, values: Values, nodes: Mapping[Tensor, Map], out: Tensor) -> Geometry:
     """Return where the places of `out` come from.
 
     Args:
@@ -47,7 +47,7 @@ def geometry(name: str, pointwise: bool, values: Values, nodes: Mapping[Tensor, 
     """
     if name.startswith("aten::new_") or name.endswith("_like"):
         return Geometry(None)  # takes the shape alone
-    if pointwise or name in _STILL:
+    if pointwise or name in _IN_PLACE:
         return _pointwise(name, values, nodes, out)
     known = KNOWN.get(name)
     source = values.get("input", values.get("self"))
@@ -65,8 +65,8 @@ def _lost(out: Tensor, why: str) -> Geometry:
     return Geometry((out.dim() - 2, out.dim() - 1), None, why)
 
 
-def _pointwise(name: str, values: Values, nodes: Mapping[Tensor, Node], out: Tensor) -> Geometry:
-    given: list[tuple[Node, tuple[int, int]]] = []
+def _pointwise(name: str, values: Values, nodes: Mapping[Tensor, Map], out: Tensor) -> Geometry:
+    given: list[tuple[Map, tuple[int, int]]] = []
     # copy_ overwrites what `self` held.
     read = [values["src"]] if name == "aten::copy_" else values.values()
     for tensor in (v for value in read for v in (value if isinstance(value, list | tuple) else [value])):
@@ -81,7 +81,7 @@ def _pointwise(name: str, values: Values, nodes: Mapping[Tensor, Node], out: Ten
     return Geometry(whole[0], used=used)
 
 
-def _joined(name: str, values: Values, nodes: Mapping[Tensor, Node], out: Tensor) -> Geometry:
+def _joined(name: str, values: Values, nodes: Mapping[Tensor, Map], out: Tensor) -> Geometry:
     tensors = [t for t in values["tensors"] if t in nodes]
     used = tuple(nodes[t] for t in tensors)
     node, dim = used[0], values["dim"] % out.dim()
@@ -96,7 +96,7 @@ def _pair(value: Any) -> tuple[Any, Any]:
     return (value[0], value[-1])
 
 
-def _map(node: Node, source: Tensor, out: Tensor) -> str:
+def _map(node: Map, source: Tensor, out: Tensor) -> str:
     """Return why an operator on (1, C, H, W) cannot be followed, or ""."""
     if node.axes != (source.dim() - 2, source.dim() - 1) or out.dim() != source.dim():
         return "its rows and columns are not the last two dimensions"
@@ -116,7 +116,7 @@ def _grid(kernel: Any, padding: Any, dilation: Any) -> Tensor:
     return torch.cartesian_prod(torch.arange(Kh) * dh - ph, torch.arange(Kw) * dw - pw).double().reshape(-1, 2)
 
 
-def _convolution(name: str, values: Values, node: Node, source: Tensor, out: Tensor) -> Geometry:
+def _convolution(name: str, values: Values, node: Map, source: Tensor, out: Tensor) -> Geometry:
     kernel, why = values["weight"].shape[2:], _map(node, source, out)
     if why or len(kernel) != 2:
         return _lost(out, why or f"it convolves over {len(kernel)} dimensions")
@@ -129,35 +129,60 @@ def _convolution(name: str, values: Values, node: Node, source: Tensor, out: Ten
     return Geometry(node.axes, step)
 
 
-def deformable(name: str, values: Values, node: Node, source: Tensor, out: Tensor) -> Geometry:
-    """Return the geometry of a deformable convolution of `node` with these arguments."""
-    if why := _map(node, source, out):
-        return _lost(out, why)
-    Kh, Kw = values["weight"].shape[2:]
-    Ho, Wo = _size(out)
+def _deformable(name: str, values: Values, node: Map, source: Tensor, out: Tensor) -> Geometry:
     pairs = (("sh", "sw"), ("ph", "pw"), ("dh", "dw"))
     if name.startswith("torchvision"):
         pairs = (("stride_h", "stride_w"), ("pad_h", "pad_w"), ("dilation_h", "dilation_w"))
-    stride, padding, dilation = ([values[n] for n in pair] for pair in pairs)
-    taps = values["offset"].shape[1] // 2
+    stride, padding, dilation = ((values[a], values[b]) for a, b in pairs)
+    return deformed(
+        node,
+        source,
+        out,
+        values["offset"],
+        values["mask"] if values.get("use_mask", True) else None,
+        kernel=values["weight"].shape[2:],
+        stride=stride,
+        padding=padding,
+        dilation=dilation,
+        boundary="clamp" if values.get("clamp") else "zeros",
+    )
+
+
+def deformed(
+    node: Map,
+    source: Tensor,
+    out: Tensor,
+    offset: Tensor,
+    mask: Tensor | None,
+    *,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    boundary: str,
+) -> Geometry:
+    """Return the geometry of a deformable convolution of `node`, the map in `source`, to `out`."""
+    if why := _map(node, source, out):
+        return _lost(out, why)
+    (Kh, Kw), (Ho, Wo) = kernel, _size(out)
+    taps = offset.shape[1] // 2
     G = taps // (Kh * Kw)
-    mask = values["mask"] if values.get("use_mask", True) else None
     step = Step(
-        _grid((Kh, Kw), padding, dilation).repeat(G, 1),
+        _grid(kernel, padding, dilation).repeat(G, 1),
         _two(stride),
         node.size,
         (Ho, Wo),
         weight=1 / G,
-        offset=values["offset"].detach().cpu().reshape(taps, 2, Ho, Wo).clone(),
+        offset=offset.detach().cpu().reshape(taps, 2, Ho, Wo).clone(),
         mask=None if mask is None else mask.detach().cpu().reshape(taps, Ho, Wo).clone(),
-        boundary="clamp" if values.get("clamp") else "zeros",
+        boundary=boundary,
         groups=G,
         kernel=(Kh, Kw),
     )
     return Geometry(node.axes, step)
 
 
-def _pool(name: str, values: Values, node: Node, source: Tensor, out: Tensor) -> Geometry:
+def _pool(name: str, values: Values, node: Map, source: Tensor, out: Tensor) -> Geometry:
     if why := _map(node, source, out):
         return _lost(out, why)
     kernel = values["kernel_size"]
@@ -166,7 +191,7 @@ def _pool(name: str, values: Values, node: Node, source: Tensor, out: Tensor) ->
     return Geometry(node.axes, Step(regular, stride, node.size, _size(out), False, 1 / len(regular)))
 
 
-def _adaptive(name: str, values: Values, node: Node, source: Tensor, out: Tensor) -> Geometry:
+def _adaptive(name: str, values: Values, node: Map, source: Tensor, out: Tensor) -> Geometry:
     (H, W), (Ho, Wo) = node.size, _size(out)
     why = _map(node, source, out)
     if why or H % Ho or W % Wo:
@@ -175,7 +200,7 @@ def _adaptive(name: str, values: Values, node: Node, source: Tensor, out: Tensor
     return Geometry(node.axes, Step(regular, _two((H // Ho, W // Wo)), node.size, (Ho, Wo), False, 1 / len(regular)))
 
 
-def _resized(name: str, values: Values, node: Node, source: Tensor, out: Tensor) -> Geometry:
+def _resized(name: str, values: Values, node: Map, source: Tensor, out: Tensor) -> Geometry:
     if why := _map(node, source, out):
         return _lost(out, why)
     above, factors = _size(out), values.get("scale_factors")
@@ -191,13 +216,13 @@ def _resized(name: str, values: Values, node: Node, source: Tensor, out: Tensor)
     return Geometry(node.axes, Step(regular, _two(ratio), node.size, above, boundary=boundary))
 
 
-def _padded(name: str, values: Values, node: Node, source: Tensor, out: Tensor) -> Geometry:
+def _padded(name: str, values: Values, node: Map, source: Tensor, out: Tensor) -> Geometry:
     pad = list(values["pad"]) + [0] * (2 * out.dim() - len(values["pad"]))
     start = torch.tensor([[-pad[2 * (out.dim() - 1 - a)] for a in node.axes]], dtype=torch.float64)
     return _shifted(node, start, (1, 1), out)
 
 
-def _sliced(name: str, values: Values, node: Node, source: Tensor, out: Tensor) -> Geometry:
+def _sliced(name: str, values: Values, node: Map, source: Tensor, out: Tensor) -> Geometry:
     dim, start, stride = values["dim"] % source.dim(), torch.zeros(1, 2, dtype=torch.float64), [1, 1]
     if dim in node.axes:
         n, first = source.shape[dim], values["start"] or 0
@@ -206,14 +231,14 @@ def _sliced(name: str, values: Values, node: Node, source: Tensor, out: Tensor) 
     return _shifted(node, start, stride, out)
 
 
-def _shifted(node: Node, start: Tensor, stride: Any, out: Tensor) -> Geometry:
+def _shifted(node: Map, start: Tensor, stride: Any, out: Tensor) -> Geometry:
     size = (int(out.shape[node.axes[0]]), int(out.shape[node.axes[1]]))
     if size == node.size and not start.any():
         return Geometry(node.axes)
     return Geometry(node.axes, Step(start, _two(stride), node.size, size))
 
 
-def _viewed(name: str, values: Values, node: Node, source: Tensor, out: Tensor) -> Geometry:
+def _viewed(name: str, values: Values, node: Map, source: Tensor, out: Tensor) -> Geometry:
     if node.axes == (source.dim() - 2, source.dim() - 1) and tuple(out.shape[-2:]) == node.size:
         return Geometry((out.dim() - 2, out.dim() - 1))
     if out.shape[: node.axes[1] + 1] == source.shape[: node.axes[1] + 1]:
@@ -221,7 +246,7 @@ def _viewed(name: str, values: Values, node: Node, source: Tensor, out: Tensor) 
     return _lost(out, "it reshapes a map, so that rows and columns get lost")
 
 
-def _permuted(name: str, values: Values, node: Node, source: Tensor, out: Tensor) -> Geometry:
+def _permuted(name: str, values: Values, node: Map, source: Tensor, out: Tensor) -> Geometry:
     order = list(range(source.dim()))
     if name == "aten::permute":
         order = [d % source.dim() for d in values["dims"]]
@@ -231,13 +256,13 @@ def _permuted(name: str, values: Values, node: Node, source: Tensor, out: Tensor
     return Geometry((order.index(node.axes[0]), order.index(node.axes[1])))
 
 
-def _inserted(name: str, values: Values, node: Node, source: Tensor, out: Tensor) -> Geometry:
+def _inserted(name: str, values: Values, node: Map, source: Tensor, out: Tensor) -> Geometry:
     dim = values["dim"] % out.dim()
     row, column = (a + (a >= dim) for a in node.axes)
     return Geometry((row, column))
 
 
-def _removed(name: str, values: Values, node: Node, source: Tensor, out: Tensor) -> Geometry:
+def _removed(name: str, values: Values, node: Map, source: Tensor, out: Tensor) -> Geometry:
     """Take away dimensions: select, unbind, squeeze, and sums, means and maxima over them."""
     dims = values.get("dim", 0 if name == "aten::unbind" else None)
     if dims is None:
@@ -256,18 +281,18 @@ def _removed(name: str, values: Values, node: Node, source: Tensor, out: Tensor)
     return Geometry((row, column))
 
 
-def _along(name: str, values: Values, node: Node, source: Tensor, out: Tensor) -> Geometry:
+def _along(name: str, values: Values, node: Map, source: Tensor, out: Tensor) -> Geometry:
     """Work along one dimension: softmax, split, index_select."""
     if values["dim"] % source.dim() in node.axes:
         return _lost(out, f"it calls {name} along rows or columns")
     return Geometry(node.axes)
 
 
-def _normalised(name: str, values: Values, node: Node, source: Tensor, out: Tensor) -> Geometry:
+def _normalised(name: str, values: Values, node: Map, source: Tensor, out: Tensor) -> Geometry:
     return Geometry(node.axes) if out.shape == source.shape else Geometry(None)  # means and deviations are no maps
 
 
-def _expanded(name: str, values: Values, node: Node, source: Tensor, out: Tensor) -> Geometry:
+def _expanded(name: str, values: Values, node: Map, source: Tensor, out: Tensor) -> Geometry:
     more = out.dim() - source.dim()
     axes = (node.axes[0] + more, node.axes[1] + more)
     if tuple(out.shape[a] for a in axes) != node.size:
@@ -275,11 +300,11 @@ def _expanded(name: str, values: Values, node: Node, source: Tensor, out: Tensor
     return Geometry(axes)
 
 
-_STILL = ("aten::copy_", "aten::clone", "aten::_to_copy", "aten::detach", "aten::alias", "aten::lift_fresh")
-_Rule = Callable[[str, Values, "Node", Tensor, Tensor], Geometry]
+_IN_PLACE = ("aten::copy_", "aten::clone", "aten::_to_copy", "aten::detach", "aten::alias", "aten::lift_fresh")
+_Rule = Callable[[str, Values, "Map", Tensor, Tensor], Geometry]
 _RULES: dict[_Rule, str] = {
     _convolution: "aten::convolution",
-    deformable: "pliant::deform_conv2d torchvision::deform_conv2d",
+    _deformable: "pliant::deform_conv2d torchvision::deform_conv2d",
     _pool: "aten::max_pool2d_with_indices aten::max_pool2d aten::avg_pool2d",
     _adaptive: "aten::_adaptive_avg_pool2d aten::adaptive_avg_pool2d aten::adaptive_max_pool2d",
     _resized: "aten::upsample_nearest2d aten::_upsample_nearest_exact2d aten::upsample_bilinear2d",

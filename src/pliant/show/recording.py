@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from pliant.models.two_stage import TwoStage
-from pliant.show.nodes import Node as Node
-from pliant.show.nodes import choice as choice
+from pliant.nn.modes import evaluation
+from pliant.show.maps import Map, choice
 from pliant.show.paths import Step, Trace, follow, spread
-from pliant.show.watch import Watch, evaluation
+from pliant.show.watch import Watch
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,12 +34,16 @@ class Recording:
         output: what the model returned.
     """
 
-    def __init__(self, size: tuple[int, int]) -> None:
-        self.size = size
-        self.output: Any = None
-        self._maps: dict[str, list[list[Node]]] = {}
-        self._deformable: dict[str, Step] = {}
-        self._classes: dict[str, str] = {}
+    def __init__(
+        self,
+        size: tuple[int, int],
+        output: Any,
+        maps: dict[str, list[list[Map]]],
+        deformable: dict[str, Step],
+        classes: dict[str, str],
+    ) -> None:
+        self.size, self.output = size, output
+        self._maps, self._deformable, self._classes = maps, deformable, classes
 
     def layers(self) -> list[str]:
         """Return the names of all modules that made a map which can be traced, in the order in which they ended."""
@@ -137,7 +141,7 @@ class Recording:
         chain, _ = self._chain(layer, which.pop("through", None), **which)
         return spread(chain, position)
 
-    def node(self, layer: str | None = None, *, call: int = -1, output: int = -1) -> Node:
+    def node(self, layer: str | None = None, *, call: int = -1, output: int = -1) -> Map:
         """Return the map that a module made; Args and errors as in :meth:`trace`."""
         if layer is None:
             layer = self.default_layer()
@@ -165,7 +169,7 @@ class Recording:
 
     def _chain(self, layer: str | None, through: str | None, **which: int) -> tuple[list[Step], list[str]]:
         """Return the steps from the picture to a module's map, and the names of their modules."""
-        node: Node | None = self.node(layer, **which)
+        node: Map | None = self.node(layer, **which)
         chain, names = [], []
         while node is not None:
             if node.unknown:
@@ -233,11 +237,10 @@ def record(
     picture = picture.detach().reshape(1, *shape[-3:])
     if call is None:
         call = _listed if isinstance(model, TwoStage) else _batched
-    found = Recording((shape[-2], shape[-1]))
-    watch = Watch(found, picture, tuple(still))
+    watch = Watch(picture, tuple(still))
     with torch.no_grad(), evaluation(model), watch.named(model), watch:
-        found.output = call(model, picture)
-    return found
+        output = call(model, picture)
+    return Recording((shape[-2], shape[-1]), output, watch.maps, watch.deformable, watch.classes)
 
 
 def _batched(model: nn.Module, picture: Tensor) -> Any:

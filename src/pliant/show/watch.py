@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,27 +12,37 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from pliant.nn import DeformConv2d
+from pliant.nn.deformable import DeformableConvolution
 from pliant.show import operators
-from pliant.show.nodes import Node
+from pliant.show.maps import Map
 from pliant.show.paths import Step
-
-if TYPE_CHECKING:
-    from pliant.show.recording import Recording
 
 # They leave places where they are, by detours of operators: nn.Linear works on the last dimension.
 _STILL = (nn.Linear, nn.LocalResponseNorm)
 
 
 class Watch(TorchDispatchMode):
-    """See every operator, and keep for each living tensor which map it holds."""
+    """See every operator, and keep for each living tensor which map it holds.
 
-    def __init__(self, found: Recording, picture: Tensor, still: tuple[str | type, ...]) -> None:
+    Args:
+        picture: (1, C, H, W), what the model is called with.
+        still: names and classes of modules that leave every position where it is.
+
+    Attributes:
+        maps: module name → the maps that each of its calls returned.
+        deformable: module name → the step of its last deformable convolution, in the order of the calls.
+        classes: module name → name of its class.
+    """
+
+    def __init__(self, picture: Tensor, still: tuple[str | type, ...]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.found, self.still = found, still
+        self.maps: dict[str, list[list[Map]]] = {}
+        self.deformable: dict[str, Step] = {}
+        self.classes: dict[str, str] = {}
+        self.still = still
         self.nodes = WeakTensorKeyDictionary()
-        axes = (picture.dim() - 2, picture.dim() - 1)
-        self.nodes[picture] = Node("picture", "", axes, found.size)
+        H, W = picture.shape[-2:]
+        self.nodes[picture] = Map("picture", "", (picture.dim() - 2, picture.dim() - 1), (H, W))
         self.modules: list[str] = [""]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -61,15 +71,19 @@ class Watch(TorchDispatchMode):
             size, used = (int(out.shape[axes[0]]), int(out.shape[axes[1]])), used or inputs
             # The error of a path names the first module on the way up that cannot be followed.
             unknown = "" if all(one.blocked for one in used) else unknown
-            node = Node(name, self.modules[-1], axes, size, used, step, unknown)
+            node = Map(name, self.modules[-1], axes, size, used, step, unknown)
             self.nodes[out] = node
             if step is not None and step.offset is not None:
-                self.found._deformable.pop(node.module, None)
-                self.found._deformable[node.module] = step
+                self._moved(node.module, step)
             if name == "aten::copy_" and out._base is not None:
                 self._written(out, node)
 
-    def _written(self, part: Tensor, node: Node) -> None:
+    def _moved(self, module: str, step: Step) -> None:
+        """Keep the step of a deformable convolution, behind those that were called before."""
+        self.deformable.pop(module, None)
+        self.deformable[module] = step
+
+    def _written(self, part: Tensor, node: Map) -> None:
         """Let the tensor that `part` is a window of hold what was written there (how batches are padded)."""
         whole = part._base
         assert whole is not None
@@ -78,19 +92,19 @@ class Watch(TorchDispatchMode):
         start = part.storage_offset() - whole.storage_offset()
         rows, columns = whole.stride(axes[0]), whole.stride(axes[1])
         if whole.dim() < 3 or whole in self.nodes or not whole.is_contiguous() or part.stride()[-2:] != (rows, columns):
-            self.nodes[whole] = Node(node.operator, node.module, axes, size, (node,), None, "it writes into a map")
+            self.nodes[whole] = Map(node.operator, node.module, axes, size, (node,), None, "it writes into a map")
             return
         start %= whole.stride(axes[0] - 1)
         regular = -torch.tensor([[start // rows, start % rows // columns]], dtype=torch.float64)
         step = Step(regular, torch.ones(2, dtype=torch.float64), node.size, size)
-        self.nodes[whole] = Node(node.operator, node.module, axes, size, (node,), step)
+        self.nodes[whole] = Map(node.operator, node.module, axes, size, (node,), step)
 
     @contextmanager
     def named(self, model: nn.Module) -> Iterator[None]:
         """Keep the name of the module at work, and the maps that each one returns."""
         handles = []
         for name, module in model.named_modules():
-            self.found._classes[name] = type(module).__name__
+            self.classes[name] = type(module).__name__
             if isinstance(module, torch.jit.ScriptModule):
                 continue  # takes no hooks from outside
             handles.append(module.register_forward_pre_hook(lambda *_, name=name: self.modules.append(name)))
@@ -109,24 +123,24 @@ class Watch(TorchDispatchMode):
             for handle in handles:
                 handle.remove()
 
-    def _deformed(self, name: str, layer: DeformConv2d, below: Node, inputs: Any, output: Tensor) -> None:
+    def _missed(self, layer: DeformableConvolution, below: Map, output: Tensor) -> bool:
+        """Return whether a layer sampled a map by operators that do not say where."""
+        known = output in self.nodes and self.nodes[output].step is not None
+        return len(layer.kernel_size) == 2 and not layer.transposed and not below.blocked and not known
+
+    def _deformed(self, name: str, layer: DeformableConvolution, below: Map, inputs: Any, output: Tensor) -> None:
         """Say where a layer sampled that ran on the reference, whose operators know nothing of offsets."""
+        input = tree_leaves(inputs)[0]
         with _disable_current_modes():
-            offset, mask = layer.predict(tree_leaves(inputs)[0])
-        geometry = operators.deformable(
-            "pliant::deform_conv2d",
-            {
-                "weight": layer.weight, "offset": offset, "mask": mask, "clamp": layer.boundary == "clamp",
-                **dict(zip(("sh", "sw", "ph", "pw", "dh", "dw"),
-                           (*layer.stride, *layer.padding, *layer.dilation), strict=True)),
-            },
-            below, tree_leaves(inputs)[0], output,
+            offset, mask = layer.predict(input)
+        geometry = operators.deformed(
+            below, input, output, offset, mask, kernel=layer.kernel_size, stride=layer.stride, padding=layer.padding,
+            dilation=layer.dilation, boundary=layer.boundary,
         )  # fmt: skip
         if geometry.step is not None:
-            node = Node("pliant::deform_conv2d", name, below.axes, geometry.step.above, (below,), geometry.step)
-            self.nodes[output] = node
-            self.found._deformable.pop(name, None)
-            self.found._deformable[name] = geometry.step
+            step = geometry.step
+            self.nodes[output] = Map("pliant::deform_conv2d", name, below.axes, step.above, (below,), step)
+            self._moved(name, step)
 
     def _ended(self, name: str, module: nn.Module, still: bool, inputs: Any, output: Any) -> None:
         self.modules.pop()
@@ -137,21 +151,9 @@ class Watch(TorchDispatchMode):
             across = isinstance(module, nn.Linear) and node.axes[1] == tensors[0].dim() - 1
             for tensor in () if across else tensors:
                 if tensor.dim() > node.axes[1] and tuple(tensor.shape[a] for a in node.axes) == node.size:
-                    self.nodes[tensor] = Node("still", name, node.axes, node.size, (node,))
-        elif isinstance(module, DeformConv2d) and given and not (given[0].blocked or self.nodes[output].step):
+                    self.nodes[tensor] = Map("still", name, node.axes, node.size, (node,))
+        elif isinstance(module, DeformableConvolution) and given and self._missed(module, given[0], output):
             self._deformed(name, module, given[0], inputs, output)
         held = [t for t in tensors if t in self.nodes]
         if held:
-            self.found._maps.setdefault(name, []).append([self.nodes[t] for t in held])
-
-
-@contextmanager
-def evaluation(model: nn.Module) -> Iterator[None]:
-    """Keep batch normalization and dropout from seeing this pass."""
-    training = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, was in training:
-            module.training = was
+            self.maps.setdefault(name, []).append([self.nodes[t] for t in held])

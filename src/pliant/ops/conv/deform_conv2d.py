@@ -114,7 +114,9 @@ def _shape(
     if O < 1 or Cg < 1 or Kh < 1 or Kw < 1:
         raise ValueError(f"{_OP}: weight must not be empty, got {tuple(int(n) for n in weight.shape)}")
     if C < 1 or C % Cg != 0:
-        raise ValueError(f"{_OP}: the {int(Cg)} channels per group of weight must divide the {int(C)} channels of input")
+        raise ValueError(
+            f"{_OP}: the {int(Cg)} channels per group of weight must divide the {int(C)} channels of input"
+        )
     if O % (C // Cg) != 0:
         raise ValueError(
             f"{_OP}: the {int(C // Cg)} groups of {int(Cg)} input channels must divide the {int(O)} outputs of weight"

@@ -166,21 +166,16 @@ class DeformConv2d(nn.Module):
 
     def _check(self, input: Tensor) -> None:
         # Here, since the branch would take a map without a batch and would name its own weight for wrong channels.
-        _check.tensors("DeformConv2d", input=input)
-        _check.rank("DeformConv2d", "input", input, "N C H W")
-        if input.shape[1] != self.in_channels:
-            got = tuple(int(n) for n in input.shape)
-            raise ValueError(f"DeformConv2d: input must have {self.in_channels} channels, got shape {got}")
+        _check.layer("DeformConv2d", "input", input, "N C H W", self.in_channels)
 
     def _pad(self, input: Tensor) -> Tensor:
         return F.pad(input, (0, self.extra[1], 0, self.extra[0])) if any(self.extra) else input
 
     def _split(self, predicted: Tensor) -> tuple[Tensor, Tensor | None]:
-        if predicted.device.type != "meta" and torch.is_autocast_enabled(predicted.device.type):
-            predicted = predicted.float()
+        predicted = _check.wide(predicted)
         if self.version == 1:
             return predicted, None
-        channels = predicted.shape[1] // 3
+        channels = self.offset_groups * self.kernel_size[0] * self.kernel_size[1]
         offset, mask = predicted.split((2 * channels, channels), 1)
         return offset, self.mask_scale * mask.sigmoid()
 
@@ -189,3 +184,33 @@ class DeformConv2d(nn.Module):
         text += f", padding={self.padding}, dilation={self.dilation}, groups={self.groups}"
         text += f", bias={self.bias is not None}, version={self.version}, offset_groups={self.offset_groups}"
         return text + (f", mask_scale={self.mask_scale}" if self.version == 2 else "") + f", boundary={self.boundary!r}"
+
+    # What any deformable layer answers: pliant.nn.deformable says what each member means.
+    branches, axes, unit, offset_scale, transposed = ("conv_offset",), "yx", "pixels", 1.0, False
+
+    @property
+    def modulated(self) -> bool:
+        """Return whether samples are multiplied by a mask."""
+        return self.version == 2
+
+    def offsets(self, predicted: Tensor) -> Tensor:
+        """Return the offsets in what the branch or `predict` returned, (N, G, Kh, Kw, Ho, Wo, 2), y first."""
+        G, (Kh, Kw) = self.offset_groups, self.kernel_size
+        offsets: Tensor = predicted[:, : 2 * G * Kh * Kw].unflatten(1, (G, Kh, Kw, 2)).movedim(4, -1)
+        return offsets
+
+    def map_size(self, input: Tensor) -> tuple[int, int]:
+        """Return height and width of the map that is sampled, of what the branch reads."""
+        return input.shape[2] - self.extra[0], input.shape[3] - self.extra[1]
+
+    def inside(self, moves: Tensor, size: Sequence[int]) -> Tensor:
+        """Return which samples read a map of `size`, (N, G, Kh, Kw, Ho, Wo), for offsets shaped as by `offsets`."""
+        (Kh, Kw), (Ho, Wo), (H, W) = self.kernel_size, moves.shape[-3:-1], size
+
+        def line(count: int, step: int, start: int = 0) -> Tensor:
+            return torch.arange(count, device=moves.device, dtype=moves.dtype) * step + start
+
+        y, x = moves.unbind(-1)
+        y = y + line(Kh, self.dilation[0]).view(Kh, 1, 1, 1) + line(Ho, self.stride[0], -self.padding[0])[:, None]
+        x = x + line(Kw, self.dilation[1]).view(Kw, 1, 1) + line(Wo, self.stride[1], -self.padding[1])
+        return (y < H) & (x < W) & ((y > -1) & (x > -1) if self.boundary == "zeros" else (y >= 0) & (x >= 0))

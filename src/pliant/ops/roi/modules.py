@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pliant import _check
+from pliant.ops import _declare
 from pliant.ops.roi.deform_psroi_pool import deform_psroi_pool
 from pliant.ops.roi.deform_roi_pool import deform_roi_pool
 
@@ -117,12 +118,12 @@ class DeformRoIPool(nn.Module):
         self._check(input)
         pooled = deform_roi_pool(input, rois, None, self.output_size, self.spatial_scale, self.sampling_ratio)
         flat = pooled.flatten(1)
-        predicted = _wide(self.offset_fc(flat))
+        predicted = _check.wide(self.offset_fc(flat))
         Ph, Pw = self.output_size
         offset = predicted[:, : 2 * Ph * Pw].unflatten(1, (2, Ph, Pw))
         if self.version == 1:
             return offset, None
-        mask = predicted[:, 2 * Ph * Pw :] if self.mask_fc is None else _wide(self.mask_fc(flat))
+        mask = predicted[:, 2 * Ph * Pw :] if self.mask_fc is None else _check.wide(self.mask_fc(flat))
         return offset, self.mask_scale * mask.sigmoid().unflatten(1, (1, Ph, Pw))
 
     def forward(self, input: Tensor, rois: Tensor | Sequence[Tensor]) -> Tensor:
@@ -133,11 +134,7 @@ class DeformRoIPool(nn.Module):
 
     def _check(self, input: Tensor) -> None:
         # Here, since the fully connected layer would name its own weight for wrong channels.
-        _check.tensors(_NAME, input=input)
-        _check.rank(_NAME, "input", input, "N C H W")
-        if input.shape[1] != self.channels:
-            got = tuple(int(n) for n in input.shape)
-            raise ValueError(f"{_NAME}: input must have {self.channels} channels, got shape {got}")
+        _check.layer(_NAME, "input", input, "N C H W", self.channels)
 
     def extra_repr(self) -> str:
         text = f"output_size={self.output_size}, channels={self.channels}, spatial_scale={self.spatial_scale}"
@@ -145,19 +142,46 @@ class DeformRoIPool(nn.Module):
         text += f", hidden={self.hidden}"
         return text + (f", mask_scale={self.mask_scale}" if self.version == 2 else "")
 
+    # What any deformable layer answers: pliant.nn.deformable says what each member means.
+    branches, axes, unit, classes = ("offset_fc", "mask_fc"), "xy", "extents", None
 
-def _trunk(widths: list[int], factory: dict[str, Any]) -> nn.Sequential:
-    """Return fully connected layers with ReLUs between them."""
-    layers: list[nn.Module] = []
-    for before, after in pairwise(widths):
-        layers += [nn.Linear(before, after, **factory), nn.ReLU()]
-    return nn.Sequential(*layers[:-1])
+    @property
+    def offset_scale(self) -> float:
+        """Return the factor that turns offsets into extents of the RoI."""
+        return self.gamma
 
+    @property
+    def modulated(self) -> bool:
+        """Return whether bins are multiplied by a mask."""
+        return self.version == 2
 
-def _wide(predicted: Tensor) -> Tensor:
-    """Return what a branch predicted, in float32 where autocast made it narrow."""
-    low = predicted.device.type != "meta" and torch.is_autocast_enabled(predicted.device.type)
-    return predicted.float() if low and predicted.dtype in _check.LOW else predicted
+    @property
+    def bins(self) -> tuple[int, int]:
+        """Return how many rows and columns of bins an RoI has."""
+        return self.output_size
+
+    @property
+    def pooled_to_predict(self) -> int:
+        """Return how many values of an RoI are pooled before its offsets are known."""
+        return self.channels * self.output_size[0] * self.output_size[1]
+
+    def offsets(self, predicted: Tensor) -> Tensor:
+        """Return the offsets in what `offset_fc` or `predict` returned, (R, 1, Ph, Pw, 1, 2), x first."""
+        Ph, Pw = self.output_size
+        offsets: Tensor = predicted.flatten(1)[:, : 2 * Ph * Pw].unflatten(1, (1, 2, Ph, Pw, 1)).movedim(2, -1)
+        return offsets
+
+    def map_size(self, input: Tensor) -> tuple[int, ...]:
+        """Return (): the branch reads an RoI, no map."""
+        return ()
+
+    def inside(self, moves: Tensor, size: Sequence[int]) -> Tensor:
+        """Return which bins keep their centres in the RoI, for moves in its extents shaped as by `offsets`."""
+        return _in_roi(moves)
+
+    def boxes(self, rois: Tensor) -> Tensor:
+        """Return the boxes (R, 4) that are pooled for `rois` (R, 4): the same."""
+        return rois
 
 
 class DeformPSRoIPool(nn.Module):
@@ -251,18 +275,9 @@ class DeformPSRoIPool(nn.Module):
 
         Under autocast the convolution runs in the low precision, the offsets are pooled in float32.
         """
-        _check.tensors(_PS_NAME, features=features)
-        _check.rank(_PS_NAME, "features", features, "N channels H W")
-        if features.shape[1] != self.channels:
-            got = tuple(int(n) for n in features.shape)
-            raise ValueError(f"{_PS_NAME}: features must have {self.channels} channels, got shape {got}")
-        maps, kind = self.conv_offset(features), features.device.type
-        part, scale, samples = self.part_size, self.spatial_scale, self.sample_per_part
-        if kind == "meta" or not torch.is_autocast_enabled(kind):
-            return deform_psroi_pool(maps, rois, None, part, scale, group_size=part, sample_per_part=samples)
-        with torch.autocast(kind, enabled=False):
-            maps = maps.float() if maps.dtype in _check.LOW else maps
-            return deform_psroi_pool(maps, rois, None, part, scale, group_size=part, sample_per_part=samples)
+        _check.layer(_PS_NAME, "features", features, "N channels H W", self.channels)
+        part = self.part_size
+        return _pool_offsets(self.conv_offset(features), rois, part, self.spatial_scale, self.sample_per_part)
 
     def forward(self, input: Tensor, features: Tensor, rois: Tensor | Sequence[Tensor]) -> Tensor:
         return deform_psroi_pool(
@@ -281,3 +296,77 @@ class DeformPSRoIPool(nn.Module):
         text = f"output_size={self.output_size}, channels={self.channels}, classes={self.classes}"
         text += f", spatial_scale={self.spatial_scale}, group_size={self.group_size}, part_size={self.part_size}"
         return text + f", sample_per_part={self.sample_per_part}, trans_std={self.trans_std}"
+
+    # What any deformable layer answers: pliant.nn.deformable says what each member means.
+    branches, axes, unit, modulated = ("conv_offset",), "xy", "extents", False
+
+    @property
+    def offset_scale(self) -> float:
+        """Return the factor that turns offsets into extents of the RoI."""
+        return self.trans_std
+
+    @property
+    def bins(self) -> tuple[int, int]:
+        """Return how many rows and columns of bins an RoI has."""
+        return self.output_size, self.output_size
+
+    @property
+    def sampling_ratio(self) -> int:
+        """Return how many samples a bin has in each direction."""
+        return self.sample_per_part
+
+    @property
+    def pooled_to_predict(self) -> int:
+        """Return how many values of an RoI are pooled before its offsets are known."""
+        return 2 * self.classes * self.part_size**2
+
+    def offsets(self, predicted: Tensor) -> Tensor:
+        """Return the offsets in what `conv_offset` or `predict` returned, (…, classes, parts, parts, positions, 2).
+
+        x comes first. `conv_offset` returns maps of offsets, of H·W positions for N images; `predict` one for each RoI.
+        """
+        n, parts = self.classes, self.part_size
+        positions = predicted.shape[1:].numel() // (2 * n * parts**2)
+        return predicted.reshape(len(predicted), n, 2, parts, parts, positions).movedim(2, -1)
+
+    def map_size(self, input: Tensor) -> tuple[int, ...]:
+        """Return (): offsets are in extents of the RoI, whatever the map."""
+        return ()
+
+    def inside(self, moves: Tensor, size: Sequence[int]) -> Tensor:
+        """Return which bins keep their centres in the RoI, for moves in its extents shaped as by `offsets`."""
+        return _in_roi(moves)
+
+    def boxes(self, rois: Tensor) -> Tensor:
+        """Return the boxes (R, 4) that are pooled for `rois` (R, 4): rounded, the last pixel included."""
+        # C's round: halves away from zero.
+        corner, end = (rois.sign() * (rois.abs() + 0.5).floor()).split(2, 1)
+        return torch.cat((corner, torch.maximum(end + 1, corner + 0.1 / self.spatial_scale)), 1)
+
+
+def _trunk(widths: list[int], factory: dict[str, Any]) -> nn.Sequential:
+    """Return fully connected layers with ReLUs between them."""
+    layers: list[nn.Module] = []
+    for before, after in pairwise(widths):
+        layers += [nn.Linear(before, after, **factory), nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
+
+
+def _in_roi(moves: Tensor) -> Tensor:
+    """Return which bins keep their centres in the RoI, for moves (…, Ph, Pw, positions, 2) in its extents, x first."""
+    Ph, Pw = moves.shape[-4:-2]
+    # Where the centre of a bin is, from 0 at one side of the RoI to 1 at the other.
+    x, y = ((torch.arange(n, device=moves.device, dtype=moves.dtype) + 0.5) / n for n in (Pw, Ph))
+    x, y = moves[..., 0] + x.view(Pw, 1), moves[..., 1] + y.view(Ph, 1, 1)
+    return (x >= 0) & (x <= 1) & (y >= 0) & (y <= 1)
+
+
+@_declare.leaf
+def _pool_offsets(maps: Tensor, rois: Tensor | Sequence[Tensor], part: int, scale: float, samples: int) -> Tensor:
+    """Pool maps of offsets, in float32 under autocast too."""
+    kind = maps.device.type
+    if kind == "meta" or not torch.is_autocast_enabled(kind):
+        return deform_psroi_pool(maps, rois, None, part, scale, group_size=part, sample_per_part=samples)
+    with torch.autocast(kind, enabled=False):
+        maps = maps.float() if maps.dtype in _check.LOW else maps
+        return deform_psroi_pool(maps, rois, None, part, scale, group_size=part, sample_per_part=samples)

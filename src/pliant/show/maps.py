@@ -9,7 +9,7 @@ from pliant.show.paths import Step
 
 
 @dataclass(frozen=True, eq=False)
-class Node:
+class Map:
     """One map on its way through the network.
 
     Args:
@@ -26,7 +26,7 @@ class Node:
     module: str
     axes: tuple[int, int]
     size: tuple[int, int]
-    inputs: tuple[Node, ...] = ()
+    inputs: tuple[Map, ...] = ()
     step: Step | None = None
     unknown: str = ""
     # Of the best way down from here: see `choice`.
@@ -43,7 +43,7 @@ class Node:
         object.__setattr__(self, "taps", own + (down.taps if down is not None else 0))
 
 
-def choice(node: Node, through: str | None = None) -> Node | None:
+def choice(node: Map, through: str | None = None) -> Map | None:
     """Return which of its inputs a path takes from a node; None at the picture.
 
     Of several maps that are added, joined or multiplied: one of the node's own size (not the gate of a channel), that
@@ -51,7 +51,7 @@ def choice(node: Node, through: str | None = None) -> Node | None:
     pyramid the lateral input), whose way down has most convolutions of more than one tap (of a residual block the
     convolutions, not the shortcut), and of equals the first.
     """
-    best: Node | None = None
+    best: Map | None = None
     rank: tuple[Any, ...] = ()
     for one in node.inputs:
         # A gate of 1 × 1 keeps its own size, a step is the only input.
@@ -62,7 +62,7 @@ def choice(node: Node, through: str | None = None) -> Node | None:
     return best
 
 
-def _passes(node: Node, through: str) -> bool:
+def _passes(node: Map, through: str) -> bool:
     """Return whether a way down from a node goes through a module."""
     seen: set[int] = set()
     waiting = [node]
