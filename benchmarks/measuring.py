@@ -229,13 +229,14 @@ def rows(problem: Problem, repeats: int, beside: Sequence[Contestant] = ()) -> l
 
 def table(title: str, rows: list[dict[str, Any]]) -> str:
     """Return rows as plain text."""
-    lines = [title, f"  {'':28}{'median ms':>11}{'quartiles':>21}{'min':>10}{'/limit':>9}{'MB':>8}  error"]
+    width = max(28, *(len(r["contestant"]) for r in rows))
+    lines = [title, f"  {'':{width}}{'median ms':>11}{'quartiles':>21}{'min':>10}{'/limit':>9}{'MB':>8}  error"]
     for r in rows:
         spread = f"{r['q1_ms']:.3f} … {r['q3_ms']:.3f}"
         deviation = "" if r["error"] is None else f"{r['error']:.1e}"
         memory = "" if r["memory_mb"] is None else f"{r['memory_mb']:.1f}"
         figures = f"{r['median_ms']:11.3f}{spread:>21}{r['min_ms']:10.3f}{r['ratio_to_limit']:9.2f}{memory:>8}"
-        lines.append(f"  {r['contestant']:28}{figures}  {deviation}")
+        lines.append(f"  {r['contestant']:{width}}{figures}  {deviation}")
     return "\n".join(lines)
 
 
