@@ -1,4 +1,4 @@
-# `make demo` and `make test` are the two commands to know: each first installs into .venv what is missing there.
+# `make demo` and `make test` are the two commands to know. Each first installs what is missing into .venv.
 #
 #   PYTHON=python3.12    another Python than python3
 #   TORCH_ARGS=...       where pip finds torch, such as TORCH_ARGS="--index-url https://download.pytorch.org/whl/cpu"
@@ -15,17 +15,17 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 .PHONY: help install demo test test-triton test-browser slow lint bench bench-peers count docs wheel clean
 
 help:
-	@echo 'make demo    the main experiment, the quick version: what deformable layers do on real pictures'
+	@echo 'make demo    the main experiment, the quick version: what deformable layers do on real images'
 	@echo 'make test    the tests; make test-triton: those of the GPU kernels, without a GPU'
-	@echo 'make test-browser   the tests of the explorer in Chromium, with what they need'
+	@echo 'make test-browser   the tests of the explorer in Chromium, which it installs where it is missing'
 	@echo 'make bench   the speed of every operator beside its limit'
 	@echo 'make bench-peers   the same beside other libraries, which it installs into .venv-peers'
-	@echo 'make count   instructions of every kernel against the counts that are held (needs valgrind)'
+	@echo 'make count   instructions of every kernel, compared with the recorded counts (needs valgrind)'
 	@echo 'make lint    ruff and mypy'
 	@echo 'make docs    the documentation, into site/'
 	@echo 'make slow    the tests that take longer'
 	@echo 'make wheel   a wheel for this platform, into dist/'
-	@echo 'make clean   remove everything made here except runs/'
+	@echo 'make clean   remove everything that make created, except runs/'
 
 demo: install
 	.venv/bin/pliant study geometry --quick $(ARGS)
@@ -33,7 +33,7 @@ demo: install
 test: install
 	$(PY) -m pytest $(ARGS)
 
-# Interpreted on CPU tensors, then compiled ahead of time: one process cannot do both.
+# First interpreted on CPU tensors, then compiled ahead of time. One process cannot do both.
 test-triton: install
 	TRITON_INTERPRET=1 $(PY) -m pytest tests/triton $(ARGS)
 	TRITON_INTERPRET=0 $(PY) -m pytest tests/triton $(ARGS)
@@ -67,7 +67,8 @@ wheel: install
 clean:
 	rm -rf .venv .venv-peers build dist site .pytest_cache .mypy_cache .ruff_cache
 
-# A file in .venv stands for "installed": made again when what decides about the installation is newer.
+# The file .venv/.installed stands for the installation: it is out of date when a file that the installation depends on is
+# newer.
 install: .venv/.installed
 
 define CHECK
@@ -89,8 +90,8 @@ fi; \
 test -z "$$failed"
 endef
 
-# Torch goes first and alone: its pin must hold before anything that depends on torch is resolved. The build then uses
-# that torch (--no-build-isolation), because -c does not reach a build environment.
+# Torch is installed first and alone, so that its pinned version is there before pip resolves what depends on torch. The
+# build then uses that torch (--no-build-isolation), because -c has no effect in an isolated build environment.
 .venv/.installed: pyproject.toml constraints.txt CMakeLists.txt $(wildcard csrc/* csrc/*/*)
 	$(CHECK)
 	@$(PY) -m pip --version > /dev/null 2>&1 || { echo 'making .venv'; $(PYTHON) -m venv --clear .venv; }
@@ -113,7 +114,7 @@ endef
 	@$(PIP) --quiet -c constraints.txt --group docs
 	@touch $@
 
-# A Chromium that is there is taken; Playwright's own needs the libraries that a desktop has.
+# An installed Chromium is used if there is one; Playwright's own needs the libraries of a desktop system.
 .venv/.browser: .venv/.installed
 	@echo 'installing playwright'
 	@$(PIP) --quiet -c constraints.txt --group browser
@@ -122,7 +123,7 @@ endef
 	  || { echo 'pliant: there is no Chromium here; install one (Debian: apt install chromium)' >&2; exit 1; }
 	@touch $@
 
-# Other libraries stay out of .venv; what is in there, torch and pliant, serves both.
+# The other libraries stay out of .venv, whose torch and pliant .venv-peers uses too.
 .venv-peers/.installed: .venv/.installed
 	@echo 'installing ONNX Runtime, OpenVINO and ncnn'
 	@$(PYTHON) -m venv --clear .venv-peers

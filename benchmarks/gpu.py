@@ -9,17 +9,15 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import datetime
 import importlib
-import json
 import multiprocessing
 import os
 import platform
-import shlex
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,19 +25,91 @@ import torch
 
 import pliant
 from gpu_checks import checks
-from gpu_problems import PRECISIONS, Contestant, Problem, box_problems, conv_problems, dtype_of, lrn_problems
-from pliant.testing import TOLERANCE, error
+from measuring import Call, Problem, Setting, report, save
+from pliant.testing import DEFORM_CONV_SPEED, LRN_SPEED, NMS_SPEED, ROI_SPEED, TOLERANCE, error
+from problems import PROBLEMS
 
+# float32 twice: with IEEE's rounding, and rounded to TF32 where the matrix units read it.
+PRECISIONS = ("bfloat16", "float32", "tf32", "float16")
 LIMITS = {**{str(dtype).removeprefix("torch."): limit for dtype, limit in TOLERANCE.items()}, "tf32": 2e-3}
 WARM_UPS = 3
-ROOMS = ["conv", "lrn", "boxes"]
+PARTS = ["conv", "lrn", "boxes"]
 
 
-def measure(contestants: Sequence[Contestant], repeats: int) -> dict[str, list[float]]:
+@dataclass(frozen=True)
+class Entry:
+    """One block of the table: an operator, a case of pliant.testing and how often its own batch `case` holds."""
+
+    op: str
+    case: Any
+    setting: Setting
+    batch: int = 1
+
+    def problem(self) -> Problem:
+        """Draw the tensors, and let the matrix units round float32 to TF32 or not."""
+        rounding = "tf32" if self.setting.precision == "tf32" else "ieee"
+        torch.backends.cuda.matmul.fp32_precision = rounding
+        torch.backends.cudnn.conv.fp32_precision = rounding
+        _, build = PROBLEMS[self.op]
+        return build(self.case, self.setting)
+
+    def words(self) -> dict[str, Any]:
+        """Return what identifies the entry in the JSON file."""
+        setting = self.setting
+        found = {"op": self.op, "case": self.case.name, "batch": self.batch}
+        return found | {"precision": setting.precision, "mode": setting.mode}
+
+
+def entries(parts: Sequence[str]) -> list[Entry]:
+    """Return everything that is timed, the most important first."""
+    conv = list(_conv()) if "conv" in parts else []
+    # The other operators stand after bfloat16, before the other precisions.
+    first = len(conv) // len(PRECISIONS)
+    found = conv[:first]
+    found += _lrn() if "lrn" in parts else ()
+    found += _boxes() if "boxes" in parts else ()
+    return found + conv[first:]
+
+
+def _setting(precision: str, backward: bool) -> Setting:
+    return Setting("cuda", precision, backward, peers="all")
+
+
+def _conv() -> Iterator[Entry]:
+    """Yield S1 to S8, first what is promised most about: bfloat16, large batches."""
+    for precision in PRECISIONS:
+        for batch in (16, 1):
+            for backward in (False, True):
+                for case in DEFORM_CONV_SPEED:
+                    whole = replace(case, input=(batch * case.input[0], *case.input[1:]))
+                    yield Entry("deform_conv2d", whole, _setting(precision, backward), batch)
+
+
+def _lrn() -> Iterator[Entry]:
+    """Yield A1 and A2 with 8 times their batch, which is 256."""
+    for precision in ("float32", "bfloat16"):
+        for backward in (False, True):
+            for case in LRN_SPEED[:2]:
+                whole = replace(case, input=(8 * case.input[0], *case.input[1:]))
+                yield Entry("local_response_norm", whole, _setting(precision, backward), 8)
+
+
+def _boxes() -> Iterator[Entry]:
+    """Yield pooling of 1000 RoIs, and suppression among 2000 and 20000 boxes."""
+    pooled = replace(ROI_SPEED[0], name="R1, 1000 RoIs", rois=1000)
+    for precision in ("bfloat16", "float32"):
+        for backward in (False, True):
+            for op in ("deform_roi_pool", "roi_align", "roi_pool"):
+                yield Entry(op, pooled, _setting(precision, backward))
+    for case in (NMS_SPEED[0], NMS_SPEED[2]):
+        yield Entry("nms", case, _setting("float32", False))
+
+
+def measure(contestants: Sequence[Call], repeats: int) -> dict[str, list[float]]:
     """Return seconds of device time of one call, taken in turns: A B C A B C …
 
-    The device first sleeps, so that the calls are queued before the clock starts: launching is not what is timed. The
-    second-level cache is swept before each, since a network's other layers would have.
+    The device sleeps first, so that the calls are queued before the clock starts and launching is not timed. The
+    second-level cache is overwritten before each call, as other layers of a network would do.
     """
     sweep = torch.empty(1 << 28, dtype=torch.int8, device="cuda")
     for c in contestants:
@@ -59,8 +129,8 @@ def measure(contestants: Sequence[Contestant], repeats: int) -> dict[str, list[f
     return samples
 
 
-def launching(contestant: Contestant) -> float:
-    """Return seconds that the processor needs for one call: what bounds small networks outside of CUDA graphs."""
+def launching(contestant: Call) -> float:
+    """Return seconds that the processor needs for one call: the limit of small networks outside of CUDA graphs."""
     torch.cuda.synchronize()
     start = time.perf_counter()
     for _ in range(20):
@@ -70,13 +140,12 @@ def launching(contestant: Contestant) -> float:
     return elapsed
 
 
-def rows(problem: Problem, repeats: int) -> list[dict[str, Any]]:
-    """Return one row for every contestant."""
-    dtype_of(problem.precision)
-    contestants = list(problem.contestants())
+def rows(entry: Entry, repeats: int) -> list[dict[str, Any]]:
+    """Return one row per contestant."""
+    problem = entry.problem()
     exact = problem.exact()
     found, able = [], []
-    for c in contestants:
+    for c in problem.contestants:
         row: dict[str, Any] = {"contestant": c.name}
         try:
             result = c.run()
@@ -84,32 +153,34 @@ def rows(problem: Problem, repeats: int) -> list[dict[str, Any]]:
             if c.checked:
                 pairs = zip(result, exact, strict=True)
                 row["error"] = max(error(a[:1], e) for a, e in pairs)
-                limit = LIMITS["float32" if c.name.endswith("float32") else problem.precision]
+                limit = LIMITS["float32" if c.name.endswith("float32") else entry.setting.precision]
                 # Written so that a NaN fails.
                 row["right"] = bool(row["error"] <= limit)
             able.append(c)
         except Exception as reason:
-            # A peer that cannot is a line of the table, not the end of it.
+            # The row says why; the other contestants are timed all the same.
             row["failed"] = _first_line(reason)
         found.append(row)
     del exact
     samples = measure(able, repeats)
     medians = {name: statistics.median(times) for name, times in samples.items()}
-    own = medians.get("pliant")
+    # Times are relative to the layout that pliant computes in.
+    own = next((c for c in able if c.name in ("pliant channels_last", "pliant")), None)
     for row in found:
         name = row["contestant"]
         if name in samples:
             low, _, high = statistics.quantiles(samples[name], n=4, method="inclusive")
             row |= {"median_us": 1e6 * medians[name], "q1_us": 1e6 * low, "q3_us": 1e6 * high}
-            row |= {"times_pliant": medians[name] / own} if own else {}
-        if name == "pliant" and name in samples:
-            row["launching_us"] = 1e6 * launching(next(c for c in able if c.name == name))
+            row |= {"times_pliant": medians[name] / medians[own.name]} if own else {}
+        if own and name == own.name:
+            row["launching_us"] = 1e6 * launching(own)
     return found
 
 
-def table(problem: Problem, found: list[dict[str, Any]]) -> str:
+def table(entry: Entry, found: list[dict[str, Any]]) -> str:
     """Return rows as plain text: microseconds, and how many times pliant's own."""
-    lines = [f"{problem.op} {problem.case}, batch ×{problem.batch}, {problem.precision}, {problem.mode}"]
+    setting = entry.setting
+    lines = [f"{entry.op} {entry.case.name}, batch ×{entry.batch}, {setting.precision}, {setting.mode}"]
     for r in found:
         if "failed" in r:
             lines.append(f"  {r['contestant']:22} {r['failed']}")
@@ -120,43 +191,23 @@ def table(problem: Problem, found: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-# Compiling ahead, on every core: Triton's cache on disk then holds what the table runs.
+def build(entry: Entry) -> str:
+    """Run pliant's kernels of a problem once, in a process of its own, so that Triton's cache on disk holds them.
 
-
-def build(problem: Problem) -> None:
-    """Run the kernels of a problem once, in a process of its own."""
-    dtype_of(problem.precision)
-    for c in problem.contestants():
-        if c.name.startswith("pliant"):
-            c.run()
-    torch.cuda.synchronize()
-
-
-def _build_by_number(arguments: tuple[int, argparse.Namespace]) -> str:
-    """Return what went wrong, or nothing: the table says it too, where the problem has its turn."""
-    number, options = arguments
-    problem = problems(options)[number]
+    Returns what went wrong, or nothing. The table says it again at the problem's turn.
+    """
     try:
-        build(problem)
+        for c in entry.problem().contestants:
+            if c.name.startswith("pliant"):
+                c.run()
+        torch.cuda.synchronize()
     except Exception as reason:
-        return f"{problem.op} {problem.case} {problem.precision}: {_first_line(reason)}"
+        return f"{entry.op} {entry.case.name} {entry.setting.precision}: {_first_line(reason)}"
     return ""
 
 
 def _first_line(reason: Exception) -> str:
     return f"{type(reason).__name__}: {next(iter(str(reason).splitlines()), '')}"[:300]
-
-
-def problems(options: argparse.Namespace) -> list[Problem]:
-    """Return everything that is timed, the most important first."""
-    found: list[Problem] = []
-    if "conv" in options.only:
-        found += conv_problems((16, 1), "cuda")
-    # After bfloat16, before the rest.
-    at = len(found) // len(PRECISIONS)
-    more = [*lrn_problems("cuda")] if "lrn" in options.only else []
-    found[at:at] = [*more, *box_problems("cuda")] if "boxes" in options.only else more
-    return found
 
 
 def machine() -> dict[str, Any]:
@@ -183,7 +234,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, help="write the figures to this JSON file too")
     parser.add_argument("--minutes", type=float, default=7.5, help="begin nothing new after this time; default 7.5")
-    parser.add_argument("--only", type=lambda s: s.split(","), default=ROOMS, help=",".join(ROOMS))
+    parser.add_argument("--only", type=lambda s: s.split(","), default=PARTS, help=",".join(PARTS))
     parser.add_argument("--repeats", type=int, default=15, help="samples of every contestant; default 15")
     options = parser.parse_args()
     if not torch.cuda.is_available():
@@ -194,41 +245,34 @@ def main() -> int:
     def left() -> float:
         return 60 * options.minutes - (time.perf_counter() - start)
 
-    report: dict[str, Any] = {
-        "command": shlex.join(["python", *sys.argv]),
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "machine": machine(),
-    }
-    print(json.dumps(report["machine"], indent=2), flush=True)
-    everything = problems(options)
-    # One problem of each shape and precision compiles what its batches need; forward + backward holds the forward.
-    first = [i for i, p in enumerate(everything) if p.mode != "forward" or p.op == "nms"]
+    done = report(machine())
+    everything = entries(options.only)
+    # One problem per shape and precision compiles what its batches need; forward + backward includes the forward.
+    first = [entry for entry in everything if entry.setting.backward or entry.op == "nms"]
     with multiprocessing.get_context("spawn").Pool(min(8, os.cpu_count() or 1)) as pool:
-        said = pool.map(_build_by_number, [(i, options) for i in first], chunksize=1)
-    report["build_s"] = round(time.perf_counter() - start, 1)
-    report["build_failed"] = [sentence for sentence in said if sentence]
-    print("\n".join(["", *report["build_failed"], f"built in {report['build_s']} s", ""]), flush=True)
-    report["checks"] = checks()
-    report["results"], report["left_out"] = [], []
-    for problem in everything:
-        entry = {key: getattr(problem, key) for key in ("op", "case", "batch", "precision", "mode")}
+        said = pool.map(build, first, chunksize=1)
+    done["build_s"] = round(time.perf_counter() - start, 1)
+    done["build_failed"] = [sentence for sentence in said if sentence]
+    print("\n".join(["", *done["build_failed"], f"built in {done['build_s']} s", ""]), flush=True)
+    done["checks"] = checks()
+    done["results"], done["left_out"] = [], []
+    for entry in everything:
         if left() < 0:
-            report["left_out"].append(entry)
+            done["left_out"].append(entry.words())
             continue
         try:
-            found = rows(problem, options.repeats)
+            found = rows(entry, options.repeats)
         except Exception as reason:
-            # Such as memory that does not suffice for the exact result: what comes after is measured all the same.
+            # For example too little memory for the exact result: the remaining entries are measured all the same.
             found = [{"contestant": "pliant", "failed": _first_line(reason)}]
             torch.cuda.empty_cache()
-        print("\n" + table(problem, found), flush=True)
-        report["results"].append(entry | {"rows": found})
-        if options.out:
-            options.out.parent.mkdir(parents=True, exist_ok=True)
-            options.out.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
-    wrong = [r for e in report["results"] for r in e["rows"] if r["contestant"] == "pliant" and not r.get("right")]
-    failed = [name for name, text in report["checks"].items() if not text.startswith("ok")]
-    print(f"\n{len(report['results'])} timed, {len(report['left_out'])} left out for lack of time")
+        print("\n" + table(entry, found), flush=True)
+        done["results"].append(entry.words() | {"rows": found})
+        save(done, options.out)
+    own = [row for e in done["results"] for row in e["rows"] if row["contestant"].startswith("pliant")]
+    wrong = [row for row in own if not row.get("right")]
+    failed = [name for name, text in done["checks"].items() if not text.startswith("ok")]
+    print(f"\n{len(done['results'])} timed, {len(done['left_out'])} left out for lack of time")
     print(f"{len(wrong)} of pliant's results wrong, checks failed: {', '.join(failed) or 'none'}")
     print(f"{time.perf_counter() - start:.0f} s in all")
     return 1 if wrong or failed else 0

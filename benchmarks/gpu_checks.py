@@ -1,4 +1,4 @@
-"""What else must hold on a GPU beside right numbers: benchmarks/gpu.py asks before it measures."""
+"""What must hold on a GPU besides right numbers; benchmarks/gpu.py runs these checks before it measures."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pliant.testing import TOLERANCE, DeformConvCase, error
 
 
 def checks() -> dict[str, str]:
-    """Return what else must hold on a device, and "ok" or what went wrong."""
+    """Return for each check, by its docstring, "ok" or what went wrong."""
     found = {}
     for check in (first_result, deterministic, graphs, compiles, exports, autocasts):
         name = check.__doc__ or check.__name__
@@ -41,7 +41,7 @@ def _layer(t: dict[str, Tensor]) -> Tensor:
 
 
 def first_result() -> str:
-    """first result of a new process within 10 s, nothing compiled before"""
+    """a new process has its first result within 10 s, with nothing compiled before"""
     code = (
         "import time; start = time.perf_counter(); import torch; from pliant.ops import deform_conv2d; "
         "x = torch.randn(1, 256, 50, 84, device='cuda', dtype=torch.bfloat16); "
@@ -110,7 +110,7 @@ def exports() -> None:
 
 
 def autocasts() -> None:
-    """autocast runs it in bfloat16"""
+    """autocast computes in bfloat16"""
     t = _leaves()
     with torch.autocast("cuda", torch.bfloat16):
         y = _layer(t)

@@ -1,9 +1,10 @@
-"""Other implementations, each where it is installed: inference runtimes, other frameworks, operators of PyTorch users.
+"""Other implementations, each timed where it is installed: inference runtimes, frameworks, operators for PyTorch.
 
-A function here returns what to call for a case: a function of the tensors for what computes on PyTorch's, else a call
-without arguments, on the tensors it was given: NCHW for inference runtimes, which have no gradients; frameworks are
-told whether to compute them, and return output and gradients in the order of the problem. ImportError where the library
-is missing, LookupError where it cannot compute the case.
+A function here returns what is called for a case. Operators for PyTorch are functions of its tensors, differentiable.
+Everything else takes no arguments and computes on the tensors that it was given: inference runtimes take NCHW and have
+no gradients; frameworks are told whether to compute them, and return output and gradients in the order of the problem.
+
+Raises ImportError where the library is missing, and LookupError where it cannot compute the case.
 """
 
 from __future__ import annotations
@@ -21,14 +22,14 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from pliant.testing import DeformConvCase, LRNCase
+from pliant.testing import DeformConvCase, LRNCase, RoICase
 
 Call = Callable[[], tuple[Tensor, ...]]
 Made = TypeVar("Made")
 
 
 def available(makers: Mapping[str, Callable[[], Made]]) -> Iterator[tuple[str, Made]]:
-    """Yield the name of every peer that is installed and can compute the case, and what its maker returns."""
+    """Yield each peer that is installed and can compute the case: its name, and what its maker returns."""
     for name, make in makers.items():
         try:
             yield name, make()
@@ -117,7 +118,7 @@ def _openvino(build: Callable[..., Any], tensors: dict[str, Tensor]) -> Call:
 
 
 def ncnn_deform_conv2d(case: DeformConvCase, t: dict[str, Tensor]) -> Call:
-    """Return ncnn's DeformableConv2D, image by image; it knows no groups."""
+    """Return ncnn's DeformableConv2D, image by image; it has no groups."""
     import ncnn
 
     if case.groups > 1 or case.offset_groups > 1:
@@ -170,7 +171,7 @@ def onednn_lrn(case: LRNCase, t: dict[str, Tensor], backward: bool) -> Call:
         if status := library.lrn_run(made, *pointers):
             raise RuntimeError(f"oneDNN's LRN fails with status {status}")
 
-    # Memory laid out as x's, channels last.
+    # empty_like keeps the layout of x, channels_last.
     def forward() -> tuple[Tensor, ...]:
         y = torch.empty_like(x)
         compute(x, y)
@@ -209,7 +210,7 @@ def _onednn() -> ctypes.CDLL:
 
 def tensorflow_lrn(case: LRNCase, t: dict[str, Tensor], backward: bool) -> Call:
     """Return TensorFlow's LRN, eager, in NHWC; its alpha multiplies the window's sum, not its mean."""
-    import tensorflow as tf  # type: ignore[import-not-found]
+    import tensorflow as tf
 
     if case.size % 2 == 0:
         raise LookupError("TensorFlow's window has a radius: its size is odd")
@@ -238,7 +239,7 @@ def tensorflow_lrn(case: LRNCase, t: dict[str, Tensor], backward: bool) -> Call:
 
 def paddle_deform_conv2d(case: DeformConvCase, t: dict[str, Tensor], grad: Tensor, backward: bool) -> Call:
     """Return Paddle's deform_conv2d; with `backward` it computes all five gradients and returns the first three."""
-    import paddle  # type: ignore[import-not-found]
+    import paddle
 
     paddle.base.core.set_num_threads(torch.get_num_threads())
     names = ("input", "offset", "mask", "weight", "bias")
@@ -262,7 +263,7 @@ def paddle_deform_conv2d(case: DeformConvCase, t: dict[str, Tensor], grad: Tenso
 
 def torchvision_deform_conv2d(case: DeformConvCase) -> Callable[..., Tensor]:
     """Return torchvision's deform_conv2d, differentiable: a function of input, offset, mask, weight and bias."""
-    from torchvision.ops import deform_conv2d  # type: ignore[import-not-found]
+    from torchvision.ops import deform_conv2d
 
     def run(input: Tensor, offset: Tensor, mask: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         result: Tensor = deform_conv2d(input, offset, weight, bias, case.stride, case.padding, case.dilation, mask)
@@ -273,7 +274,7 @@ def torchvision_deform_conv2d(case: DeformConvCase) -> Callable[..., Tensor]:
 
 def mmcv_deform_conv2d(case: DeformConvCase) -> Callable[..., Tensor]:
     """Return mmcv's modulated_deform_conv2d, differentiable: a function of input, offset, mask, weight and bias."""
-    from mmcv.ops import modulated_deform_conv2d  # type: ignore[import-not-found]
+    from mmcv.ops import modulated_deform_conv2d
 
     def run(input: Tensor, offset: Tensor, mask: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         geometry = (case.stride, case.padding, case.dilation, case.groups, case.offset_groups)
@@ -285,7 +286,7 @@ def mmcv_deform_conv2d(case: DeformConvCase) -> Callable[..., Tensor]:
 
 def deformops_deform_conv2d(case: DeformConvCase) -> Callable[..., Tensor]:
     """Return deformops' deform_conv2d, on the CPU its eager one: a function of input, offset, mask, weight and bias."""
-    from deformops.integrations.torchvision import deform_conv2d  # type: ignore[import-not-found]
+    from deformops.integrations.torchvision import deform_conv2d
 
     def run(input: Tensor, offset: Tensor, mask: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         result: Tensor = deform_conv2d(input, offset, weight, bias, case.stride, case.padding, case.dilation, mask)
@@ -296,7 +297,7 @@ def deformops_deform_conv2d(case: DeformConvCase) -> Callable[..., Tensor]:
 
 def tvdcn_deform_conv2d(case: DeformConvCase) -> Callable[..., Tensor]:
     """Return tvdcn's deform_conv2d, differentiable: a function of input, offset, mask, weight and bias."""
-    from tvdcn import deform_conv2d  # type: ignore[import-not-found]
+    from tvdcn import deform_conv2d
 
     if not hasattr(torch.ops.tvdcn, "deform_conv2d"):
         raise LookupError("tvdcn was compiled for another torch: its operators are not loaded")
@@ -309,3 +310,21 @@ def tvdcn_deform_conv2d(case: DeformConvCase) -> Callable[..., Tensor]:
         return result
 
     return run
+
+
+def torchvision_roi(op: str, case: RoICase) -> Callable[..., Tensor]:
+    """Return torchvision's roi_align or roi_pool, differentiable: a function of input and boxes."""
+    from torchvision import ops
+
+    def run(input: Tensor, boxes: Tensor) -> Tensor:
+        result: Tensor = getattr(ops, op)(input, boxes.to(input.dtype), **case.arguments(op))
+        return result
+
+    return run
+
+
+def torchvision_nms(t: dict[str, Tensor], threshold: float) -> Call:
+    """Return torchvision's batched_nms."""
+    from torchvision.ops import batched_nms
+
+    return lambda: (batched_nms(t["boxes"], t["scores"], t["classes"], threshold)[None],)

@@ -1,11 +1,12 @@
 """Another revision of this repository as a contestant: compiled in a folder of its own, timed in a process of its own.
 
-The benchmark's code and the drawn tensors are those of the working tree for both: only `pliant` differs.
+The benchmark's code and `pliant.testing`, which draws the tensors, are those of the working tree in both processes: all
+else of `pliant` differs. So problems may use only public names that both revisions have.
 """
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import json
 import subprocess
 import sys
@@ -37,7 +38,7 @@ class Remote:
         return None if found is None else float(found)
 
     def error(self, exact: Callable[[], tuple[Tensor, ...]]) -> float | None:
-        # Both draw the same tensors; the other process has an exact result of its own.
+        # The other process draws the same tensors, and computes the exact result itself.
         found = self.ask(self.question | {"error": True})
         return None if found is None else float(found)
 
@@ -46,8 +47,8 @@ class Revision:
     """The process that runs the other revision's pliant.
 
     Args:
-        name: what git calls the revision.
-        site: folder into which it is installed.
+        name: the revision, as git understands it.
+        site: the folder into which it is installed.
     """
 
     def __init__(self, name: str, site: Path) -> None:
@@ -56,13 +57,11 @@ class Revision:
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def contestants(self, **problem: Any) -> list[Remote]:
-        """Return what bears pliant's name among the contestants of a problem: op, case, backward, threads."""
+        """Return pliant's contestants of a problem, which is given by op, case, backward and threads."""
         return [Remote(f"{name} @ {self.name}", self._ask, problem | {"name": name}) for name in self._ask(problem)]
 
     def close(self) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        self.process.wait()
+        self.process.communicate()
 
     def _ask(self, question: dict[str, Any]) -> Any:
         assert self.process.stdin is not None and self.process.stdout is not None
@@ -70,16 +69,16 @@ class Revision:
         self.process.stdin.flush()
         line = self.process.stdout.readline()
         if not line:
-            raise SystemExit(f"benchmarks: the process of {self.name} ended; what it printed stands above")
+            raise SystemExit(f"benchmarks: the process of {self.name} ended; its error is printed above")
         return json.loads(line)
 
 
 @contextmanager
 def checked_out(name: str) -> Iterator[Revision]:
-    """Compile a revision in a worktree that is thrown away, and start its process.
+    """Compile a revision in a temporary worktree, and start its process.
 
     Raises:
-        SystemExit: git does not know it, or it does not compile.
+        SystemExit: git does not know the revision, or it does not compile.
     """
     with tempfile.TemporaryDirectory() as folder:
         tree, site = Path(folder, "tree"), Path(folder, "site")
@@ -105,7 +104,7 @@ def _run(command: list[str]) -> None:
 
 def serve(site: str) -> None:
     """Answer questions, one JSON line each, with the pliant in `site`."""
-    # An editable installation's finder would go before the path.
+    # The finder of an editable installation would be asked before the path.
     sys.meta_path[:] = [finder for finder in sys.meta_path if "Editable" not in type(finder).__name__ + str(finder)
                         and "Redirecting" not in type(finder).__name__]  # fmt: skip
     sys.path.insert(0, site)
@@ -114,6 +113,10 @@ def serve(site: str) -> None:
     import pliant
 
     assert pliant.__file__ is not None and Path(pliant.__file__).is_relative_to(site), pliant.__file__
+    _use_testing_of_the_working_tree()
+    from measuring import Setting
+    from problems import PROBLEMS
+
     held: dict[str, Any] = {}
     for line in sys.stdin:
         question = json.loads(line)
@@ -124,9 +127,9 @@ def serve(site: str) -> None:
             held.clear()
             torch.manual_seed(0)
             torch.set_num_threads(question["threads"])
-            module = importlib.import_module(f"problems_{question['op']}")
-            case = next(case for case in module.CASES if case.name == question["case"])
-            problem = module.problem(case, question["backward"], "none")
+            cases, build = PROBLEMS[question["op"]]
+            case = next(case for case in cases if case.name == question["case"])
+            problem = build(case, Setting(backward=question["backward"], peers="none"))
             held[key] = problem, {c.name: c for c in problem.contestants if c.name.startswith("pliant")}
         problem, contestants = held[key]
         answer: Any = list(contestants)
@@ -137,6 +140,16 @@ def serve(site: str) -> None:
         elif error:
             answer = contestants[name].error(problem.exact)
         print(json.dumps(answer), flush=True)
+
+
+def _use_testing_of_the_working_tree() -> None:
+    """Make `pliant.testing`, which imports torch alone, that of the working tree."""
+    path = HERE.parent / "src" / "pliant" / "testing.py"
+    spec = importlib.util.spec_from_file_location("pliant.testing", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["pliant.testing"] = module
+    spec.loader.exec_module(module)
 
 
 if __name__ == "__main__":

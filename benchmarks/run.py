@@ -1,32 +1,27 @@
 """Time every operator beside its limit and its peers: see benchmarks/README.md for what the figures mean.
 
-benchmarks/run.py [--op deform_conv2d|deform_roi_pool|lrn|nms|networks] [--cases S1,S2] [--threads 1,2] [--backward]
+benchmarks/run.py [--op deform_conv2d|…|networks] [--cases S1,S2] [--threads 1,2] [--backward]
                   [--peers none|torch|all] [--base REVISION] [--repeats N] [--out FILE]
 """
 
 from __future__ import annotations
 
 import argparse
-import datetime
-import importlib
-import json
 import os
 import platform
-import shlex
-import sys
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import pliant
-from measuring import Problem, rows, table
+from measuring import Setting, report, rows, save, table
 from pliant import _native
+from problems import PROBLEMS
 from revision import checked_out
 
-OPERATORS = ("deform_conv2d", "deform_roi_pool", "lrn", "nms", "networks")
+SHORT = {"lrn": "local_response_norm"}
 
 
 def machine() -> dict[str, Any]:
@@ -49,63 +44,57 @@ def machine() -> dict[str, Any]:
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--op", choices=OPERATORS, help="one operator instead of all")
+    parser.add_argument(
+        "--op", type=lambda s: SHORT.get(s, s), choices=PROBLEMS, help="one operator instead of all; lrn for short"
+    )
     parser.add_argument("--cases", type=lambda s: s.split(","), help="names of pliant.testing, such as S1,S2 or A1")
     parser.add_argument("--threads", type=lambda s: [int(n) for n in s.split(",")], default=[1], help="such as 1,2")
     parser.add_argument("--backward", action="store_true", help="forward + backward instead of forward")
     parser.add_argument("--repeats", type=int, default=9, help="samples of every contestant, at least 3; default 9")
     parser.add_argument(
         "--peers", choices=("none", "torch", "all"), default="torch",
-        help="beside pliant and its limit: what torch has (default), or whatever is installed, torch.compile too",
+        help="what is timed beside pliant and its limit: nothing, PyTorch's own functions (default), or every other "
+        "library that is installed too",
     )  # fmt: skip
-    parser.add_argument("--base", metavar="REVISION", help="beside pliant, another revision of it, such as HEAD")
+    parser.add_argument("--base", metavar="REVISION", help="another revision of pliant to time beside it, such as HEAD")
     parser.add_argument("--out", type=Path, help="write the figures to this JSON file too")
     options = parser.parse_args()
     if options.repeats < 3:
         parser.error("--repeats must be at least 3")
-    known = [case.name for op in OPERATORS for case in importlib.import_module(f"problems_{op}").CASES]
+    known = [case.name for cases, _ in PROBLEMS.values() for case in cases]
     for name in options.cases or ():
         if name not in known:
-            parser.error(f"--cases: there is no {name}, only {', '.join(known)}")
+            parser.error(f"--cases: there is no {name}, only {', '.join(dict.fromkeys(known))}")
     return options
 
 
 def main() -> None:
     options = arguments()
     if _native.path is None:
-        raise SystemExit(f"benchmarks: the kernels are not there to be timed, {_native.reason}")
-    report: dict[str, Any] = {
-        "command": shlex.join(["python", *sys.argv]),
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "machine": machine(),
-        "mode": "forward + backward" if options.backward else "forward",
-        "results": [],
-    }
-    print(json.dumps(report["machine"], indent=2))
+        raise SystemExit(f"benchmarks: there are no kernels to time, {_native.reason}")
+    setting = Setting(backward=options.backward, peers=options.peers)
+    found = report(machine()) | {"mode": setting.mode, "results": []}
     with ExitStack() as stack:
         base = stack.enter_context(checked_out(options.base)) if options.base else None
-        for op in (options.op,) if options.op else OPERATORS:
-            module = importlib.import_module(f"problems_{op}")
-            for case in module.CASES:
+        for op in [options.op] if options.op else PROBLEMS:
+            cases, build = PROBLEMS[op]
+            for case in cases:
                 if options.cases and case.name not in options.cases:
                     continue
                 for threads in options.threads:
                     torch.manual_seed(0)
                     torch.set_num_threads(threads)
-                    problem: Problem = module.problem(case, options.backward, options.peers)
-                    if base is not None:
-                        other = base.contestants(op=op, case=case.name, backward=options.backward, threads=threads)
-                        problem = replace(problem, contestants=[*problem.contestants, *other])
+                    problem = build(case, setting)
+                    asked = {"op": op, "case": case.name, "backward": options.backward, "threads": threads}
+                    other = base.contestants(**asked) if base else []
                     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-                    found = rows(problem, options.repeats)
+                    lines = rows(problem, options.repeats, other)
                     limit = " + ".join(f"{weight:g} {name}" for name, weight in problem.limit.items())
-                    head = f"{op} {problem.name} {problem.shape}, {report['mode']}, threads: {threads}, limit: {limit}"
-                    print("\n" + table(head, found), flush=True)
+                    head = f"{op} {problem.name} {problem.shape}, {setting.mode}, threads: {threads}, limit: {limit}"
+                    print("\n" + table(head, lines), flush=True)
                     entry = {"op": op, "case": problem.name, "shape": problem.shape, "threads": threads}
-                    report["results"].append(entry | {"limit": problem.limit, "load_before": load, "rows": found})
-                    if options.out:
-                        options.out.parent.mkdir(parents=True, exist_ok=True)
-                        options.out.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+                    found["results"].append(entry | {"limit": problem.limit, "load_before": load, "rows": lines})
+                    save(found, options.out)
 
 
 if __name__ == "__main__":

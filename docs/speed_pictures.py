@@ -12,7 +12,7 @@ from pliant.show import canvas
 
 HERE = Path(__file__).parent
 RESULTS = HERE.parent / "benchmarks" / "results"
-# Peers in the order of the columns and of the bars, each with its colour.
+# Peers in the order of the columns and of the bars: label and colour.
 PEERS = {
     "conv2d nchw": ("conv2d, not deformable", "#B5B5B5"),
     "ONNX Runtime": ("ONNX Runtime", canvas.BLUE),
@@ -30,7 +30,7 @@ Results = list[dict[str, Any]]
 
 
 def results(name: str) -> Results:
-    """Return what a file of benchmarks/results holds, an entry for each case and number of threads."""
+    """Return the entries of a file of benchmarks/results, one per case and number of threads."""
     found: Results = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))["results"]
     return found
 
@@ -41,7 +41,7 @@ def medians(entry: dict[str, Any]) -> dict[str, float]:
 
 
 def table(entries: Results) -> str:
-    """Return a Markdown table: pliant beside the limit, then how many times as long each peer takes as pliant."""
+    """Return a Markdown table: pliant's time relative to the limit, then each peer's relative to pliant's."""
     times = [medians(entry) for entry in entries]
     own = [name for name in OWN if any(name in found for found in times)]
     peers = [name for name in PEERS if any(name in found for found in times)]
@@ -58,12 +58,12 @@ def table(entries: Results) -> str:
 
 
 def page(text: str) -> str:
-    """Return the page with its tables written anew, each between its two marks."""
+    """Return the page with its tables, each between two marks, replaced by those of the results."""
     return MARK.sub(lambda found: found[1] + table(results(found[2])) + found[3], text)
 
 
 def chart(panels: Sequence[tuple[str, Results]]) -> bytes:
-    """Return bars as a PNG: how many times as long each peer takes as pliant, a group of bars for every case."""
+    """Return bars as a PNG: each peer's time relative to pliant's, one group of bars per case."""
     figure = canvas.sheet(9, 6)
     for place, (title, entries) in enumerate(panels, 1):
         axes = figure.add_subplot(1, len(panels), place)
@@ -105,6 +105,6 @@ if __name__ == "__main__":
         (mode, [entry for entry in results(f"amd-epyc-deform_conv2d-{name}") if entry["case"] != "T1"])
         for mode, name in (("forward", "forward"), ("forward + backward", "backward"))
     ]
-    picture = HERE / "pictures" / "speed.png"
-    picture.write_bytes(chart(panels))
-    print(f"{path}, {picture}: {picture.stat().st_size} bytes")
+    plot = HERE / "pictures" / "speed.png"
+    plot.write_bytes(chart(panels))
+    print(f"{path}, {plot}: {plot.stat().st_size} bytes")

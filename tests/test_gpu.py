@@ -1,6 +1,6 @@
-"""Which implementation runs on a GPU, and what is said where it is not the kernel.
+"""Which implementation runs on a GPU, and what the user is told where it is not the kernel.
 
-No GPU is needed: tensors are fake, or live on the CPU, which then counts as one.
+No GPU is needed: tensors are fake, or they are on the CPU, which then stands in for a GPU.
 """
 
 from __future__ import annotations
@@ -65,12 +65,12 @@ def _suppress_by_class(dtype: torch.dtype, device: str, **options: Any) -> Tenso
     return batched_nms(**t, iou_threshold=0.5, **options)
 
 
-POOLS = ("roi_align", "ps_roi_align", "roi_pool", "ps_roi_pool", "deform_roi_pool", "deform_psroi_pool")
+ROI_OPERATORS = ("roi_align", "ps_roi_align", "roi_pool", "ps_roi_pool", "deform_roi_pool", "deform_psroi_pool")
 CALLS: dict[str, Callable[..., Tensor]] = {
     "deform_conv2d": _convolve,
     "local_response_norm": _normalize,
     "lrn": _tensorflow,
-    **{op: _pool(op) for op in POOLS},
+    **{op: _pool(op) for op in ROI_OPERATORS},
     "nms": _suppress,
     "batched_nms": _suppress_by_class,
 }
@@ -79,7 +79,7 @@ every = pytest.mark.parametrize("name", CALLS)
 
 @pytest.fixture(autouse=True)
 def _fresh(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is known about any device, nothing was said."""
+    """Forget what is known about devices, and which warnings were given."""
     monkeypatch.setattr(_native, "_warned", set())
     monkeypatch.setattr(_native, "_lacks", {})
 
@@ -96,14 +96,14 @@ def test_every_operator_with_a_gpu_kernel_has_it_registered() -> None:
 @every
 def test_the_kernel_is_chosen(monkeypatch: pytest.MonkeyPatch, name: str, dtype: torch.dtype, device: str) -> None:
     monkeypatch.setattr(_native, "_look", lambda kind, index: "")
-    # How many boxes are kept is a number that the mode has to name.
+    # The number of boxes kept depends on values, so the mode needs a symbol for it.
     with FakeTensorMode(shape_env=ShapeEnv()):
         y = CALLS[name](dtype, device, implementation="native")
     assert (y.device.type, y.dtype) == (device, torch.int64 if "nms" in name else dtype)
 
 
 def _says(name: str, why: str, call: Callable[[str], object]) -> None:
-    """Assert that "auto" is the reference with one warning that names the reason, and that "native" is refused."""
+    """Assert that "auto" runs the reference, with one warning that names the reason, and that "native" raises."""
     with pytest.warns(RuntimeWarning, match=f"^{name}: runs on the slow reference, {why}$") as said:
         call("auto")
     assert len(said) == 1
@@ -112,7 +112,7 @@ def _says(name: str, why: str, call: Callable[[str], object]) -> None:
         call("native")
 
 
-# The reference itself cannot run on fake tensors of devices that this torch was built without.
+# Only the choice is tested: the reference cannot run on fake tensors of devices that this torch was built without.
 
 
 @pytest.mark.parametrize(
@@ -141,7 +141,7 @@ def test_an_operator_without_a_gpu_kernel(monkeypatch: pytest.MonkeyPatch) -> No
 
 @pytest.fixture
 def cpu_as_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The CPU counts as a GPU."""
+    """Let the CPU stand in for a GPU."""
     monkeypatch.setattr(_native, "GPUS", ("cpu",))
 
 
@@ -149,7 +149,7 @@ def cpu_as_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 @every
 def test_what_cannot_run_is_computed_by_the_reference(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setattr(_native, "_look", lambda kind, index: "Triton is not installed")
-    # Eager CPU tensors take a short cut with "auto", but under autocast.
+    # With "auto", eager CPU tensors take a short cut, except under autocast.
     with torch.autocast("cpu", enabled=True, dtype=torch.bfloat16):
         low = CALLS[name](torch.float32, "cpu", implementation="reference")
         with pytest.warns(RuntimeWarning, match=f"^{name}: runs on the slow reference, Triton is not installed$"):
@@ -199,7 +199,7 @@ def test_compiles_whole(monkeypatch: pytest.MonkeyPatch, why: str) -> None:
     def network(t: dict[str, Tensor]) -> Tensor:
         return local_response_norm(deform_conv2d(**t, **CONV.geometry, implementation=implementation), 5)
 
-    # Without the short cut of eager CPU tensors.
+    # "native" does not take the short cut of eager CPU tensors.
     implementation = "native" if not why else "auto"
     compiled = torch.compile(network, fullgraph=True, dynamic=True, backend=backend)
     t = CONV.tensors()
@@ -211,11 +211,11 @@ def test_compiles_whole(monkeypatch: pytest.MonkeyPatch, why: str) -> None:
     assert (torch.ops.pliant.deform_conv2d in seen) == (not why)
 
 
-# What a call does beside its kernels, on fake tensors: these have no values, and asking for one is an error.
+# What a call does besides its kernels, on fake tensors: they have no values, so reading one is an error.
 
 
 def _kernel(name: str, suffix: str) -> Callable[..., Any]:
-    """Return what is registered for GPUs."""
+    """Return the function that is registered for GPUs."""
     if name in ("roi_align", "ps_roi_align", "deform_roi_pool", "deform_psroi_pool"):
         from pliant.ops.roi.triton import averages as _averaging_triton
 
@@ -225,7 +225,7 @@ def _kernel(name: str, suffix: str) -> Callable[..., Any]:
 
 
 def _gradients(name: str, t: dict[str, Tensor], case: Any) -> tuple[list[Any], list[Any]]:
-    """Return the arguments of an operator and of its backward as torch knows them, forward run on the way."""
+    """Return the arguments of an operator and of its backward, in the order of their schemas. Runs the forward."""
     op = getattr(torch.ops.pliant, name)
     if name == "deform_conv2d":
         geometry = (*case.stride, *case.padding, *case.dilation, False)
@@ -260,11 +260,11 @@ def _gradients(name: str, t: dict[str, Tensor], case: Any) -> tuple[list[Any], l
 
 @pytest.mark.parametrize("deterministic", [False, True], ids=["atomic", "deterministic"])
 @pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])
-@pytest.mark.parametrize("name", ["deform_conv2d", "local_response_norm", *POOLS])
-def test_no_value_is_asked_for_and_strides_are_as_promised(
+@pytest.mark.parametrize("name", ["deform_conv2d", "local_response_norm", *ROI_OPERATORS])
+def test_no_value_is_read_and_strides_are_those_of_the_fake_kernel(
     monkeypatch: pytest.MonkeyPatch, name: str, channels_last: bool, deterministic: bool
 ) -> None:
-    """Else a CUDA graph could not record the call, and compiled code would read in the wrong layout."""
+    """Otherwise a CUDA graph could not record the call, and compiled code would read the wrong layout."""
     pytest.importorskip("triton")
     from pliant.ops.gpu import launch as _launch
 
@@ -292,14 +292,14 @@ def test_no_value_is_asked_for_and_strides_are_as_promised(
     torch.use_deterministic_algorithms(True)
 
 
-# How many boxes are kept is a size that export has to name: tests/ops/nms.
+# The number of boxes kept is a size that export has to name: see tests/ops/nms.
 @pytest.mark.parametrize("name", [name for name in CALLS if "nms" not in name])
 def test_exports_as_one_node(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setattr(_native, "_look", lambda kind, index: "")
 
     class Network(torch.nn.Module):
         def forward(self, x: Tensor) -> Tensor:
-            # The tensors of the case; the graph is of the operator alone.
+            # The tensors are those of the case, so the graph holds the operator alone.
             return CALLS[name](torch.float32, "cuda", implementation="native") + x
 
     with FakeTensorMode():

@@ -1,4 +1,4 @@
-"""The tables of docs/speed.md say what benchmarks/results holds."""
+"""The tables of docs/speed.md show the figures of benchmarks/results."""
 
 from __future__ import annotations
 

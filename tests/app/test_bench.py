@@ -19,7 +19,7 @@ def test_a_case_is_timed_beside_its_limit(tmp_path: Path, capfd: pytest.CaptureF
     out = tmp_path / "found.json"
     assert app.main(["bench", "--op", "lrn", "--cases", "G1", "--repeats", "3", "--backward", "--out", str(out)]) == 0
     (result,) = json.loads(out.read_text())["results"]
-    assert (result["op"], result["case"], result["threads"]) == ("lrn", "G1", 1)
+    assert (result["op"], result["case"], result["threads"]) == ("local_response_norm", "G1", 1)
     rows = {row["contestant"]: row for row in result["rows"]}
     assert list(rows) == ["clone", "copy_", "pliant nchw", "pliant channels_last", "torch nchw", "torch channels_last"]
     limit = 2 * rows["clone"]["median_ms"] + 0.5 * rows["copy_"]["median_ms"]

@@ -41,7 +41,7 @@ def _data(folder: Path, **changed: list[Any]) -> CocoDetection:
 
 
 def _annotated(folder: Path, *annotations: Any) -> tuple[CocoDetection, list[str]]:
-    """Return the data set with these annotations too, and its problems, which it must warn of."""
+    """Return the data set with these annotations added, and its problems, of which one warning must tell."""
     path = folder / "truth.json"
     path.write_text(json.dumps({**TRUTH, "annotations": [*TRUTH["annotations"], *annotations]}), encoding="utf-8")
     with warnings.catch_warnings(record=True) as caught:
@@ -68,7 +68,7 @@ def test_items(folder: Path) -> None:
         torch.int64,
         torch.bool,
     )
-    target["boxes"] += 1  # an item is the caller's
+    target["boxes"] += 1  # an item belongs to the caller
     assert data[1][1]["boxes"][0, 0] == 1
 
 

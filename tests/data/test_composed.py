@@ -25,7 +25,7 @@ def _same(first: tuple[Tensor, dict], second: tuple[Tensor, dict]) -> bool:
 
 @pytest.fixture
 def on(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
-    """Replace photographs by one even grey."""
+    """Replace the photographs by one uniform grey."""
 
     def replaced(grey: float) -> None:
         even = torch.full((3, 400, 400), grey).to(torch.uint8)
@@ -59,7 +59,7 @@ def test_a_scene_depends_on_seed_split_and_index_only() -> None:
 
 
 def test_box_is_the_extent_of_what_is_seen(on: Callable[[float], None]) -> None:
-    """On black and on white a pixel differs by 255 (1 − alpha), which tells where the object is without its code."""
+    """A pixel on black and on white differs by 255·(1 − alpha), which locates the object independently of its code."""
     alone = Composed(seed=3, count=60, objects=(1, 1))
     pictures = []
     for grey in (0, 255):
@@ -68,7 +68,7 @@ def test_box_is_the_extent_of_what_is_seen(on: Callable[[float], None]) -> None:
     unlike_half = 0
     for (black, target), (white, _) in zip(*pictures, strict=True):
         through = (white.int() - black.int()).amin(0)
-        # Rounding decides about pixels next to one half: both boxes are possible then.
+        # Scenes with pixels near one half are left out, because there rounding decides on the box.
         sure, perhaps = through < 127, through < 129
         unlike_half += torch.equal(sure, perhaps)
         for mask in [sure, perhaps] if torch.equal(sure, perhaps) else []:
@@ -78,7 +78,7 @@ def test_box_is_the_extent_of_what_is_seen(on: Callable[[float], None]) -> None:
 
 
 def test_covered_edges_do_not_count(on: Callable[[float], None]) -> None:
-    """Boxes of a crowded scene hold every object pixel of it, and each box's sides touch one."""
+    """Boxes of a crowded scene contain all its object pixels, and each side of a box touches one."""
     on(0)
     black = Composed(seed=4, count=30, objects=(6, 9))
     seen = [black[index] for index in range(30)]
@@ -106,7 +106,7 @@ def test_no_object_hides_too_much_of_another() -> None:
     assert scenes._place(owner, square, [[13.5 / 21, 0.0]], placed) == (13, 0)
     assert scenes._place(owner, square, [[11.5 / 21, 0.0]], placed) is None
     assert scenes._place(owner, square, [[11.5 / 21, 0.0], [0.999, 0.999]], placed) == (20, 20)
-    owner[:3, :20] = 2  # what an earlier one hides counts too: 17 rows are seen, 10 would be
+    owner[:3, :20] = 2  # already hidden pixels count too: 17 rows are visible, 10 would be
     placed.append(composed._Placed(0, 0, 0, square[:3], 60))
     assert scenes._place(owner, square, [[13.5 / 21, 0.0]], placed) is None
     assert scenes._place(owner, torch.ones(41, 5, dtype=torch.bool), [[0.0, 0.0]], []) is None
@@ -147,7 +147,7 @@ def test_fewer_classes() -> None:
     assert (some.classes, some.category_ids) == (("sneaker", "bag"), (8, 9))
     labels = torch.cat([some[index][1]["labels"] for index in range(20)])
     assert labels.unique().tolist() == [0, 1]
-    # The cut-out is one of its class: where everything stands upright at scale 1, it is found in the picture.
+    # The object is of its class: upright and at scale 1, its box has the size of one of the class's images.
     still = Composed(0, 5, classes=("bag",), ranges=Ranges(), objects=(1, 1))
     bags = FashionMNIST.load().train
     widths = {tuple(_extent(picture)) for picture in composed._layers(bags.pictures[bags.labels == 8])[:, 1]}

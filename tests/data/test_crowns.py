@@ -64,7 +64,7 @@ def test_items_are_parts_of_the_photographs() -> None:
         moved = target["boxes"] + torch.tensor([x1, y1, x1, y1])
         whole = crowns._boxes()[picture]
         for box in moved:
-            # Every box is one of the photograph's, cut at the tile's border.
+            # Every box is one of the photograph's boxes, clipped to the tile.
             cut = torch.cat(
                 (whole[:, :2].maximum(torch.tensor([x1, y1])), whole[:, 2:].minimum(torch.tensor([x2, y2]))), 1
             )
@@ -74,7 +74,7 @@ def test_items_are_parts_of_the_photographs() -> None:
 def test_every_crown_counts_once_in_the_test() -> None:
     for overlap in (0, 100):
         tiles = Crowns("test", 200, overlap)
-        # Of 340 crowns those with half of their area in the test's regions, found here on the photographs.
+        # Expected are those of the 340 crowns with half of their area in a test region, counted on the photographs.
         expected = 0
         for region in crowns.REGIONS:
             if region.split == "test":
@@ -94,7 +94,7 @@ def test_cut_crowns_are_ignored_when_little_is_left() -> None:
             boxes, whole = target["boxes"], crowns._boxes()[picture]
             for box, ignore in zip(boxes, target["ignore"].tolist(), strict=True):
                 a, b, c, d = (box + torch.tensor([x1, y1, x1, y1])).tolist()
-                # The crown this box is a part of: the smallest that contains it and differs only at the border.
+                # The crowns that this box may be a part of: those that contain it.
                 of = [w for w in whole.tolist() if w[0] <= a and w[1] <= b and w[2] >= c and w[3] >= d]
                 shares = [(c - a) * (d - b) / ((w[2] - w[0]) * (w[3] - w[1])) for w in of]
                 assert any((share < visible) == ignore for share in shares)
@@ -125,7 +125,7 @@ def test_the_page_counts_right() -> None:
 
 
 def test_pack(tmp_path: Path) -> None:
-    """A wheel like DeepForest's is packed: pictures as JPEG, boxes as they are."""
+    """A wheel like DeepForest's is packed: images become JPEG, boxes stay as they are."""
     wheel = tmp_path / "deepforest.whl"
     with zipfile.ZipFile(wheel, "w") as files:
         for k, theirs in enumerate(PICTURES.values()):

@@ -18,7 +18,7 @@ def _idx(array: np.ndarray) -> bytes:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Four small IDX files, two of them compressed."""
+    """Return a folder with four small IDX files, two of them compressed."""
     random = np.random.default_rng(0)
     for name, count in (("train", 30), ("t10k", 10)):
         pictures = random.integers(0, 256, (count, 28, 28), dtype=np.uint8)
@@ -39,7 +39,7 @@ def test_subset_is_balanced_and_unchanged() -> None:
             index = arrays[f"{name}_indices"]
             assert len(np.unique(index)) == len(index)
             assert index.max() < most
-    # Every order of the file is mixed: the first hundred pictures show all classes.
+    # The file is shuffled: the first hundred images show all classes.
     assert len(data.train.labels[:100].unique()) == 10
 
 

@@ -56,9 +56,9 @@ def test_sixteen_bits(tmp_path: Path, suffix: str) -> None:
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation(tmp_path: Path, orientation: int) -> None:
-    """The stored picture is the upright one moved as the orientation says, which the reader must undo."""
+    """The stored image is the upright one transformed according to the orientation, which the reader must undo."""
     upright = torch.from_numpy(COLOURS).permute(2, 0, 1)
-    # What a viewer does with the stored picture for orientations 1 … 8, inverted.
+    # The inverse of what a viewer does with the stored image, for orientations 1 … 8.
     store = {
         1: lambda x: x,
         2: lambda x: x.flip(2),
@@ -77,7 +77,7 @@ def test_exif_orientation(tmp_path: Path, orientation: int) -> None:
     assert torch.equal(read_image(path), upright)
     assert torch.equal(read_image(path, (5, 7)), upright)
     assert image_size(path) == (5, 7)
-    if orientation >= 5:  # annotated as stored
+    if orientation >= 5:  # the size in the annotations is the stored one
         assert torch.equal(read_image(path, (7, 5)), stored)
     else:
         with pytest.raises(BrokenImage, match="has 7×5 pixels, its annotations are for 5×7"):

@@ -11,7 +11,7 @@ from pliant.data import BrokenImage, Chain, ColourJitter, Composed, Flip, batche
 
 
 class Numbers:
-    """Pictures of one pixel that say their index; some are broken."""
+    """Images of one pixel whose value is their index; some are broken."""
 
     classes = ("number",)
     category_ids = (1,)
@@ -96,7 +96,7 @@ def test_broken_pictures_are_replaced_by_the_next_and_named_once() -> None:
     assert _seen(data, 4, 0, 0) == expected
     named = [sentence for _, _, broken in batches(data, 4, 0, 0) for sentence in broken]
     assert sorted(named) == ["11.png cannot be read", "3.png cannot be read", "4.png cannot be read"]
-    # The place keeps its own random numbers.
+    # Random numbers belong to the place in the batch, not to the image that fills it.
     for a, b in zip(batches(data, 4, 0, 0, transform=_noise), batches(whole, 4, 0, 0, transform=_noise), strict=True):
         assert [t["drawn"] for t in a.targets] == [t["drawn"] for t in b.targets]
     halves = [_seen(data, 4, 0, 0, rank=rank, world=2) for rank in (0, 1)]
@@ -113,7 +113,7 @@ def test_workers_change_nothing(context: str) -> None:
     scenes = Composed(0, 8)
     transform = Chain(Flip(), ColourJitter(0.3, 0.3, 0.3))
     alone = list(batches(scenes, 4, 0, 0, transform=transform))
-    # spawn starts Python and torch anew: one worker is slow enough.
+    # spawn starts Python and imports torch in every worker, so one is enough.
     workers = 2 if context == "fork" else 1
     others = list(batches(scenes, 4, 0, 0, transform=transform, workers=workers, context=context))
     for a, b in zip(alone, others, strict=True):

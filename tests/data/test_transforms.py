@@ -10,7 +10,7 @@ GENERATOR = torch.Generator()
 
 
 def _picture(H: int, W: int, boxes: list[list[int]]) -> tuple[Tensor, dict]:
-    """Return a black picture whose k-th box is filled with k + 1, all channels alike."""
+    """Return a black image whose k-th box is filled with k + 1 in all channels."""
     image = torch.zeros(3, H, W, dtype=torch.uint8)
     for k, (x1, y1, x2, y2) in enumerate(boxes):
         image[:, y1:y2, x1:x2] = k + 1
@@ -29,7 +29,7 @@ def _extent(mask: Tensor) -> list[int]:
 
 
 def _check_exact(image: Tensor, target: dict) -> None:
-    """Check that every box is the extent of its filling."""
+    """Check that every box is the extent of its filled area."""
     for box, label in zip(target["boxes"].tolist(), target["labels"].tolist(), strict=True):
         assert box == _extent(image[0] == label + 1)
 

@@ -1,4 +1,4 @@
-"""Checkpoints written in the layout of every library load into our networks and compute the same."""
+"""Checkpoints written in the layout of every library load into our networks, which then compute the same."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ State = dict[str, Tensor]
 
 
 def _network(deform: str = "v2", offset_groups: int = 1, **options: Any) -> ResNet:
-    """Return a ResNet-26 with all numbers drawn anew, those that start at 0 or 1 too."""
+    """Return a ResNet-26 whose parameters and statistics are all random, also those that start at 0 or 1."""
     torch.manual_seed(0)
     net = ResNet(26, deform=(None, deform, None, deform), offset_groups=offset_groups, width=8, stem="small", **options)
     for name, tensor in net.state_dict().items():
@@ -41,7 +41,7 @@ def _blocks() -> list[tuple[int, int]]:
     return [(stage, block) for stage in (1, 2, 3, 4) for block in (0, 1)]
 
 
-# How each library writes our network, by hand: this is not the converter backwards.
+# The layout in which each library would write our network, by hand and not by inverting the converter.
 
 
 def _mmdet(state: State) -> State:
@@ -117,7 +117,7 @@ LAYOUTS: dict[str, tuple[str, Callable[[State], State], str]] = {
 
 
 def _save_params(path: Path, state: State, magic: int) -> None:
-    """Write a parameter file of MXNet in one of its formats: names in two groups, float32."""
+    """Write a float32 parameter file of MXNet in one of its formats; the prefix of a name is its group, arg or aux."""
     data = struct.pack("<QQQ", 0x112, 0, len(state))
     for tensor in state.values():
         if magic:
@@ -149,7 +149,7 @@ def test_every_layout_and_back(layout: str, deform: str, offset_groups: int, tmp
     else:
         torch.save({"state_dict": state, "meta": {"epoch": 12}}, tmp_path / "in.pth")
     before = [name for name, layer in net.named_modules() if isinstance(layer, DeformConv2d)]
-    # What timm and torchvision do not have is the model's own.
+    # timm and torchvision do not define these, so they are the model's own.
     own = source in ("timm", "torchvision")
     clamped = source == "msra" and deform == "v1"
     scale, boundary = 2.0 if own or source == "msra" else 1.0, "clamp" if clamped else "zeros"
@@ -308,7 +308,7 @@ def test_the_report_says_everything(capsys: pytest.CaptureFixture[str], tmp_path
 
 
 class Elsewhere:
-    """Something that a pickle would have to import."""
+    """A class that a pickle would have to import."""
 
 
 def test_pickles_that_need_more_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -367,7 +367,7 @@ def test_files_that_cannot_be_written(suffix: str, tmp_path: Path, capsys: pytes
         assert capsys.readouterr().err == f"pliant convert: {tmp_path / name}{sentence}\n"
     assert given.read_bytes() == before
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"folder.{suffix}", f"in.{suffix}"]
-    # Nothing half written stays, and what was there does.
+    # No partial file is left behind, and the file that was there is unchanged.
     nothing: Any = lambda: None  # noqa: E731 - neither pickle nor JSON can write it
     with pytest.raises(OSError, match=rf"^{re.escape(str(given))}: could not be written: "):
         checkpoints.write(given, {"a": torch.zeros(1)}, {"layers": nothing})
@@ -375,7 +375,7 @@ def test_files_that_cannot_be_written(suffix: str, tmp_path: Path, capsys: pytes
 
 
 def test_a_converted_file_is_not_converted_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    # Its record would be lost: the scale of its masks and their boundary.
+    # Converting again would lose its record: mask_scale and boundary.
     _converted(tmp_path / "a.pth", _network())
     assert app.main(["convert", str(tmp_path / "a.pth"), str(tmp_path / "b.pth"), "--from", "timm"]) == 2
     sentence = "is converted already, from mmcv; checkpoints.load reads it"
@@ -447,7 +447,7 @@ def test_files_that_are_none(tmp_path: Path) -> None:
         (tmp_path / f"folder.{suffix}").mkdir()
         with pytest.raises(IsADirectoryError, match=f"folder.{suffix}"):
             checkpoints.read(tmp_path / f"folder.{suffix}")
-    # Cut short, it makes the system complain in some places.
+    # Where a file is cut short decides which error torch raises.
     torch.save({"a": torch.randn(4000)}, tmp_path / "whole.pth")
     for count in (1, 500, 5000):
         (tmp_path / "cut.pth").write_bytes((tmp_path / "whole.pth").read_bytes()[:count])

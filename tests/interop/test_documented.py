@@ -1,7 +1,7 @@
-"""What docs/interop shows and needs more than the tests install runs, too, where that is installed.
+"""The examples of docs/interop that need more packages than the tests install run where those are installed.
 
-Blocks of "python" run everywhere (tests/test_readme.py); these are blocks of "py". Those of a section run in one
-folder, each in a process of its own: what one writes, the next reads.
+They are code blocks marked "py"; those marked "python" run everywhere (tests/test_readme.py). The blocks of a section
+run in one folder, each in a process of its own: a block reads the files that the one before wrote.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ COMPILES = "torch.export, AOTInductor, traces"
 
 
 def _sections() -> dict[tuple[str, str], list[str]]:
-    """Return the blocks of every section that has some, by page and heading."""
+    """Return the code blocks of each section that has any, by page and heading."""
     found = {}
     for page in sorted(FOLDER.glob("*.md")):
         for section in re.split(r"^## ", page.read_text(), flags=re.MULTILINE)[1:]:
@@ -45,7 +45,7 @@ def test_the_sections_are_found() -> None:
 
 
 def _imported(code: str) -> set[str]:
-    """Return the packages that a block imports, and what ours import for it."""
+    """Return the packages that a block imports itself or through pliant."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(code)):
         if isinstance(node, ast.Import):

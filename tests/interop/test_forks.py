@@ -1,4 +1,4 @@
-"""detectron2 and the DCNv2 forks: the values and words of their own tests."""
+"""detectron2 and the DCNv2 forks: the values of their own tests, and their error sentences."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pliant import ops
 from pliant.interop import dcnv2, detectron2
 from pliant.testing import DEFORM_CONV_CASES, DeformConvCase, error
 
-# detectron2 tests/layers/test_deformable.py: 5×5 numbers in order, taps moved by half a pixel.
+# detectron2 tests/layers/test_deformable.py: 5×5 consecutive numbers, taps moved by half a pixel.
 HALF = torch.tensor(
     [
         [30, 41.25, 48.75, 45, 28.75],

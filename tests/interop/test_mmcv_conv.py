@@ -1,4 +1,4 @@
-"""mmcv's layers: its known values, its names, its checkpoints."""
+"""mmcv's convolutions: known values of its tests, its names and its checkpoints."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_known_values_of_version_1() -> None:
     )[:, None]  # fmt: skip
     layer.conv_offset.bias.data = bias
     y = layer(x)
-    # By hand: tap k lies at its place plus the offsets that the branch gives for it.
+    # By hand: tap k samples at its grid position plus the offset that the branch predicts for it.
     offset = layer.conv_offset(x)
     assert torch.equal(y, ops.deform_conv2d(x, offset, layer.weight))
     y.sum().backward()
@@ -53,7 +53,8 @@ def test_known_values_of_version_2() -> None:
     y.sum().backward()
     assert torch.equal(x.grad, torch.full((1, 1, 3, 3), 2.0))
     assert torch.equal(layer.weight.grad, torch.full((1, 1, 2, 2), 9.0))
-    # The masks' gradients; the offsets' of mmcv differ at exactly −1, where padding starts: 0 there.
+    # Only the gradients of the masks: those of mmcv's offsets differ at exactly −1, the outer edge of the padding,
+    # where they are 0.
     assert layer.conv_offset.bias.grad[8:].tolist() == [4.5] * 4
 
 
@@ -74,7 +75,7 @@ def test_a_pack_is_our_layer() -> None:
 
 
 def _load(module: nn.Module, state: dict[str, Tensor], metadata: dict[str, Any], prefix: str = "") -> list[str]:
-    """Load as torch did before 2.0: every layer sees every name. Return what was missing."""
+    """Load as torch did before 2.0, when every layer saw all names. Return the missing names."""
     missing: list[str] = []
     module._load_from_state_dict(state, prefix, metadata.get(prefix[:-1], {}), True, missing, [], [])
     for name, child in module.named_children():
@@ -100,14 +101,14 @@ def test_checkpoints_of_before_version_2(kind: Any, version: int | None) -> None
     assert _load(other, dict(old), {} if version is None else {"conv2": {"version": version}}) == []
     assert all(torch.equal(tensor, state[name]) for name, tensor in other.state_dict().items())
     assert _load(make(), dict(old), {"conv2": {"version": 2}}) == ["conv2.conv_offset.weight", "conv2.conv_offset.bias"]
-    # Since 2.0 torch shows a layer its own names alone; the converter does it for every torch.
+    # Since torch 2.0 a layer sees its own names alone, so the converter renames them.
     other = make()
     other.load_state_dict(checkpoints.convert(old, "mmcv").state)
     assert all(torch.equal(tensor, state[name]) for name, tensor in other.state_dict().items())
 
 
 def test_small_maps_of_version_1() -> None:
-    # mmcv pads them below and to the right, and cuts the output.
+    # mmcv pads small maps below and on the right, and crops the output.
     torch.manual_seed(0)
     layer = mmcv.DeformConv2d(3, 4, (5, 3), padding=(2, 1))
     x, offset = torch.randn(1, 3, 3, 6), torch.randn(1, 30, 3, 6)

@@ -1,4 +1,4 @@
-"""Exported files hold operators of ONNX alone, and ONNX Runtime computes what we compute."""
+"""Exported files contain ONNX operators only, and ONNX Runtime computes the same results from them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ FREE = torch.export.Dim.DYNAMIC
 def _compare(
     model: nn.Module, args: tuple[Tensor, ...], path: Path, *others: tuple[Tensor, ...], opset: int = 19, **options: Any
 ) -> list[str]:
-    """Export, check, run on `args` and `others`, compare; return the operators in the file."""
+    """Export, check, run on `args` and `others` and compare the results; return the operators in the file."""
     model.eval()
     export(model, args, path / "model.onnx", opset, **options)
     file = onnx.load(path / "model.onnx")
@@ -82,7 +82,7 @@ def test_deformable_layers(layer: str, tmp_path: Path) -> None:
 
 
 def test_clamping_is_exact_before_it_is_exported() -> None:
-    # In float64, at and around the last row and column, with NaN.
+    # Float64, with samples on and near the last row and column, and NaN.
     torch.manual_seed(0)
     x, weight = torch.randn(2, 4, 6, 5, dtype=torch.float64), torch.randn(6, 2, 3, 3, dtype=torch.float64)
     offset = (4 * torch.randn(2, 36, 6, 5, dtype=torch.float64)).mul(4).round().div(4)
@@ -94,7 +94,7 @@ def test_clamping_is_exact_before_it_is_exported() -> None:
 
 
 class Norms(nn.Module):
-    """Every way to normalize: five that are LRN, three that are not."""
+    """Every kind of normalization: five become ONNX's LRN, three do not."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -116,7 +116,7 @@ def test_normalization(tmp_path: Path) -> None:
 
 
 class Averages(nn.Module):
-    """Everything that is RoiAlign in the file."""
+    """The operators that become RoiAlign in the file."""
 
     def __init__(self, ratio: int) -> None:
         super().__init__()
@@ -143,7 +143,7 @@ ANY = ({0: FREE, 2: FREE, 3: FREE}, *[{0: FREE}] * 3)
 
 
 def _rois(N: int, H: int, W: int, count: int) -> Tensor:
-    """Return RoIs in pixels twice as fine as the map's, some of them beyond it, a third with bins of whole pixels."""
+    """Return RoIs on an image twice the size of the map: some out of bounds, a third with bins of whole pixels."""
     extent = 2 * torch.tensor([W, H])
     corner, side = 0.8 * torch.rand(count, 2) * extent, 0.6 * torch.rand(count, 2) * extent
     side[::3] = (side[::3] / 4).ceil() * 4
@@ -166,7 +166,7 @@ def test_averages_over_rois(ratio: int, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("size", ["fixed", pytest.param("free", marks=pytest.mark.slow)])
 def test_parts_of_rois(size: str, tmp_path: Path) -> None:
-    # Offsets of two classes.
+    # The offsets are those of two classes.
     torch.manual_seed(0)
     given, other = _pooled(2, 13, 17, 40), _pooled(3, 31, 20, 200)
     if size == "fixed":
@@ -207,7 +207,7 @@ class Proposing(nn.Module):
 
 
 class Describing(nn.Module):
-    """What a detector does with proposals."""
+    """The part of a detector after its proposals: the head."""
 
     def __init__(self, net: FasterRCNN | RFCN) -> None:
         super().__init__()
@@ -266,7 +266,7 @@ def test_settings_that_are_refused(tmp_path: Path) -> None:
 
 
 class Named(nn.Module):
-    """A convolution of what a dictionary holds."""
+    """A convolution whose input comes in a dictionary."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""OpenVINO computes what we compute, from programs and from traces."""
+"""OpenVINO computes the same results from exported programs and from traces."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pliant.models import ResNet
 from pliant.nn import DeformConv2d, DeformPSRoIPool, DeformRoIPool, LocalResponseNorm
 from pliant.testing import error
 
-# Of tracing, which OpenVINO does by itself.
+# Warnings of torch.jit.trace, which OpenVINO calls itself.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning"),

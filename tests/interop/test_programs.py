@@ -1,4 +1,4 @@
-"""Layers as torch.jit traces, as programs of torch.export in a file, and as compiled packages without our Python."""
+"""Layers as torch.jit traces, as files of torch.export, and as compiled packages that run without pliant's Python."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def case(request: pytest.FixtureRequest) -> tuple[nn.Module, tuple[Tensor, ...],
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
-# Checks of shapes are not part of a trace.
+# A trace leaves the checks of shapes out, and warns.
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 def test_traced(case: tuple[nn.Module, tuple[Tensor, ...], tuple[Tensor, ...]]) -> None:
     net, given, others = case
@@ -66,7 +66,7 @@ def test_traced(case: tuple[nn.Module, tuple[Tensor, ...], tuple[Tensor, ...]]) 
     loaded = torch.jit.load(file)
     for inputs in (given, others):
         assert torch.equal(loaded(*inputs), net(*inputs))
-    # Gradients flow through a trace as they do through the layer.
+    # The gradients of a trace are those of the layer.
     x, *rest = given
     found, wanted = (
         torch.autograd.grad(f(x, *rest).square().sum(), [x, *f.parameters()])

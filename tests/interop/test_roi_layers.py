@@ -1,4 +1,4 @@
-"""RoI pooling layers of mmcv and of the DCNv2 forks: their values, their names."""
+"""RoI pooling layers of mmcv and of the DCNv2 forks: known values and names."""
 
 from __future__ import annotations
 

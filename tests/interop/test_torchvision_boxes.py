@@ -49,7 +49,7 @@ def test_defaults_are_torchvisions() -> None:
 def test_scripts(name: str) -> None:
     x, rois = _map(), ROIS.double()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # torch.jit is on its way out
+        warnings.simplefilter("ignore", DeprecationWarning)  # torch.jit is deprecated
         scripted = torch.jit.script(getattr(torchvision, name))
     assert torch.equal(scripted(x, rois, 2, *FORMS[name]), getattr(ops, name)(x, rois, 2, *FORMS[name]))
     if not name.startswith("ps"):
@@ -106,7 +106,7 @@ def test_suppression() -> None:
 @pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor, .* are deprecated:UserWarning")
 @pytest.mark.parametrize("kind", [torch.quint8, torch.qint8, torch.qint32])
 def test_quantized_tensors(kind: torch.dtype) -> None:
-    # In units of 0.5 around 10: what they stand for is what counts.
+    # Scale 0.5 and zero point 10: results are those of the dequantized values.
     def quantized(x: Tensor) -> Tensor:
         return torch.quantize_per_tensor(x.float(), 0.5, 10, kind)
 

@@ -1,4 +1,4 @@
-"""What torchvision documents about its deformable convolution holds for ours."""
+"""Everything that torchvision documents about its deformable convolution is true of ours."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ def test_empty_batch_and_gradients() -> None:
 
 def _scripted(function: Any) -> Any:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # torch.jit is on its way out
+        warnings.simplefilter("ignore", DeprecationWarning)  # torch.jit is deprecated
         return torch.jit.script(function)
 
 
@@ -171,7 +171,7 @@ def test_scripts_compiles_and_exports() -> None:
 
 
 def test_low_precision() -> None:
-    # bfloat16 is what torchvision's has no kernel for.
+    # torchvision has no kernel for bfloat16.
     torch.manual_seed(0)
     x: list[Tensor] = [torch.randn(2, 6, 8, 7), torch.randn(2, 18, 6, 5), torch.randn(4, 6, 3, 3)]
     y = deform_conv2d(*[t.bfloat16() for t in x])

@@ -1,0 +1,28 @@
+"""Every operator that is timed: its cases, and the function that makes a problem of one. A family is a file.
+
+The cases are named here, not read from the table of operators, because revision.py runs this folder beside revisions
+of pliant that have no such table. tests/test_benchmarks.py holds the two together.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from measuring import Problem, Setting
+from pliant.testing import DEFORM_CONV_CALL, DEFORM_CONV_SPEED, LRN_SPEED, NETWORK_SPEED, NMS_SPEED, ROI_SPEED
+
+from . import conv, local_response_norm, networks, nms, roi
+
+Builder = Callable[[Any, Setting], Problem]
+
+PROBLEMS: dict[str, tuple[tuple[Any, ...], Builder]] = {
+    "deform_conv2d": ((*DEFORM_CONV_SPEED, DEFORM_CONV_CALL), conv.problem),
+    "deform_roi_pool": (ROI_SPEED, functools.partial(roi.problem, "deform_roi_pool")),
+    "roi_align": (ROI_SPEED, functools.partial(roi.problem, "roi_align")),
+    "roi_pool": (ROI_SPEED, functools.partial(roi.problem, "roi_pool")),
+    "local_response_norm": (LRN_SPEED, local_response_norm.problem),
+    "nms": (NMS_SPEED, nms.problem),
+    "networks": (NETWORK_SPEED, networks.problem),
+}
