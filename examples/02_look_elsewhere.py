@@ -8,7 +8,7 @@ from pliant.nn import DeformConv2d, parameter_groups
 
 
 def batch(n: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Draw smooth images with a flag channel; the target reads the image 3 pixels further right (flag 1) or left (−1)."""
+    """Draw smooth images with a flag channel; the target reads the image 3 pixels to the right (1) or left (−1)."""
     smooth = F.avg_pool2d(torch.randn(n, 1, 22, 22), 5, stride=1)
     flag = torch.randint(2, (n, 1, 1, 1)).float() * 2 - 1
     image = smooth[..., 3:15]

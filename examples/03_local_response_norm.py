@@ -5,8 +5,8 @@ import torch
 from pliant.nn import LocalResponseNorm
 from pliant.ops import local_response_norm, lrn
 
-# 1 to 32 as two images of 2×2 pixels with 4 channels last. Each value is divided by the sum of the squares of itself and
-# two neighbours on each side.
+# 1 to 32 as two images of 2×2 pixels, with 4 channels last. Each value is divided by the sum of the squares of itself
+# and two neighbours on each side.
 x = torch.arange(1.0, 33.0).view(2, 2, 2, 4)
 y = lrn(x, depth_radius=2, bias=0, alpha=1, beta=1)
 print("first vector:", [round(v, 7) for v in y[0, 0, 0].tolist()])
