@@ -1,4 +1,4 @@
-"""Draw the pictures of data.md: ``python docs/data_pictures.py``."""
+"""Draw the figures of data.md: ``python docs/data_pictures.py``."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ GAP = 4
 
 
 def sheet(dataset: Detection, indices: Sequence[int], columns: int) -> Image.Image:
-    """Return items of a data set side by side, boxes in a colour for every class, grey where they are ignored."""
+    """Return images of a data set side by side, with boxes coloured by class, or grey where they are ignored."""
     side = max(max(dataset[index][0].shape[1:]) for index in indices) + GAP
     rows = -(-len(indices) // columns)
     drawn = Image.new("RGB", (columns * side - GAP, rows * side - GAP), "white")
     for place, index in enumerate(indices):
-        image, target = dataset[index]
-        picture = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
-        pen = ImageDraw.Draw(picture)
+        pixels, target = dataset[index]
+        image = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
+        pen = ImageDraw.Draw(image)
         boxes, labels, ignored = (target[name].tolist() for name in ("boxes", "labels", "ignore"))
-        # What is ignored first, so that it covers nothing.
+        # Ignored boxes come first, so that they cover no other box.
         for k in sorted(range(len(boxes)), key=lambda k: not ignored[k]):
             x1, y1, x2, y2 = boxes[k]
             pen.rectangle((x1, y1, x2 - 1, y2 - 1), outline=IGNORED if ignored[k] else COLOURS[labels[k] % 5])
-        drawn.paste(picture, (place % columns * side, place // columns * side))
+        drawn.paste(image, (place % columns * side, place // columns * side))
     return drawn
 
 
@@ -39,7 +39,7 @@ if __name__ == "__main__":
     both = Image.new("RGB", (scenes[0].width, 2 * scenes[0].height + GAP), "white")
     for place, part in enumerate(scenes):
         both.paste(part, (0, place * (part.height + GAP)))
-    for name, picture in (("composed", both), ("crowns", sheet(Crowns("test"), (0, 2, 3, 9), 4))):
+    for name, figure in (("composed", both), ("crowns", sheet(Crowns("test"), (0, 2, 3, 9), 4))):
         path = FOLDER / f"{name}.png"
-        picture.quantize(256, dither=Image.Dither.FLOYDSTEINBERG).save(path, optimize=True)
-        print(f"{path}: {picture.width}×{picture.height}, {path.stat().st_size} bytes")
+        figure.quantize(256, dither=Image.Dither.FLOYDSTEINBERG).save(path, optimize=True)
+        print(f"{path}: {figure.width}×{figure.height}, {path.stat().st_size} bytes")

@@ -1,4 +1,4 @@
-"""How the documentation reads our docstrings: they are written for `help()`, mkdocs wants Markdown."""
+"""Convert docstrings to Markdown for mkdocs: they are written for `help()`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import griffe
 
 
 class Docstrings(griffe.Extension):
-    """Turn doctests into blocks of code and ``:func:`name` `` into ``name``."""
+    """Turn doctests into code blocks and ``:func:`name` `` into ``name``."""
 
     def on_object(self, *, obj: griffe.Object, **others: Any) -> None:
         """Rewrite the docstring of one object."""

@@ -1,4 +1,4 @@
-"""Draw the pictures of show.md and of README: ``python docs/show_pictures.py``. Two minutes on one core."""
+"""Draw the figures of show.md and of README: ``python docs/show_pictures.py``. Takes two minutes on one core."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ WIDTH = 1000  # pixels at most
 
 
 def save(name: str, data: bytes, *, flat: bool = False) -> None:
-    """Write a picture no wider than the page: as a PNG where it is flat, else as a photograph."""
-    picture = Image.open(io.BytesIO(data)).convert("RGB")
-    if picture.width > WIDTH:
-        picture = picture.resize((WIDTH, round(picture.height * WIDTH / picture.width)), Image.Resampling.LANCZOS)
+    """Write a figure no wider than the page: as a PNG if it has few colours (`flat`), otherwise as a JPEG."""
+    figure = Image.open(io.BytesIO(data)).convert("RGB")
+    if figure.width > WIDTH:
+        figure = figure.resize((WIDTH, round(figure.height * WIDTH / figure.width)), Image.Resampling.LANCZOS)
     path = FOLDER / f"{name}.{'png' if flat else 'jpg'}"
     if flat:
-        picture.save(path, optimize=True)
+        figure.save(path, optimize=True)
     else:
-        picture.save(path, quality=82, optimize=True, progressive=True)
-    print(f"{path}: {picture.width}×{picture.height}, {path.stat().st_size / 1024:.0f} KiB")
+        figure.save(path, quality=82, optimize=True, progressive=True)
+    print(f"{path}: {figure.width}×{figure.height}, {path.stat().st_size / 1024:.0f} KiB")
 
 
 def scene() -> None:
-    """Draw what `pliant show` draws of a scene, as far as the page shows it."""
+    """Draw those figures that `pliant show` draws for a scene and that the page contains."""
     detector = next(n for n in networks.bundled() if n.detects)
     image = read_image(networks.BUNDLED / "scene-1.png").float() / 255
     look = view(detector.model, image, image=image.permute(1, 2, 0).double().numpy(), classes=detector.classes)
@@ -51,7 +51,7 @@ def scene() -> None:
 
 
 def readme() -> None:
-    """Draw the samples that a detection rests on most, on regular grids and with the offsets, and its bins."""
+    """Draw the samples that influence a detection most, on regular grids and with offsets, and the bins of its RoI."""
     detector = next(n for n in networks.bundled() if n.detects)
     image = read_image(networks.BUNDLED / "scene-1.png").float() / 255
     look = view(detector.model, image, image=image.permute(1, 2, 0).double().numpy(), classes=detector.classes)
@@ -59,7 +59,7 @@ def readme() -> None:
     regular, moved, weights = [], [], []
     for layer, found in locations(detector.model, image, OfBox(look.box)).items():
         if layer in (steps := look.recording.deformable()):
-            # A pixel of the map that is sampled is as far from the next as all layers below stride together.
+            # Adjacent pixels of the sampled map are as far apart in the image as the product of all strides below.
             below = [step.stride for _, step in look.recording.steps(layer)[:-1]]
             offset = steps[layer].offset.double().permute(0, 2, 3, 1) * torch.stack(below).prod(0)
             moved.append(look.recording.samples(layer).reshape(-1, 2))
@@ -84,7 +84,7 @@ def readme() -> None:
 
 
 def garment() -> None:
-    """Draw what one output on a turned pullover looks at, through the deformable layers of a small classifier."""
+    """Draw the points that one output reads on a rotated pullover, through the deformable layers of a classifier."""
     classifier = next(n for n in networks.bundled() if n.id == "deform-v1-3")
     test = FashionMNIST.load().test
     image = test.pictures[int((test.labels == 2).nonzero()[0])].expand(3, -1, -1)
@@ -94,7 +94,7 @@ def garment() -> None:
 
 
 def training() -> None:
-    """Draw offsets while a classifier of the geometry study trains for one epoch on turned and scaled clothes."""
+    """Draw offsets while a classifier of the geometry study trains for one epoch on rotated and scaled clothes."""
     torch.manual_seed(0)
     net, random, recipe = build("deform-v1-3"), torch.Generator().manual_seed(0), Protocol.of("quick").recipe
     train = FashionMNIST.load().train

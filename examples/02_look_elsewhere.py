@@ -1,4 +1,4 @@
-"""A task where looking elsewhere helps: how far to shift is written in the picture, so no fixed kernel can do it."""
+"""A task that needs moving samples: the input says in which direction to shift it, so no fixed kernel can do it."""
 
 import torch
 import torch.nn.functional as F
@@ -8,16 +8,16 @@ from pliant.nn import DeformConv2d, parameter_groups
 
 
 def batch(n: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Draw smooth pictures with a flag channel; the target is shifted by 3 pixels right (flag 1) or left (flag −1)."""
+    """Draw smooth images with a flag channel; the target reads the image 3 pixels to the right (1) or left (−1)."""
     smooth = F.avg_pool2d(torch.randn(n, 1, 22, 22), 5, stride=1)
     flag = torch.randint(2, (n, 1, 1, 1)).float() * 2 - 1
-    picture = smooth[..., 3:15]
+    image = smooth[..., 3:15]
     target = torch.where(flag > 0, smooth[..., 6:18], smooth[..., 0:12])
-    return torch.cat([picture, flag.expand_as(picture)], 1), target, flag.flatten()
+    return torch.cat([image, flag.expand_as(image)], 1), target, flag.flatten()
 
 
 def train(layer: nn.Module, steps: int = 400) -> float:
-    """Return the error on fresh pictures, as a share of the target's variance."""
+    """Return the error on new images, as a fraction of the target's variance."""
     optimizer = torch.optim.Adam(parameter_groups(layer, 0.02, 1.0))
     for _ in range(steps):
         x, target, _ = batch(16)
@@ -38,4 +38,4 @@ x, _, flag = batch(64)
 offset, _ = deformable.predict(x)
 for side, name in ((1, "right"), (-1, "left")):
     moved = offset[flag == side][:, 1::2].mean()
-    print(f"pictures to shift {name + ':':7} samples moved by {moved:+.2f} pixels on average")
+    print(f"images to shift {name + ':':7} samples moved by {moved:+.2f} pixels on average")

@@ -1,4 +1,4 @@
-"""channels_last, autocast and torch.compile: what they cost on this machine, and how far the numbers move."""
+"""channels_last, autocast and torch.compile: their times on this machine, and how much the results change."""
 
 import time
 from collections.abc import Callable
@@ -12,17 +12,17 @@ torch.manual_seed(0)
 net = nn.Sequential(DeformConv2d(32, 32, 3, padding=1), nn.ReLU(), DeformConv2d(32, 32, 3, padding=1))
 for layer in (net[0], net[2]):
     nn.init.normal_(layer.conv_offset.weight, std=0.02)
-pictures = torch.randn(2, 32, 40, 40)
+images = torch.randn(2, 32, 40, 40)
 
 
 def autocast(x: Tensor) -> Tensor:
-    """Run in bfloat16; offsets and masks stay float32, so coordinates lose nothing."""
+    """Run in bfloat16; offsets and masks stay float32, so coordinates lose no precision."""
     with torch.autocast("cpu", torch.bfloat16):
         return net(x)
 
 
 def measure(name: str, call: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """Print the time of one training step, the best of five, and the difference from plain float32."""
+    """Print the shortest time of five training steps, and the difference from plain float32."""
     times = []
     for _ in range(6):
         start = time.perf_counter()
@@ -35,11 +35,11 @@ def measure(name: str, call: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 
 
 with torch.no_grad():
-    reference = net(pictures)
-measure("as it is", net, pictures)
-# backend="aot_eager" traces forward and backward whole without a C++ compiler; leave it out to generate code.
-measure("compiled", torch.compile(net, fullgraph=True, backend="aot_eager"), pictures)
-net, pictures = net.to(memory_format=torch.channels_last), pictures.to(memory_format=torch.channels_last)
-y = measure("channels_last", net, pictures)
+    reference = net(images)
+measure("as it is", net, images)
+# backend="aot_eager" traces the whole forward and backward without a C++ compiler; omit it to generate code.
+measure("compiled", torch.compile(net, fullgraph=True, backend="aot_eager"), images)
+net, images = net.to(memory_format=torch.channels_last), images.to(memory_format=torch.channels_last)
+y = measure("channels_last", net, images)
 print(f"  the output is channels_last too: {y.is_contiguous(memory_format=torch.channels_last)}")
-measure("channels_last, autocast", autocast, pictures)
+measure("channels_last, autocast", autocast, images)
