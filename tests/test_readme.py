@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import shlex
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
-from pliant import app, ops
+from pliant import app, nn, ops
+from pliant.ops.table import OPERATORS
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
@@ -40,10 +43,13 @@ def inline(page: Path) -> list[list[str]]:
 EXAMPLES = [(page, i, code) for page in PAGES for i, code in enumerate(blocks(page, "python"))]
 
 
-def marked(page: Path, table: str) -> list[list[str]]:
-    """Return the cells of the table between ``<!-- table -->`` and ``<!-- /table -->``, without its two head lines."""
-    (inside,) = re.findall(rf"^<!-- {table} -->\n(.*?)\n<!-- /{table} -->$", page.read_text(), re.MULTILINE | re.DOTALL)
-    return [[cell.strip() for cell in line.strip("|").split("|")] for line in inside.splitlines()[2:]]
+def module(path: Path) -> ModuleType:
+    """Return a script of the repository as a module."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    loaded = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(loaded)
+    return loaded
 
 
 def test_both_readmes_show_the_same() -> None:
@@ -58,15 +64,22 @@ def test_both_readmes_show_the_same() -> None:
     assert LINK.findall(english.read_text()) == LINK.findall(chinese.read_text())
 
 
-@pytest.mark.parametrize("page", ["README.md", "README.zh.md", "docs/index.md"])
-def test_the_tables_list_every_operator(page: str) -> None:
-    """Each operator has one row in each table, and the first table links it to a page that documents it."""
-    linked = [re.fullmatch(r"\[`(\w+)`\]\((\S+)\)", row[0]) for row in marked(ROOT / page, "operators")]
-    assert sorted(link[1] if link else "no link" for link in linked) == sorted(ops.__all__)
-    for link in filter(None, linked):
-        documented = ((ROOT / page).parent / link[2]).read_text()
-        assert re.search(rf"^::: pliant\.ops\.(\w+\.)*{link[1]}$", documented, re.MULTILINE), link[1]
-    assert sorted(row[0].strip("`") for row in marked(ROOT / page, "support")) == sorted(ops.__all__)
+def test_the_table_of_operators_is_whole() -> None:
+    """Every public operator has one record, and its page documents it."""
+    assert sorted(o.name for o in OPERATORS) == sorted(ops.__all__)
+    for operator in OPERATORS:
+        documented = (ROOT / "docs" / operator.page).read_text()
+        assert re.search(rf"^::: pliant\.ops\.(\w+\.)*{operator.name}$", documented, re.MULTILINE), operator.name
+        assert not operator.layer or operator.layer in nn.__all__
+
+
+def test_the_pages_have_the_tables_of_today() -> None:
+    """`python docs/tables.py` writes them."""
+    tables = module(ROOT / "docs" / "tables.py")
+    assert set(tables.CHINESE) == set(ops.__all__)
+    for page in tables.PAGES:
+        for name, table in tables.tables(page).items():
+            assert f"<!-- {name} -->\n{table}\n<!-- /{name} -->" in (ROOT / page).read_text(), (page, name)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pliant.ops.roi.triton import bins as _bins_triton as triton
+from pliant.ops.roi.triton import bins as triton
 from pliant.ops.gpu.launch import Launch
 
 KERNELS = ("maxima", "maxima back", "averages", "averages back", "maxima back in integers", "averages back in integers")

@@ -12,8 +12,8 @@ import triton.language as tl
 from torch import Tensor
 from triton.runtime import interpreter
 
-from pliant.ops.roi.triton import averages as averages
-from pliant.ops.roi.triton import bins as _bins_triton as bins
+from pliant.ops.roi.triton import averages
+from pliant.ops.roi.triton import bins
 from pliant.ops.conv import reference
 from pliant.ops.conv import triton as convolution
 from pliant.ops.local_response_norm import triton as normalization

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pliant.ops.roi.triton import bins as _bins_triton as triton
+from pliant.ops.roi.triton import bins as triton
 from pliant.ops.ps_roi_pool import reference as averages
 from pliant.ops.roi_pool import reference as maxima
 from pliant.testing import ROI_CASES, TOLERANCE, RoICase, error

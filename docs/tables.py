@@ -1,0 +1,108 @@
+"""Write the tables of operators into README.md, README.zh.md and docs/index.md, from ``pliant.ops.table``.
+
+``python docs/tables.py`` replaces what stands between ``<!-- operators -->`` and ``<!-- /operators -->``, and between
+``<!-- support -->`` and ``<!-- /support -->``; tests/test_readme.py compares the pages with what this file writes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+
+from pliant.ops.table import OPERATORS
+
+ROOT = Path(__file__).parents[1]
+SHORT = {torch.float64: "f64", torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}
+# The order in which dtypes are listed: from wide to narrow.
+WIDE_FIRST = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+CHINESE = {
+    "deform_conv2d": "每个采样点按学到的偏移量移动的卷积（v1），并可乘以学到的调制系数（v2）",
+    "deform_roi_pool": "对框内各格取平均，每格按学到的偏移量移动（v1），并可乘以学到的调制系数（v2）",
+    "deform_psroi_pool": "位置敏感的 `deform_roi_pool`：每格只读取属于自己的通道",
+    "roi_align": "对框内各格的双线性采样值取平均；参数与 torchvision 一致",
+    "ps_roi_align": "位置敏感的 `roi_align`：每格只读取属于自己的通道；参数与 torchvision 一致",
+    "roi_pool": "对框内各格的整数像素取最大值；参数与 torchvision 一致",
+    "ps_roi_pool": "位置敏感：每格在属于自己的通道中对整数像素取平均；参数与 torchvision 一致",
+    "local_response_norm": "除以相邻通道（或相邻像素）的能量的幂；参数与 PyTorch 一致",
+    "lrn": "沿最后一维的局部响应归一化；参数与 TensorFlow 一致",
+    "nms": "非极大值抑制：在重叠的框中只留最好的一个；结果精确；参数与 torchvision 一致",
+    "batched_nms": "按类别分开的 `nms`；参数与 torchvision 一致",
+}
+WORDS = {
+    "en": {
+        "operators": ("operator", "what it does", "layer", "source"),
+        "support": ("operator", "CPU", "GPU", "twice differentiable in", "`torch.compile`", "export"),
+        "whole": "whole graph",
+        "parts": "breaks the graph",
+        "none": "none",
+    },
+    "zh": {
+        "operators": ("算子", "作用", "层", "出处"),
+        "support": ("算子", "CPU", "GPU", "可求二阶导数的输入", "`torch.compile`", "导出"),
+        "whole": "整图",
+        "parts": "图在此中断",
+        "none": "无",
+    },
+}
+# Each page, the folder of the operators' pages as seen from there, and its language.
+PAGES = {"README.md": ("docs/", "en"), "README.zh.md": ("docs/", "zh"), "docs/index.md": ("", "en")}
+
+
+def tables(page: str) -> dict[str, str]:
+    """Return the tables of a page by their names, in Markdown."""
+    folder, language = PAGES[page]
+    words = WORDS[language]
+    chinese = language == "zh"
+
+    def source(text: str) -> str:
+        return text.replace(" et al.", " 等").replace(", ", "，") if chinese else text
+
+    operators = (
+        (
+            f"[`{o.name}`]({folder}{o.page})",
+            CHINESE[o.name] if chinese else o.meaning,
+            f"`{o.layer}`" if o.layer else "",
+            source(o.source),
+        )
+        for o in OPERATORS
+    )
+    support = (
+        (
+            f"`{o.name}`",
+            " ".join(SHORT[d] for d in WIDE_FIRST if d in o.dtypes),
+            " ".join(SHORT[d] for d in WIDE_FIRST if d in o.gpu_dtypes),
+            ", ".join(f"`{name}`" for name in o.gradients) or str(words["none"]),
+            str(words["whole" if o.whole else "parts"]),
+            ", ".join(o.exports),
+        )
+        for o in OPERATORS
+    )
+    return {"operators": _table(words["operators"], operators), "support": _table(words["support"], support)}
+
+
+def _table(head: Iterable[str], rows: Iterable[tuple[str, ...]]) -> str:
+    head = tuple(head)
+    lines = [head, *rows]
+    written = [f"| {' | '.join(cells)} |" for cells in lines]
+    return "\n".join([written[0], "|" + "---|" * len(head), *written[1:]])
+
+
+def write(page: str) -> None:
+    """Replace the tables of a page."""
+    path = ROOT / page
+    text = path.read_text(encoding="utf-8")
+    for name, table in tables(page).items():
+        marked = re.compile(rf"(?<=<!-- {name} -->\n).*?(?=\n<!-- /{name} -->)", re.DOTALL)
+        if not marked.search(text):
+            raise SystemExit(f"{page} has no place for the table of {name}: <!-- {name} --> and <!-- /{name} -->")
+        text = marked.sub(lambda _, table=table: table, text)
+    path.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    for each in PAGES:
+        write(each)
