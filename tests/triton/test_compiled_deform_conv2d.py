@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from pliant.ops.gpu.launch import Launch
 from pliant.ops.conv import triton
+from pliant.ops.gpu.launch import Launch
 from pliant.testing import DEFORM_CONV_SPEED, DeformConvCase
 
 BY_NAME = {case.name: case for case in DEFORM_CONV_SPEED}

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from pliant.ops.roi.triton import averages as triton
 from pliant.ops.gpu.launch import Launch
+from pliant.ops.roi.triton import averages as triton
 from pliant.testing import ROI_SPEED, RoICase
 
 # The RoI head of a detector, and the score maps of R-FCN with 21 classes.

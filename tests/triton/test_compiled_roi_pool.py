@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from pliant.ops.roi.triton import bins as triton
 from pliant.ops.gpu.launch import Launch
+from pliant.ops.roi.triton import bins as triton
 
 KERNELS = ("maxima", "maxima back", "averages", "averages back", "maxima back in integers", "averages back in integers")
 

@@ -9,15 +9,14 @@ import numpy as np
 import pytest
 import torch
 import triton.language as tl
+from pliant.ops.roi_align import reference as align
 from torch import Tensor
 from triton.runtime import interpreter
 
-from pliant.ops.roi.triton import averages
-from pliant.ops.roi.triton import bins
 from pliant.ops.conv import reference
 from pliant.ops.conv import triton as convolution
 from pliant.ops.local_response_norm import triton as normalization
-from pliant.ops.roi_align import reference as align
+from pliant.ops.roi.triton import averages, bins
 from pliant.testing import TOLERANCE, error
 
 # A row of pixels, each of so many channels that the last two lie past 2³¹; what is computed reads none but these.

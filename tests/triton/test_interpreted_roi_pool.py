@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+from pliant.ops.ps_roi_pool import reference as averages
+from pliant.ops.roi_pool import reference as maxima
 from torch import Tensor
 
 from pliant.ops.roi.triton import bins as triton
-from pliant.ops.ps_roi_pool import reference as averages
-from pliant.ops.roi_pool import reference as maxima
 from pliant.testing import ROI_CASES, TOLERANCE, RoICase, error
 
 # NumPy's word for what a GPU does without a word.

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from pliant.app import tune
-from pliant.ops.gpu import tuned as _tuned
 from pliant.ops.conv.triton import blocks
+from pliant.ops.gpu import tuned as _tuned
 from pliant.testing import DeformConvCase
 
 SMALL = DeformConvCase("small", (1, 20, 2, 3), 18, (1, 2), padding=(0, 0))

@@ -130,10 +130,11 @@ def _convolution(name: str, values: Values, node: Map, source: Tensor, out: Tens
 
 
 def _deformable(name: str, values: Values, node: Map, source: Tensor, out: Tensor) -> Geometry:
-    pairs = (("sh", "sw"), ("ph", "pw"), ("dh", "dw"))
     if name.startswith("torchvision"):
         pairs = (("stride_h", "stride_w"), ("pad_h", "pad_w"), ("dilation_h", "dilation_w"))
-    stride, padding, dilation = ((values[a], values[b]) for a, b in pairs)
+        stride, padding, dilation = ((values[a], values[b]) for a, b in pairs)
+    else:
+        stride, padding, dilation = values["stride"], values["padding"], values["dilation"]
     return deformed(
         node,
         source,
