@@ -190,7 +190,7 @@ def test_detections_by_hand(detector: Make) -> None:
 
 
 def test_learns_two_pictures(detector: Make, backbone: Make, learn: Make) -> None:
-    learn(detector(backbone=backbone(deform=(None, None, None, "v2")), roi_pool="deform"), 3e-3, 60)
+    learn(detector(backbone=backbone(deform=(None, None, None, "v2")), roi_pool="deform"), 2e-3, 90)
 
 
 @pytest.mark.parametrize("neck", ["fpn", "c4"])
