@@ -13,9 +13,9 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, astuple, dataclass, fields
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 from typing import Protocol as Interface
 
 import torch
@@ -24,21 +24,42 @@ import pliant
 from pliant.studies.store import Store, weights
 
 Tell = Callable[[int, int], None]
+T = TypeVar("T", bound="Task")
 
 
 class Progress(Interface):
-    """Who is told how far the study is."""
+    """Receiver of a study's progress."""
 
     def epoch(self, task: Any, epoch: int, epochs: int) -> None:
-        """Take note that a run finished an epoch."""
+        """A run has finished an epoch."""
 
     def finished(self, task: Any, result: dict[str, Any]) -> None:
-        """Take note that a run is finished and on the disk."""
+        """A run is finished and its result is on the disk."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """One run. Every study has fields of its own: contestant, condition (what it is trained on), seed."""
+
+    @property
+    def name(self) -> str:
+        """Return the name of its files."""
+        return "-".join(map(str, astuple(self)))
+
+    @classmethod
+    def of(cls: type[T], result: dict[str, Any]) -> T:
+        """Return the task whose result this is; KeyError or TypeError where it is none."""
+        return cls(**{field.name: result[field.name] for field in fields(cls)})
+
+    def described(self, label: str, profile: str) -> dict[str, Any]:
+        """Return what the result of this run begins with: what identifies it."""
+        contestant, *others = asdict(self).items()
+        return dict([contestant, ("label", label), *others, ("profile", profile)])
 
 
 @dataclass(frozen=True)
 class Study(ABC):
-    """A study to run; every kind of study says what its tasks are and how one is run.
+    """A study to run; a subclass says what its conditions are and how one task is run.
 
     Args:
         protocol: what all runs share.
@@ -51,6 +72,7 @@ class Study(ABC):
 
     title: ClassVar[str]
     everyone: ClassVar[Sequence[str]]
+    task: ClassVar[type[Task]]
 
     protocol: Any
     out: Path
@@ -76,13 +98,20 @@ class Study(ABC):
         except (RuntimeError, AssertionError) as error:
             raise ValueError(f"{self.title}: torch cannot compute on device {self.device!r} here") from error
 
+    @property
     @abstractmethod
+    def conditions(self) -> Sequence[str]:
+        """Return what contestants are trained on."""
+
     def tasks(self) -> list[Any]:
-        """Return all runs, seed by seed, so that an interrupted study compares like with like."""
+        """Return all runs, seed by seed, so that an interrupted study has the same seeds of all contestants."""
+        order = [c for c in self.everyone if c in self.contestants]
+        every: list[tuple[Any, ...]] = [(c, of, s) for s in range(self.seeds) for of in self.conditions for c in order]
+        return [self.task(*each) for each in every]
 
     @abstractmethod
     def load(self) -> Any:
-        """Return the data that the protocol admits; every process loads its own."""
+        """Return the data of the protocol; every process loads its own."""
 
     @abstractmethod
     def settings(self, data: Any) -> dict[str, Any]:
@@ -92,10 +121,10 @@ class Study(ABC):
     def run_one(self, task: Any, data: Any, path: Path, tell: Tell) -> dict[str, Any]:
         """Return the result of one run, and write the weights of a network to `path`."""
 
-    @staticmethod
-    @abstractmethod
-    def task_of(result: dict[str, Any]) -> Any:
-        """Return the task whose result this is; KeyError, TypeError or ValueError where it is none."""
+    @classmethod
+    def task_of(cls, result: dict[str, Any]) -> Task:
+        """Return the task whose result this is; KeyError or TypeError where it is none."""
+        return cls.task.of(result)
 
     def store(self, data: Any) -> Store:
         """Return the folder of the results, made when missing."""
@@ -119,16 +148,16 @@ class Study(ABC):
 
 
 def run(study: Study, store: Store, data: Any, progress: Progress) -> None:
-    """Run what is not finished yet and append every result to `store`.
+    """Run all tasks that are not finished and append every result to `store`.
 
     Raises:
-        OSError: the disk is full or a file cannot be written; what is finished stays valid.
+        OSError: the disk is full or a file cannot be written; finished runs stay valid.
         RuntimeError: a process died.
-        KeyboardInterrupt: Ctrl-C; what is finished stays valid.
+        KeyboardInterrupt: Ctrl-C; finished runs stay valid.
     """
     todo = [task for task in study.tasks() if task not in store.finished]
     jobs = min(study.jobs, len(todo))
-    # torch's own count, which OMP_NUM_THREADS bounds.
+    # torch's own count, which OMP_NUM_THREADS limits.
     threads = max(1, torch.get_num_threads() // study.jobs)
     if jobs == 1:
         with _threads(threads):
@@ -200,7 +229,7 @@ def _work(study: Study, threads: int, tasks: Any, messages: Any) -> None:
 
 
 def _end_with_the_parent() -> None:
-    """End this process as soon as nobody takes its results: a parent that is killed ends no worker."""
+    """End this process when its parent has died: nothing else ends the workers of a parent that is killed."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()

@@ -1,4 +1,4 @@
-"""What the deformable layers of a detector do on test pictures: effective dilation by size of object, moved bins."""
+"""What the deformable layers of a detector do on test images: effective dilation by size of object, shifts of bins."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from pliant.nn import DeformConv2d
 from pliant.show import bins
 from pliant.studies.detection.protocol import Kept, shown, size_of
-from pliant.studies.measures import correlation, effective_dilation, outside
+from pliant.studies.measures import OffsetSums, correlation, effective_dilation
 
 NAMES = ("dilation", "spearman", "offsets", "bins")
 GROUPS = ("small", "medium", "large", "background")
-PICTURES = 120  # that are looked at
+IMAGES = 120  # measured, at most
 
 
 def layer_name(name: str) -> str:
@@ -30,7 +30,7 @@ def layer_name(name: str) -> str:
 
 
 def watch(model: Any, image: Tensor) -> Iterator[tuple[str, DeformConv2d, Tensor, Tensor]]:
-    """Return (name, layer, its input, its offsets) of every deformable convolution while a picture passes."""
+    """Return (name, layer, its input, its offsets) of every deformable convolution while an image passes."""
     seen: list[tuple[str, DeformConv2d, Tensor]] = []
     hooks = [
         layer.register_forward_pre_hook(lambda layer, inputs, name=name: seen.append((name, layer, inputs[0])))
@@ -48,11 +48,11 @@ def watch(model: Any, image: Tensor) -> Iterator[tuple[str, DeformConv2d, Tensor
 
 @torch.no_grad()
 def watched(model: nn.Module, test: Kept) -> dict[str, Any]:
-    """Return what a detector's deformable layers do, on the CPU; None for what it has not.
+    """Return what a detector's deformable layers do, on the CPU; None for layers that it lacks.
 
     ``dilation``: rows of layer, group, mean, sd, n. A position of a layer's map belongs to the objects in whose boxes
-    its middle lies, by their size, or to the background. ``spearman``: per layer ρ of an object's √(w·h) and the mean
-    effective dilation in its box, with a bootstrap interval over pictures. ``offsets``: per layer the mean |offset| and
+    its centre lies, by their size, or to the background. ``spearman``: per layer ρ of an object's √(w·h) and the mean
+    effective dilation in its box, with a bootstrap interval over images. ``offsets``: per layer the mean |offset| and
     the share of samples that read nothing. ``bins``: see :func:`moved_bins`.
 
     Source: Dai et al., ICCV 2017, table 2.
@@ -62,9 +62,9 @@ def watched(model: nn.Module, test: Kept) -> dict[str, Any]:
     if not any(isinstance(layer, DeformConv2d) for layer in model.modules()):
         return result | {"bins": moved_bins(model, test)}
     totals: dict[tuple[str, str], list[float]] = {}
-    offsets: dict[str, list[float]] = {}
+    offsets = OffsetSums()
     objects: dict[str, list[list[tuple[float, float]]]] = {}
-    for index in range(min(PICTURES, len(test))):
+    for index in range(min(IMAGES, len(test))):
         image, target = test[index]
         boxes = target["boxes"][~target["ignore"]]
         for name, layer, map_, offset in watch(model, image):
@@ -77,20 +77,15 @@ def watched(model: nn.Module, test: Kept) -> dict[str, Any]:
                     here.append((float((box[2:] - box[:2]).prod().sqrt()), float(distance[on].mean())))
             _add(totals, (name, "background"), distance[~inside.any(0)])
             objects.setdefault(name, []).append(here)
-            missed = outside(layer, offset, *map_.shape[2:])
-            sums = offsets.setdefault(name, [0.0, 0, 0.0, 0])
-            sums[0] += float(offset.abs().sum(dtype=torch.float64))
-            sums[1] += offset.numel()
-            sums[2] += float(missed.sum())
-            sums[3] += missed.numel()
+            offsets.add(name, layer, offset, *map_.shape[2:])
     return result | {
         "dilation": [
             {"layer": name, "group": group, "mean": s / n, "sd": math.sqrt(max(0.0, q / n - (s / n) ** 2)), "n": int(n)}
             for (name, group), (s, q, n) in totals.items()
             if n
         ],
-        "spearman": {name: _correlation(pictures) for name, pictures in objects.items()},
-        "offsets": {name: {"mean_abs": s[0] / s[1], "outside": s[2] / s[3]} for name, s in offsets.items()},
+        "spearman": {name: _correlation(images) for name, images in objects.items()},
+        "offsets": offsets.means(),
         "bins": moved_bins(model, test),
     }
 
@@ -99,13 +94,13 @@ def watched(model: nn.Module, test: Kept) -> dict[str, Any]:
 def moved_bins(model: Any, test: Kept) -> list[dict[str, Any]] | None:
     """Return how far deformable RoI pooling moves the bins of the true boxes; None where there is none.
 
-    Rows of group (size of the object), n, and mean: the length of a bin's shift in shares of the box's sides.
+    Rows of group (size of the object), n, and mean: the length of a bin's shift relative to the box's sides.
     """
     pool = model.pool.deform
     if pool is None:
         return None
     found: dict[str, list[float]] = {}
-    for index in range(min(PICTURES, len(test))):
+    for index in range(min(IMAGES, len(test))):
         image, target = test[index]
         boxes = target["boxes"][~target["ignore"]]
         if len(boxes):
@@ -122,7 +117,7 @@ def bin_shifts(model: Any, image: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor
     """Return by how much deformable RoI pooling moves the bins of boxes, and their masks.
 
     Returns:
-        shifts (n, 2, P, P), x first, in shares of the box's sides; masks (n, 1, P, P) or None.
+        shifts (n, 2, P, P), x first, relative to the box's sides; masks (n, 1, P, P) or None.
     """
     found = bins.bins(model, shown(image), boxes)
     sides = (found.boxes[:, 2:] - found.boxes[:, :2])[:, None, None]
@@ -130,9 +125,9 @@ def bin_shifts(model: Any, image: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor
     return shifts, None if found.mask is None else torch.from_numpy(found.mask).float()[:, None]
 
 
-def _inside(boxes: Tensor, size: torch.Size, picture: torch.Size) -> Tensor:
+def _inside(boxes: Tensor, size: torch.Size, image: torch.Size) -> Tensor:
     """Return which positions of a map of `size` lie in which boxes: (n, Ho, Wo)."""
-    (Ho, Wo), (H, W) = size, picture
+    (Ho, Wo), (H, W) = size, image
     y = (torch.arange(Ho) + 0.5) * (H / Ho)
     x = (torch.arange(Wo) + 0.5) * (W / Wo)
     left, top, right, bottom = boxes.T[..., None, None]
@@ -148,13 +143,13 @@ def _add(totals: dict[tuple[str, str], list[float]], key: tuple[str, str], value
     total[2] += values.numel()
 
 
-def _correlation(pictures: list[list[tuple[float, float]]]) -> dict[str, float]:
-    """Return Spearman's ρ over objects, its interval over pictures: all objects of one are drawn together."""
+def _correlation(images: list[list[tuple[float, float]]]) -> dict[str, float]:
+    """Return Spearman's ρ over objects, and its interval over images, whose objects are resampled together."""
     import numpy as np
 
-    most = max(1, *(len(objects) for objects in pictures))
-    values = np.full((2, most, len(pictures)), np.nan)
-    for column, objects in enumerate(pictures):
+    most = max(1, *(len(objects) for objects in images))
+    values = np.full((2, most, len(images)), np.nan)
+    for column, objects in enumerate(images):
         for row, pair in enumerate(objects):
             values[:, row, column] = pair
     return correlation(*values)

@@ -1,66 +1,56 @@
-"""The geometry study's report: one HTML file that says what was asked, what was done and what came out."""
+"""The geometry study's report: one HTML file with the question, the protocol and the results."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from pliant.studies.geometry.report import findings, pictures, sections
-from pliant.studies.geometry.report.results import Results, read
-from pliant.studies.report import page
+from pliant.studies.geometry.report import figures, findings, sections
+from pliant.studies.geometry.report.results import Results
+from pliant.studies.report import frame, page
+from pliant.studies.report.figures import Figure, placed
 from pliant.studies.report.page import count
-from pliant.studies.report.pictures import Picture, save
 
 __all__ = ["write"]
 
 
 def write(out: Path) -> Path:
-    """Write `out`/report.html, and its pictures as files to `out`/pictures, from what `out` holds.
-
-    One self-contained file: style, charts and pictures are inside it, nothing is fetched. Contestants, weights and
-    settings that the folder lacks are left out and named.
+    """Write `out`/report.html, and its figures as files to `out`/pictures, from what `out` holds; return its path.
 
     Args:
         out: folder of a study: results.jsonl, settings.json, models.
-
-    Returns:
-        The path of the report.
 
     Raises:
         FileNotFoundError: there is no results.jsonl.
         ValueError: no run is finished.
         OSError: it cannot be written; a report that was there before stays.
     """
-    out = Path(out)
-    results = read(out)
-    drawn = pictures.all_pictures(results)
-    save(drawn, out / "pictures")
-    text = page.page("pliant: the geometry study", _body(results, drawn), hide=results.contestants)
-    return page.write(text, out / "report.html")
+    results = Results.read(Path(out))
+    drawn = figures.all_figures(results)
+    content = frame.Content(
+        title="Do deformable layers cope with transformations that training did not show?",
+        quick=_quick(results),
+        findings=_findings(results),
+        question=_QUESTION,
+        protocol=_protocol(results),
+        sections=_sections(results, drawn),
+    )
+    return frame.write(results, drawn, content)
 
 
-def _body(results: Results, drawn: list[Picture]) -> list[str]:
-    by_name = {picture.name: picture for picture in drawn}
-    body = [page.heading("Do deformable layers cope with geometry nobody showed them?", 1)]
-    if results.profile != "full":
-        body.append(page.paragraph(_quick(results), "quick"))
-    if results.missing:
-        body.append(page.paragraph("The study is not whole: what is missing is named below.", "quick"))
-    body.append(page.heading("What came out"))
-    for training in results.trainings:
+def _findings(results: Results) -> list[str]:
+    body = []
+    for training in results.conditions:
         body += [page.paragraph(" ".join(findings.verdict(results, training))), sections.duels(results, training)]
-    body.append(page.bullets(findings.sentences(results)))
-    body += [page.heading("The question"), *map(page.paragraph, _QUESTION)]
-    body += [page.heading("The protocol"), page.bullets(_protocol(results))]
-    if results.missing or results.notes:
-        body.append(page.heading("What is missing", 3))
-        missing = [f"Not run, and left out everywhere: {', '.join(results.missing)}."] if results.missing else []
-        body.append(page.bullets(missing + results.notes))
+    return [*body, page.bullets(findings.sentences(results))]
 
-    body += [page.heading("Accuracy"), page.paragraph(_COLUMNS)]
-    body += [sections.accuracy(results, training) for training in results.trainings]
-    body += [page.details("Every single strength", "".join(sections.strengths(results, t) for t in results.trainings))]
-    margins = [text for training in results.trainings if (text := sections.margins(results, training))]
+
+def _sections(results: Results, drawn: list[Figure]) -> list[str]:
+    trainings = results.conditions
+    body = [page.heading("Accuracy"), page.paragraph(_COLUMNS)]
+    body += [sections.accuracy(results, training) for training in trainings]
+    body += [page.details("Every single strength", "".join(sections.strengths(results, t) for t in trainings))]
+    margins = [text for training in trainings if (text := sections.margins(results, training))]
     if margins:
         body += [page.heading("Against the best control"), page.paragraph(_MARGINS), *margins]
     body += [page.heading("What it costs"), sections.cost(results)]
@@ -71,14 +61,10 @@ def _body(results: Results, drawn: list[Picture]) -> list[str]:
     dilation, correlations = sections.dilation(results), sections.correlations(results)
     if dilation or correlations:
         body += [page.heading("Does the grid grow with the object?"), page.paragraph(_DILATION), dilation, correlations]
-    if "sampling" in by_name or "poses" in by_name:
-        body += [page.heading("Where the layers look"), page.paragraph(_POINTS)]
-    for name, title in (("sampling", ""), ("poses", ""), ("grids", "Grids as special cases"), ("lrn", "Inhibition")):
-        if name in by_name:
-            body += [page.heading(title)] if title else []
-            body.append(page.picture(by_name[name].data, _ALTERNATIVES[name], by_name[name].caption))
-    body.append(page.footer("geometry", results.folder, results.settings))
-    return body
+    points = [*placed(drawn, "sampling"), *placed(drawn, "poses")]
+    if points:
+        body += [page.heading("Where the layers look"), page.paragraph(_POINTS), *points]
+    return [*body, *placed(drawn, "grids", "Grids as special cases"), *placed(drawn, "lrn", "Inhibition")]
 
 
 def _quick(results: Results) -> str:
@@ -86,22 +72,20 @@ def _quick(results: Results) -> str:
     length = f"{epochs} epochs" if epochs is not None else "few epochs"
     return (
         f"This is the {results.profile} profile: {count(len(results.seeds), 'seed')}, {length}. It shows that "
-        "everything works and which way things lean; it does not decide anything. The full profile (`pliant study "
+        "everything works and which way the results lean; it decides nothing. The full profile (`pliant study "
         "geometry` without --quick) trains longer, with five seeds."
     )
 
 
 def _protocol(results: Results) -> list[str]:
     settings: dict[str, Any] = results.settings
-    said = [
-        f"Profile: {results.profile}. Seeds: {', '.join(map(str, results.seeds))}; {len(results.runs)} finished runs."
-    ]
+    said = []
     data = settings.get("data", {})
     if data:
         said.append(
-            f"Pictures: {data.get('name')}, {data.get('train')} to train on and {data.get('test')} to test on "
-            f"({data.get('source')}), each drawn on a black canvas of {settings.get('canvas')} pixels a side. "
-            "Training pictures are drawn anew in every epoch; the test poses are the same for everybody."
+            f"Images: {data.get('name')}, {data.get('train')} to train on and {data.get('test')} to test on "
+            f"({data.get('source')}), each drawn on a black canvas with sides of {settings.get('canvas')} pixels. "
+            "Training images are drawn anew in every epoch; the test poses are the same for all contestants."
         )
     trainings = settings.get("trainings", {})
     for name, title in (("upright", "Trained upright"), ("augmented", "Trained with augmentation")):
@@ -111,7 +95,7 @@ def _protocol(results: Results) -> list[str]:
         tests = "; ".join(f"{kind} {', '.join(f'{s:g}' for s in all_)}" for kind, all_ in settings["strengths"].items())
         said.append(
             f"Tested clean (posed as in upright training) and under one transformation at a time: {tests}. Strengths "
-            "that augmentation does not cover are seen by nobody in training."
+            "that augmentation does not cover never occur in training."
         )
     if settings.get("optimiser"):
         optimiser = settings["optimiser"]
@@ -121,8 +105,8 @@ def _protocol(results: Results) -> list[str]:
             "have as many parameters as “deformable v2, 3 layers”, within 5 %."
         )
     said.append(
-        "Controls: everything that is not deformable. Fixed larger dilation is the decisive one: it sees as far as "
-        "a deformable grid, but cannot adapt."
+        "Controls: everything that is not deformable. A larger fixed dilation is the decisive one: it reaches as far "
+        "as a deformable grid, but does not adapt."
     )
     return said
 
@@ -130,7 +114,7 @@ def _protocol(results: Results) -> list[str]:
 def _ranges(ranges: dict[str, Any]) -> str:
     words = {
         "scale": "scale {0:g} to {1:g}",
-        "rotation": "turned by up to {1:g}° to either side",
+        "rotation": "rotated by up to {1:g}° to either side",
         "aspect": "sides stretched up to {1:g} : 1",
         "shear": "sheared by up to {1:g}",
         "bend": "bent by up to {1:g} of the side",
@@ -140,32 +124,32 @@ def _ranges(ranges: dict[str, Any]) -> str:
         words[kind].format(*values) for kind, values in ranges.items() if kind in words and list(values) != idle[kind]
     ]
     if ranges.get("shift"):
-        said.append(f"up to {ranges['shift']:g} pixels off the middle")
+        said.append(f"up to {ranges['shift']:g} pixels off the centre")
     return ", ".join(said)
 
 
 _QUESTION = (
-    "Objects appear turned, scaled, stretched and bent, in more ways than anyone can list. There are two classical "
+    "Objects appear rotated, scaled, stretched and bent, in more ways than one can list. There are two classical "
     "answers: show the network examples of every transformation (augmentation), or build features that do not change "
-    "under it (such as SIFT). Deformable layers are a learned one: a convolution that predicts from the picture "
-    "itself where its taps sample.",
-    "The study asks whether that helps on real pictures of clothes when everything else is equal: parameters, "
-    "training, pictures, seeds. It asks twice: after training on upright objects only, where every transformation "
+    "under it (such as SIFT). Deformable layers are a third, learned answer: a convolution that predicts from "
+    "the image itself where its taps sample.",
+    "The study asks whether that helps on real images of clothes when everything else is equal: parameters, "
+    "training, images, seeds. It asks twice: after training on upright objects only, where every transformation "
     "is new, and after training with augmentation.",
 )
 _COLUMNS = (
     "Each kind is the mean over its strengths, “all transformed” the mean over kinds, “unseen strengths” the mean over "
     "kinds of the strengths that augmentation does not cover. The highest mean of a column is "
-    "bold, which says nothing about whether the distance to the next is more than chance; the table after these does."
+    "bold, which does not mean that its lead is more than chance; the table after these tests that."
 )
 _MARGINS = (
     "Seed by seed, each deformable network minus the control that is best in that column (chosen by its mean, so "
     "slightly in the control's favour). ▲ and ▼ mark intervals that exclude 0, t intervals over seeds at 95 %, not "
-    "corrected for the number of comparisons. They say how much seeds vary, not how much test pictures do."
+    "corrected for the number of comparisons. They cover how much seeds vary, not how much test images do."
 )
 _CURVES = (
-    "Mean over seeds with a band of one standard deviation; the tinted ground is what augmentation covers. The point "
-    "where nothing is transformed is the clean test. Point at a dot for its value; the boxes switch curves off."
+    "Mean over seeds with a band of one standard deviation; the tinted area is what augmentation covers. The point "
+    "without a transformation is the clean test. Point at a dot to see its value; the boxes switch curves off."
 )
 _DILATION = (
     "The effective dilation is the mean distance of adjacent taps, in pixels of the layer's map, at outputs on the "
@@ -173,12 +157,6 @@ _DILATION = (
 )
 _POINTS = (
     "A sample of the top layer falls between outputs of the layer below and depends on four of them, each with "
-    "offsets of its own; every point is the exact mean position of what its path samples, nothing is rounded. Below "
-    "the deformable layers, points are placed at the centre of what a pixel of the map sees."
+    "offsets of its own; every point is the exact mean position of what its path samples, without rounding. Below the "
+    "deformable layers, a point is the centre of the receptive field of a map pixel."
 )
-_ALTERNATIVES = {
-    "sampling": "Sampling points of one, two and three layers over a picture, regular above, deformable below",
-    "poses": "Sampling points on a small, a large and a rotated object and on the background",
-    "grids": "Regular, scaled, stretched, sheared and rotated sampling grids over a picture",
-    "lrn": "Responses before and after local response normalization, and what channels lose to neighbours",
-}
