@@ -93,6 +93,20 @@ def test_clamping_is_exact_before_it_is_exported() -> None:
         assert error(actual, ops.deform_conv2d(x, offset, weight, padding=1, mask=given, boundary="clamp")) < 1e-12
 
 
+def test_bins_of_whole_pixels_are_exact_before_they_are_exported() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 8, 13, 17, dtype=torch.float64)
+    # Corners at whole and half pixels of the map, inside and outside it, also in the wrong order.
+    rois = torch.cat([torch.randint(2, (200, 1)), torch.randint(-8, 45, (200, 4))], 1).double()
+    expected = ops.ps_roi_pool(x, rois, 2, 0.5)
+    assert error(_rewriting.ps_roi_pool(x, rois, 2, 2, 0.5), expected) < 1e-12
+    # Boxes that are not finite, and those of images that do not exist, are empty.
+    for column, value in ((0, 2.0), (0, -0.5), (0, torch.nan), (1, torch.nan), (3, torch.inf), (2, -torch.inf)):
+        wrong = rois[:1].clone()
+        wrong[0, column] = value
+        assert not _rewriting.ps_roi_pool(x, wrong, 2, 2, 0.5).any()
+
+
 class Norms(nn.Module):
     """Every way to normalize: five that are LRN, three that are not."""
 

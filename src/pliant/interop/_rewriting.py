@@ -9,9 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
 
-from pliant.ops._averaging import working
-from pliant.ops._bins import spans
-from pliant.ops.deform_psroi_pool import reference as deform_psroi_pool
+from pliant import ops
 
 
 def rules(graph: fx.Graph, *, clamp: bool) -> dict[Any, Callable[..., Any]]:
@@ -28,7 +26,7 @@ def rules(graph: fx.Graph, *, clamp: bool) -> dict[Any, Callable[..., Any]]:
         ours.deform_conv2d.default: clamped,
         ours.local_response_norm.default: local_response_norm,
         ours.deform_roi_pool.default: deform_roi_pool,
-        ours.deform_psroi_pool.default: deform_psroi_pool.deform_psroi_pool,
+        ours.deform_psroi_pool.default: deform_psroi_pool,
         ours.ps_roi_align.default: ps_roi_align,
         ours.ps_roi_pool.default: ps_roi_pool,
     }
@@ -172,6 +170,34 @@ def _moved(start: Tensor, end: Tensor, place: Tensor, bins: int, shift: Tensor, 
     return middle - held / 2, middle + held / 2
 
 
+def deform_psroi_pool(
+    input: Tensor,
+    rois: Tensor,
+    offset: Tensor | None,
+    mask: Tensor | None,
+    P: int,
+    scale: float,
+    group: int,
+    part: int,
+    samples: int,
+    std: float,
+) -> Tensor:
+    """Express deformable position-sensitive RoI pooling by its definition: gathers and sums."""
+    return ops.deform_psroi_pool(
+        input,
+        rois,
+        offset,
+        P,
+        scale,
+        group_size=group,
+        part_size=part,
+        sample_per_part=samples,
+        trans_std=std,
+        mask=mask,
+        implementation="reference",
+    )
+
+
 def ps_roi_align(input: Tensor, rois: Tensor, Ph: int, Pw: int, scale: float, ratio: int) -> Tensor:
     """Express position-sensitive RoIAlign by RoIAlign: bin (ph, pw) of the channels whose turn it is there."""
     _, C, _, _ = input.shape
@@ -182,21 +208,35 @@ def ps_roi_align(input: Tensor, rois: Tensor, Ph: int, Pw: int, scale: float, ra
 
 
 def ps_roi_pool(input: Tensor, rois: Tensor, Ph: int, Pw: int, scale: float) -> Tensor:
-    """Express position-sensitive RoI pooling by products with ones where a row or column is in the bin.
+    """Express position-sensitive RoI pooling by a matrix product with masks of the rows and columns of each bin.
 
     A value that is not finite reaches every bin of its channel.
     """
     N, C, H, W = input.shape
     R, c = rois.shape[0], C // (Ph * Pw)
-    maps, corners, image, alive = working(input, rois)
-    top, bottom, left, right = spans(corners, alive, (Ph, Pw), scale, (H, W), 0)
-    y, x = torch.arange(H, device=input.device), torch.arange(W, device=input.device)
-    rows = ((y >= top) & (y < bottom)).to(maps.dtype)  # (R, Ph, H)
-    columns = ((x >= left.transpose(1, 2)) & (x < right.transpose(1, 2))).to(maps.dtype)  # (R, Pw, W)
-    # Rows of every image: those of the others count 0.
-    own = (image[:, None] == torch.arange(N, device=input.device)).to(maps.dtype)
+    maps = input.to(torch.float64 if input.dtype == torch.float64 else torch.float32)
+    rois = rois.to(maps.dtype)
+    image, corners = rois[:, 0], rois[:, 1:] * scale
+    # Round half away from zero, as C does and torch does not.
+    whole = corners.trunc()
+    x1, y1, x2, y2 = (whole + torch.where((corners - whole).abs() >= 0.5, corners.sign(), 0)).unbind(1)
+    rows, columns = _members(y1, y2, Ph, H).to(maps.dtype), _members(x1, x2, Pw, W).to(maps.dtype)
+    area = (rows.sum(2).unsqueeze(2) * columns.sum(2).unsqueeze(1)).clamp(min=1)
+    # The product runs over the rows of all images: those of the others are masked out.
+    own = (image[:, None].floor() == torch.arange(N, device=input.device)).to(maps.dtype)
     rows = (own.view(R, 1, N, 1) * rows.unsqueeze(2)).reshape(R, Ph, N * H).transpose(0, 1)
     table = maps.reshape(N, c, Ph, Pw, H, W).permute(2, 0, 4, 1, 3, 5).reshape(Ph, N * H, c * Pw * W)
     total = torch.matmul(rows, table).reshape(Ph, R, c, Pw, W) * columns.view(R, 1, Pw, W)
-    area = ((bottom - top) * (right - left)).clamp(min=1)
     return (total.sum(4).permute(1, 2, 0, 3) / area.unsqueeze(1)).to(input.dtype)
+
+
+def _members(start: Tensor, end: Tensor, bins: int, extent: int) -> Tensor:
+    """Return which pixels of an axis belong to each bin, (R, bins, extent).
+
+    Bin k has the pixels ``[floor(k·h/bins), ceil((k + 1)·h/bins))`` from `start`, with ``h = max(end − start, 1)``.
+    """
+    bin = (end - start).clamp(min=1).unsqueeze(1) / bins
+    k = torch.arange(bins, device=start.device)
+    low, high = ((edge + start.unsqueeze(1)).unsqueeze(2) for edge in ((k * bin).floor(), ((k + 1) * bin).ceil()))
+    pixel = torch.arange(extent, device=start.device)
+    return (pixel >= low) & (pixel < high)
