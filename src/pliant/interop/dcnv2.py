@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import math
-
-import torch
 from torch import Tensor, nn
 
-from pliant.interop._conv import Pair, convolve, pair
+from pliant.interop._layers import Convolution, Pair, as_runtime_error, convolve, offsets_and_masks, trunk, zero
 from pliant.ops import deform_psroi_pool
 
 
@@ -42,7 +39,7 @@ def dcn_v2_conv(
     return convolve("dcn_v2_conv", input, offset, mask, weight, bias, stride, padding, dilation, 1, deformable_groups)
 
 
-class DCNv2(nn.Module):
+class DCNv2(Convolution):
     """The forks' layer: offsets and masks come from the caller.
 
     Args:
@@ -65,19 +62,13 @@ class DCNv2(nn.Module):
         dilation: Pair = 1,
         deformable_groups: int = 1,
     ) -> None:
-        super().__init__()
-        self.in_channels, self.out_channels, self.deformable_groups = in_channels, out_channels, deformable_groups
-        self.kernel_size, self.stride = pair(kernel_size), pair(stride)
-        self.padding, self.dilation = pair(padding), pair(dilation)
-        self.weight = nn.Parameter(torch.empty(out_channels, in_channels, *self.kernel_size))
-        self.bias = nn.Parameter(torch.empty(out_channels))
+        super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups=1, bias=True)
+        self.deformable_groups = deformable_groups
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Draw the weight uniformly, with ``1/√(C·Kh·Kw)`` as its bound; the bias is zero."""
-        bound = 1 / math.sqrt(self.in_channels * self.kernel_size[0] * self.kernel_size[1])
-        nn.init.uniform_(self.weight, -bound, bound)
-        nn.init.zeros_(self.bias)
+        self._draw()
 
     def forward(self, input: Tensor, offset: Tensor, mask: Tensor) -> Tensor:
         K = self.deformable_groups * self.kernel_size[0] * self.kernel_size[1]
@@ -115,21 +106,15 @@ class DCN(DCNv2):
     ) -> None:
         super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, deformable_groups)
         channels = 3 * deformable_groups * self.kernel_size[0] * self.kernel_size[1]
-        self.conv_offset_mask = nn.Conv2d(
-            in_channels, channels, self.kernel_size, self.stride, self.padding, self.dilation
-        )
+        self.conv_offset_mask = self._branch(channels)
         self.init_offset()
 
     def init_offset(self) -> None:
         """Set the branch to zero."""
-        for parameter in self.conv_offset_mask.parameters():
-            nn.init.zeros_(parameter)
+        zero(self.conv_offset_mask)
 
     def forward(self, input: Tensor) -> Tensor:  # type: ignore[override]
-        predicted = self.conv_offset_mask(input)
-        channels = predicted.shape[1] // 3
-        offset, mask = predicted.split((2 * channels, channels), 1)
-        return super().forward(input, offset, mask.sigmoid())
+        return super().forward(input, *offsets_and_masks(self.conv_offset_mask(input)))
 
 
 def dcn_v2_pooling(
@@ -168,7 +153,7 @@ def dcn_v2_pooling(
             f"dcn_v2_pooling: input must have output_dim·group_size² = {output_dim * group_size**2} channels, got "
             f"{input.shape[1]}"
         )
-    try:
+    with as_runtime_error("dcn_v2_pooling"):
         return deform_psroi_pool(
             input,
             rois,
@@ -180,8 +165,6 @@ def dcn_v2_pooling(
             sample_per_part=sample_per_part,
             trans_std=trans_std,
         )
-    except (ValueError, TypeError) as error:
-        raise RuntimeError(f"dcn_v2_pooling: {str(error).partition(': ')[2] or error}") from error
 
 
 class DCNv2Pooling(nn.Module):
@@ -248,15 +231,7 @@ class DCNPooling(DCNv2Pooling):
         self.deform_fc_dim = deform_fc_dim
         if not no_trans:
             bins = pooled_size**2
-            self.offset_mask_fc = nn.Sequential(
-                nn.Linear(bins * output_dim, deform_fc_dim),
-                nn.ReLU(inplace=True),
-                nn.Linear(deform_fc_dim, deform_fc_dim),
-                nn.ReLU(inplace=True),
-                nn.Linear(deform_fc_dim, 3 * bins),
-            )
-            for parameter in self.offset_mask_fc[4].parameters():
-                nn.init.zeros_(parameter)
+            self.offset_mask_fc = trunk(bins * output_dim, deform_fc_dim, deform_fc_dim, 3 * bins)
 
     def forward(self, input: Tensor, rois: Tensor) -> Tensor:  # type: ignore[override]
         unmoved = self._pool(input, rois, input, True)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor, nn
 
-from pliant.interop._conv import Pair, convolve, pair
+from pliant.interop._layers import Convolution, Pair, convolve
 
 
 def deform_conv(
@@ -74,29 +73,13 @@ def modulated_deform_conv(
     )
 
 
-class _Convolution(nn.Module):
-    """What both layers hold, and what follows the convolution."""
+class _Convolution(Convolution):
+    """Draw the weight, and apply what follows the convolution."""
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: Pair,
-        groups: int,
-        deformable_groups: int,
-        bias: bool,
-        norm: nn.Module | None,
-        activation: Callable[[Tensor], Tensor] | None,
+    def _complete(
+        self, deformable_groups: int, norm: nn.Module | None, activation: Callable[[Tensor], Tensor] | None
     ) -> None:
-        super().__init__()
-        assert in_channels % groups == 0, f"in_channels {in_channels} cannot be divisible by groups {groups}"
-        assert out_channels % groups == 0, f"out_channels {out_channels} cannot be divisible by groups {groups}"
-        self.in_channels, self.out_channels = in_channels, out_channels
-        self.kernel_size = pair(kernel_size)
-        self.groups, self.deformable_groups = groups, deformable_groups
-        self.norm, self.activation = norm, activation
-        self.weight = nn.Parameter(torch.empty(out_channels, in_channels // groups, *self.kernel_size))
-        self.bias = nn.Parameter(torch.zeros(out_channels)) if bias else None
+        self.deformable_groups, self.norm, self.activation = deformable_groups, norm, activation
         nn.init.kaiming_uniform_(self.weight, nonlinearity="relu")
 
     def _follow(self, x: Tensor) -> Tensor:
@@ -104,9 +87,7 @@ class _Convolution(nn.Module):
         return x if self.activation is None else self.activation(x)
 
     def extra_repr(self) -> str:
-        names = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups")
-        text = ", ".join(f"{name}={getattr(self, name)}" for name in (*names, "deformable_groups"))
-        return f"{text}, bias={self.bias is not None}"
+        return self._described("deformable_groups")
 
 
 class DeformConv(_Convolution):
@@ -144,8 +125,8 @@ class DeformConv(_Convolution):
         activation: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         assert not bias, "DeformConv: there is no bias, give it a norm"
-        super().__init__(in_channels, out_channels, kernel_size, groups, deformable_groups, bias, norm, activation)
-        self.stride, self.padding, self.dilation = pair(stride), pair(padding), pair(dilation)
+        super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias)
+        self._complete(deformable_groups, norm, activation)
 
     def forward(self, x: Tensor, offset: Tensor) -> Tensor:
         x = deform_conv(
@@ -174,8 +155,11 @@ class ModulatedDeformConv(_Convolution):
         norm: nn.Module | None = None,
         activation: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
-        super().__init__(in_channels, out_channels, kernel_size, groups, deformable_groups, bias, norm, activation)
-        self.stride, self.padding, self.dilation, self.with_bias = stride, padding, dilation, bias
+        super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias)
+        self._complete(deformable_groups, norm, activation)
+        self.with_bias = bias
+        # detectron2 keeps these as they were given.
+        self.stride, self.padding, self.dilation = stride, padding, dilation  # type: ignore[assignment]
 
     def forward(self, x: Tensor, offset: Tensor, mask: Tensor) -> Tensor:
         x = modulated_deform_conv(

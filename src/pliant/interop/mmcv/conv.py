@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pliant.interop._conv import Pair, convolve, pair
+from pliant.interop._layers import Convolution, Pair, convolve, offsets_and_masks, zero
 
 
 def deform_conv2d(
@@ -46,6 +44,7 @@ def deform_conv2d(
         ValueError: no map with a batch, or the output would be empty.
         RuntimeError: a shape does not fit.
 
+    >>> import torch
     >>> deform_conv2d(torch.rand(2, 4, 8, 8), torch.zeros(2, 18, 8, 8), torch.rand(6, 4, 3, 3), 1, 1).shape
     torch.Size([2, 6, 8, 8])
     """
@@ -81,57 +80,44 @@ def modulated_deform_conv2d(
     )
 
 
-def _groups(options: dict[str, Any]) -> None:
-    """Understand `deformable_groups`, the name of old versions."""
+def _groups(layer: nn.Module, deform_groups: int, options: dict[str, Any]) -> int:
+    """Return the number of offset groups, which old versions of mmcv called `deformable_groups`.
+
+    Raises:
+        TypeError: there are other options.
+    """
     if "deformable_groups" in options:
         warnings.warn('"deformable_groups" is deprecated, please use "deform_groups"', DeprecationWarning, stacklevel=3)
-        options["deform_groups"] = options.pop("deformable_groups")
+        deform_groups = options.pop("deformable_groups")
+    if options:
+        raise TypeError(f"{type(layer).__name__}: there is no argument {next(iter(options))!r}")
+    return deform_groups
 
 
-class _Convolution(nn.Module):
-    """What both layers hold, under mmcv's names."""
+class _Convolution(Convolution):
+    """Hold what all layers have, under mmcv's names."""
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: Pair,
-        stride: Pair,
-        padding: Pair,
-        dilation: Pair,
-        groups: int,
-        deform_groups: int,
-        bias: bool,
-    ) -> None:
-        super().__init__()
-        assert in_channels % groups == 0, f"in_channels {in_channels} cannot be divisible by groups {groups}"
-        assert out_channels % groups == 0, f"out_channels {out_channels} cannot be divisible by groups {groups}"
-        self.in_channels, self.out_channels = in_channels, out_channels
-        self.kernel_size, self.stride = pair(kernel_size), pair(stride)
-        self.padding, self.dilation = pair(padding), pair(dilation)
-        self.groups, self.deform_groups = groups, deform_groups
-        # Where code asks any convolution for these two.
-        self.transposed, self.output_padding = False, (0,)
-        self.weight = nn.Parameter(torch.empty(out_channels, in_channels // groups, *self.kernel_size))
-        self.bias = nn.Parameter(torch.empty(out_channels)) if bias else None
+    deform_groups: int
+    # For code that asks any convolution for these two.
+    transposed, output_padding = False, (0,)
 
-    def _branch(self, count: int) -> nn.Conv2d:
-        """Return the convolution that predicts `count` numbers for every tap, zero at the start."""
-        channels = self.deform_groups * count * self.kernel_size[0] * self.kernel_size[1]
-        branch = nn.Conv2d(
-            self.in_channels, channels, self.kernel_size, self.stride, self.padding, self.dilation, bias=True
-        )
-        nn.init.zeros_(branch.weight)
-        nn.init.zeros_(branch.bias)  # type: ignore[arg-type]
-        return branch
 
-    def _rename(self, state: dict[str, Any], prefix: str, metadata: dict[str, Any]) -> None:
-        """Move the branch's parameters to where they are since version 2: they lay beside the layer before."""
+class _Pack(_Convolution):
+    """Load the branch's parameters from where they were before version 2 of the packs: beside the layer."""
+
+    _version = 2
+
+    def _predicting(self, count: int) -> nn.Conv2d:
+        """Return the branch that predicts `count` numbers per tap, zero at the start."""
+        return self._branch(self.deform_groups * count * self.kernel_size[0] * self.kernel_size[1])
+
+    def _load_from_state_dict(self, state: dict[str, Any], prefix: str, metadata: dict[str, Any], *rest: Any) -> None:
         if (metadata.get("version") or 0) < 2:
             for part in ("weight", "bias"):
                 old, new = f"{prefix[:-1]}_offset.{part}", f"{prefix}conv_offset.{part}"
                 if new not in state and old in state:
                     state[new] = state.pop(old)
+        super()._load_from_state_dict(state, prefix, metadata, *rest)
 
 
 class DeformConv2d(_Convolution):
@@ -167,15 +153,10 @@ class DeformConv2d(_Convolution):
         im2col_step: int = 32,
         **options: Any,
     ) -> None:
-        _groups(options)
-        deform_groups = options.pop("deform_groups", deform_groups)
-        if options:
-            raise TypeError(f"{type(self).__name__}: there is no argument {next(iter(options))!r}")
+        deform_groups = _groups(self, deform_groups, options)
         assert not bias, f"bias={bias} is not supported in DeformConv2d."
-        super().__init__(
-            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, deform_groups, bias=False
-        )
-        self.im2col_step = im2col_step
+        super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias=False)
+        self.deform_groups, self.im2col_step = deform_groups, im2col_step
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -196,12 +177,10 @@ class DeformConv2d(_Convolution):
         )
 
     def extra_repr(self) -> str:
-        names = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups")
-        text = ", ".join(f"{name}={getattr(self, name)}" for name in (*names, "deform_groups"))
-        return f"{text}, bias={self.bias is not None}"
+        return self._described("deform_groups")
 
 
-class DeformConv2dPack(DeformConv2d):
+class DeformConv2dPack(_Pack, DeformConv2d):
     """mmcv's layer of version 1 that predicts its own offsets ("DCN" in configurations).
 
     Arguments are those of :class:`DeformConv2d`; `conv_offset` starts at zero. Checkpoints of before its version 2,
@@ -210,23 +189,16 @@ class DeformConv2dPack(DeformConv2d):
     them.
     """
 
-    _version = 2
-
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self.conv_offset = self._branch(2)
+        self.conv_offset = self._predicting(2)
 
     def init_offset(self) -> None:
         """Set the branch to zero."""
-        for parameter in self.conv_offset.parameters():
-            nn.init.zeros_(parameter)
+        zero(self.conv_offset)
 
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
         return self._convolve(x, self.conv_offset(x))
-
-    def _load_from_state_dict(self, state: dict[str, Any], prefix: str, metadata: dict[str, Any], *rest: Any) -> None:
-        self._rename(state, prefix, metadata)
-        super()._load_from_state_dict(state, prefix, metadata, *rest)
 
 
 class ModulatedDeformConv2d(_Convolution):
@@ -248,21 +220,14 @@ class ModulatedDeformConv2d(_Convolution):
         bias: bool | str = True,
         **options: Any,
     ) -> None:
-        _groups(options)
-        deform_groups = options.pop("deform_groups", deform_groups)
-        if options:
-            raise TypeError(f"{type(self).__name__}: there is no argument {next(iter(options))!r}")
-        super().__init__(
-            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, deform_groups, bool(bias)
-        )
+        deform_groups = _groups(self, deform_groups, options)
+        super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bool(bias))
+        self.deform_groups = deform_groups
         self.init_weights()
 
     def init_weights(self) -> None:
         """Draw the weight uniformly as mmcv does; the bias, and the branch where there is one, are zero."""
-        bound = 1 / math.sqrt(self.in_channels * self.kernel_size[0] * self.kernel_size[1])
-        nn.init.uniform_(self.weight, -bound, bound)
-        if self.bias is not None:
-            nn.init.zeros_(self.bias)
+        self._draw()
 
     def forward(self, x: Tensor, offset: Tensor, mask: Tensor) -> Tensor:
         return modulated_deform_conv2d(
@@ -279,31 +244,21 @@ class ModulatedDeformConv2d(_Convolution):
         )
 
 
-class ModulatedDeformConv2dPack(ModulatedDeformConv2d):
+class ModulatedDeformConv2dPack(_Pack, ModulatedDeformConv2d):
     """mmcv's layer of version 2 that predicts its own offsets and masks ("DCNv2" in configurations).
 
     Arguments are those of :class:`ModulatedDeformConv2d`. The mask is ``sigmoid(·)``, so that the layer starts at half
     of the convolution it stands for. Checkpoints of before its version 2 load, as into :class:`DeformConv2dPack`.
     """
 
-    _version = 2
-
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self.conv_offset = self._branch(3)
+        self.conv_offset = self._predicting(3)
 
     def init_weights(self) -> None:
         super().init_weights()
         if hasattr(self, "conv_offset"):
-            nn.init.zeros_(self.conv_offset.weight)
-            nn.init.zeros_(self.conv_offset.bias)  # type: ignore[arg-type]
+            zero(self.conv_offset)
 
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
-        predicted = self.conv_offset(x)
-        channels = predicted.shape[1] // 3
-        offset, mask = predicted.split((2 * channels, channels), 1)
-        return super().forward(x, offset, mask.sigmoid())
-
-    def _load_from_state_dict(self, state: dict[str, Any], prefix: str, metadata: dict[str, Any], *rest: Any) -> None:
-        self._rename(state, prefix, metadata)
-        super()._load_from_state_dict(state, prefix, metadata, *rest)
+        return super().forward(x, *offsets_and_masks(self.conv_offset(x)))

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Sequence
-
 from torch import Tensor, nn
 
 from pliant import ops
-from pliant.interop._conv import Pair, pair
+from pliant.interop._layers import Pair, pair, trunk
 
 
 def deform_roi_pool(
@@ -62,17 +59,6 @@ class DeformRoIPool(nn.Module):
         )
 
 
-def _branch(widths: Sequence[int]) -> nn.Sequential:
-    """Return fully connected layers with ReLU between them, the last one zero."""
-    layers: list[nn.Module] = []
-    for before, after in itertools.pairwise(widths):
-        layers += [nn.Linear(before, after), nn.ReLU(inplace=True)]
-    last = layers[-2]
-    for parameter in last.parameters():
-        nn.init.zeros_(parameter)
-    return nn.Sequential(*layers[:-1])
-
-
 class DeformRoIPoolPack(DeformRoIPool):
     """mmcv's layer of version 1 that predicts its own offsets, by `offset_fc` from what it pools unmoved.
 
@@ -97,7 +83,7 @@ class DeformRoIPoolPack(DeformRoIPool):
         super().__init__(output_size, spatial_scale, sampling_ratio, gamma)
         self.output_channels, self.deform_fc_channels = output_channels, deform_fc_channels
         bins = self.output_size[0] * self.output_size[1]
-        self.offset_fc = _branch((bins * output_channels, deform_fc_channels, deform_fc_channels, 2 * bins))
+        self.offset_fc = trunk(bins * output_channels, deform_fc_channels, deform_fc_channels, 2 * bins)
 
     def forward(self, input: Tensor, rois: Tensor) -> Tensor:  # type: ignore[override]
         return super().forward(input, rois, self._offset(self._unmoved(input, rois)))
@@ -128,7 +114,7 @@ class ModulatedDeformRoIPoolPack(DeformRoIPoolPack):
     ) -> None:
         super().__init__(output_size, output_channels, deform_fc_channels, spatial_scale, sampling_ratio, gamma)
         bins = self.output_size[0] * self.output_size[1]
-        self.mask_fc = _branch((bins * output_channels, deform_fc_channels, bins)).append(nn.Sigmoid())
+        self.mask_fc = trunk(bins * output_channels, deform_fc_channels, bins).append(nn.Sigmoid())
 
     def forward(self, input: Tensor, rois: Tensor) -> Tensor:  # type: ignore[override]
         features = self._unmoved(input, rois)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.jit.annotations import BroadcastingList2
 
 from pliant import ops
-from pliant.interop.torchvision.errors import as_runtime_error
+from pliant.interop._layers import as_runtime_error
 
 Boxes = Tensor | list[Tensor]
 Size = int | Sequence[int]

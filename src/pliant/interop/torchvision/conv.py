@@ -7,8 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from pliant.interop._conv import Pair, pair
-from pliant.interop.torchvision.errors import as_runtime_error
+from pliant.interop._layers import Pair, as_runtime_error, output_size, pair
 from pliant.ops import deform_conv2d as _deform_conv2d
 
 
@@ -113,10 +112,7 @@ def _check(
         raise RuntimeError(f"offset.shape[1] is not valid: got: {offset.shape[1]} expected: {G * taps}")
     if mask is not None and mask.shape[1] != G * Kh * Kw:
         raise RuntimeError(f"mask.shape[1] is not valid: got: {mask.shape[1]} expected: {G * Kh * Kw}")
-    Ho, Wo = (
-        (n + 2 * p - (d * (k - 1) + 1)) // s + 1
-        for n, p, d, k, s in zip((H, W), padding, dilation, (Kh, Kw), stride, strict=True)
-    )
+    Ho, Wo = output_size((H, W), (Kh, Kw), stride, padding, dilation)
     for name, tensor in (("offset", offset), ("mask", mask)):
         if tensor is None:
             continue
