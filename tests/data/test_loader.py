@@ -33,9 +33,6 @@ class Numbers:
         }
         return torch.full((3, 1, 1), index, dtype=torch.uint8), target
 
-    def coco(self) -> dict[str, Any]:
-        raise NotImplementedError
-
 
 def _noise(image: Tensor, target: dict, generator: torch.Generator) -> tuple[Tensor, dict]:
     return image, {**target, "drawn": torch.rand((), generator=generator).item()}
