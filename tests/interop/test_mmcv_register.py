@@ -1,4 +1,4 @@
-"""register() on an mmcv and an mmengine made for the test, without compiled code, and on those that are installed."""
+"""register() with an mmcv and an mmengine made for the test, without compiled code, and with installed ones."""
 
 from __future__ import annotations
 
@@ -140,5 +140,5 @@ def test_what_stands_for_the_compiled_part() -> None:
 def test_without_mmengine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "mmengine", raising=False)
     monkeypatch.setattr(sys, "path", [])
-    with pytest.raises(ModuleNotFoundError, match=r"^register: there is no mmengine here, .* pip install mmengine$"):
+    with pytest.raises(ModuleNotFoundError, match=r"^register: mmengine, .*, is not installed: pip install mmengine$"):
         ours.register()

@@ -244,7 +244,7 @@ def test_rfcn(moving: Moving, tmp_path: Path) -> None:
 def test_settings_that_are_refused(tmp_path: Path) -> None:
     layer, x = DeformConv2d(4, 4, 3), torch.randn(2, 4, 8, 8)
     path = tmp_path / "model.onnx"
-    with pytest.raises(ValueError, match=r"^onnx.export: opset must be at least 19, where DeformConv begins, got 18$"):
+    with pytest.raises(ValueError, match=r"^onnx.export: opset must be at least 19, the first with DeformConv, got"):
         export(layer.eval(), (x,), path, 18)
     with pytest.raises(ValueError, match=r"^onnx.export: the model is in training mode; call model.eval\(\) first$"):
         export(layer.train(), (x,), path)
@@ -255,7 +255,7 @@ def test_settings_that_are_refused(tmp_path: Path) -> None:
         export(layer.eval(), (x[:1],), path, dynamic=True)
     with pytest.raises(ValueError, match=r"^onnx.export: bfloat16 needs an opset of at least 22, got 21$"):
         export(copy.deepcopy(layer).bfloat16(), (x.bfloat16(),), path, 21)
-    with pytest.raises(ValueError, match=r"^onnx.export: torch .* writes no opset 99, it made one of 18$"):
+    with pytest.raises(ValueError, match=r"^onnx.export: torch .* cannot write opset 99, it wrote 18$"):
         export(layer.eval(), (x,), path, 99)
     assert not path.exists()
 

@@ -39,7 +39,7 @@ class Suppressing(nn.Module):
 
 
 def test_suppression_is_refused(openvino: Any) -> None:
-    with pytest.raises(ValueError, match=r"^openvino.convert: the model has nms, which is not converted; let it end"):
+    with pytest.raises(ValueError, match=r"^openvino.convert: the model has nms, which is not converted; end"):
         ours.convert(Suppressing().eval(), (torch.rand(5, 4), torch.rand(5)))
 
 

@@ -1,4 +1,4 @@
-"""patch() against a torchvision made for the test: its import speaks about operators that its library did not bring."""
+"""patch() on a torchvision made for the test: its import refers to operators that no library declares."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Our operators in terms of those that ONNX and OpenVINO have, in PyTorch: what programs are rewritten with."""
+"""Our operators expressed, in PyTorch, by operators that ONNX and OpenVINO have: the rules that rewrite programs."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from pliant import ops
 
 
 def rules(graph: fx.Graph, *, clamp: bool) -> dict[Any, Callable[..., Any]]:
-    """Return, for those operators in a graph that others have in part or not at all, what stands for them.
+    """Return the rules for those operators of a graph that ONNX and OpenVINO have in part or not at all.
 
-    A rule returns NotImplemented where others have the operator: it stays, and is translated.
+    A rule returns NotImplemented where the formats have the operator: the node stays, and is translated later.
 
     Args:
         graph: of an exported program.
-        clamp: whether ``boundary="clamp"`` of deformable convolution is rewritten too.
+        clamp: whether ``boundary="clamp"`` of deformable convolution is rewritten, too.
     """
     ours = torch.ops.pliant
     every: dict[Any, Callable[..., Any]] = {
@@ -30,7 +30,7 @@ def rules(graph: fx.Graph, *, clamp: bool) -> dict[Any, Callable[..., Any]]:
         ours.ps_roi_align.default: ps_roi_align,
         ours.ps_roi_pool.default: ps_roi_pool,
     }
-    # Rewriting traces the whole program again; a network that needs none is spared that.
+    # Rewriting traces the whole program again: a network that needs no rule is not rewritten.
     conv = ours.deform_conv2d.default
     targets = {node.target for node in graph.nodes if node.target != conv or (clamp and node.args[-1])}
     return {operator: rule for operator, rule in every.items() if operator in targets}
@@ -52,8 +52,8 @@ def clamped(
 ) -> Any:
     """Express ``boundary="clamp"`` by ``"zeros"``: samples outside get mask 0, those past the last pixel move onto it.
 
-    A sample between the last row and the end reads the last row there and here: its neighbour is the same row. Moves
-    are exact, since the place it moves to is an integer.
+    With "clamp", both neighbours of a sample between the last row and the border are that row; moved onto the row, it
+    reads the same with "zeros". The move is exact, since its target is an integer.
     """
     if not clamp:
         return NotImplemented
@@ -62,15 +62,15 @@ def clamped(
     N, channels, Ho, Wo = offset.shape
     G = channels // (2 * Kh * Kw)
 
-    def line(count: int, step: int, start: int = 0) -> Tensor:
-        return torch.arange(count, device=offset.device, dtype=offset.dtype) * step + start
+    def line(count: int, distance: int, start: int = 0) -> Tensor:
+        return torch.arange(count, device=offset.device, dtype=offset.dtype) * distance + start
 
     rows = line(Kh, dh).view(Kh, 1, 1, 1) + line(Ho, sh, -ph).view(Ho, 1)
     columns = line(Kw, dw).view(Kw, 1, 1) + line(Wo, sw, -pw)
     dy, dx = offset.reshape(N, G, Kh, Kw, 2, Ho, Wo).unbind(4)
     y, x = rows + dy, columns + dx
     inside = (y >= 0) & (y < H) & (x >= 0) & (x < W)
-    # Written with where, so that NaN goes nowhere.
+    # `where` rather than a product, so that NaN does not spread.
     dy = torch.where(inside, torch.minimum(dy, H - 1 - rows), 0.0)
     dx = torch.where(inside, torch.minimum(dx, W - 1 - columns), 0.0)
     counts = inside.to(offset.dtype)
@@ -85,12 +85,12 @@ def clamped(
 def local_response_norm(
     input: Tensor, dim: int, before: int, after: int, spatial: bool, a: float, beta: float, k: float
 ) -> Any:
-    """Express what is not ONNX's LRN, channels in dimension 1 of four and an odd window, by pooling of squares."""
+    """Express normalization other than ONNX's LRN, odd windows over dimension 1 of four, by pooling of squares."""
     rank, shape = input.dim(), input.shape
     if not spatial and before == after:
         if dim == 1 and rank == 4:
             return NotImplemented
-        # The same with its channels in dimension 1 of four.
+        # Reshaped to four dimensions with the channels in dimension 1, it is LRN.
         if dim == 1:
             return _four(input.reshape(*shape[:2], -1, 1), before, a, beta, k).reshape(shape)
         if rank < 3:
@@ -127,11 +127,11 @@ def deform_roi_pool(
     ratio: int,
     gamma: float,
 ) -> Tensor:
-    """Express deformable RoI pooling by RoIAlign: every bin is a RoI of its own, of one bin, where its offset moves it.
+    """Express deformable RoI pooling by RoIAlign: every bin becomes a RoI of one bin, moved by the bin's offset.
 
-    Where RoIAlign chooses the number of samples, ``ceil(bin)``, it does so from coordinates that the move has rounded.
-    A bin that close to a whole number of pixels is made a few roundings smaller or larger, around its centre, so that
-    the number is that of the bin before.
+    Where RoIAlign chooses the number of samples, ``ceil(bin)``, it computes the bin from coordinates that the move has
+    rounded. A bin whose size is that close to a whole number of pixels is made a few units in the last place smaller or
+    larger, around its centre, so that the number of samples stays that of the unmoved bin.
     """
     align = torch.ops.pliant.roi_align
     if offset is None:
@@ -161,10 +161,10 @@ def _moved(start: Tensor, end: Tensor, place: Tensor, bins: int, shift: Tensor, 
     if ratio > 0:
         return low, low + bin
     samples = bin.ceil()
-    # Eight units in the last place of what RoIAlign subtracts from each other.
+    # Eight units in the last place of the coordinates that RoIAlign subtracts from each other.
     margin = (low.abs() + bin.abs() + 1) * (8 * torch.finfo(bin.dtype).eps)
     held = torch.minimum(torch.maximum(bin, samples - 1 + margin), samples - margin)
-    # A bin below the margin has one sample either way, and one of no extent has none.
+    # A bin smaller than the margin has one sample either way, and an empty one has none.
     held = torch.where(bin > margin, held, bin)
     middle = low + bin / 2
     return middle - held / 2, middle + held / 2
@@ -199,7 +199,7 @@ def deform_psroi_pool(
 
 
 def ps_roi_align(input: Tensor, rois: Tensor, Ph: int, Pw: int, scale: float, ratio: int) -> Tensor:
-    """Express position-sensitive RoIAlign by RoIAlign: bin (ph, pw) of the channels whose turn it is there."""
+    """Express position-sensitive RoIAlign by RoIAlign of all channels, of which each bin (ph, pw) keeps its own."""
     _, C, _, _ = input.shape
     every = torch.ops.pliant.roi_align(input, rois, Ph, Pw, scale, ratio, True)
     apart = every.reshape(rois.shape[0], C // (Ph * Pw), Ph * Pw, Ph * Pw)

@@ -1,4 +1,4 @@
-"""The DCNv2 forks (CharlesShang/DCNv2 and its descendants): their names on our kernels, nothing to compile."""
+"""The DCNv2 forks (CharlesShang/DCNv2 and its descendants): their names on our kernels, with nothing to compile."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def dcn_v2_conv(
     dilation: Pair,
     deformable_groups: int,
 ) -> Tensor:
-    """Convolve with moved and weighted taps: :func:`pliant.ops.deform_conv2d` with the forks' arguments.
+    """Convolve with taps moved by offsets and weighted by masks: :func:`pliant.ops.deform_conv2d`.
 
     Args:
         input: (N, C, H, W).
@@ -27,29 +27,29 @@ def dcn_v2_conv(
         mask: (N, G·Kh·Kw, Ho, Wo).
         weight: (O, C, Kh, Kw); there are no groups.
         bias: (O,).
-        stride: an int or a pair, like the two that follow.
-        padding: rows and columns around the map.
-        dilation: distance of adjacent taps.
-        deformable_groups: G.
+        stride: an int or a pair, as are the two that follow.
+        padding: rows and columns of zeros on each side of the map.
+        dilation: distance between adjacent taps.
+        deformable_groups: G, the number of offset groups.
 
     Raises:
-        ValueError: no map with a batch, or the output would be empty.
+        ValueError: `input` is not a batch of maps, or the output would be empty.
         RuntimeError: a shape does not fit.
     """
     return convolve("dcn_v2_conv", input, offset, mask, weight, bias, stride, padding, dilation, 1, deformable_groups)
 
 
 class DCNv2(Convolution):
-    """The forks' layer: offsets and masks come from the caller.
+    """The forks' layer: the caller passes offsets and masks.
 
     Args:
         in_channels: C.
         out_channels: O.
-        kernel_size: an int or a pair, like the three that follow.
-        stride: step of the output grid.
-        padding: rows and columns around the map.
-        dilation: distance of adjacent taps.
-        deformable_groups: G.
+        kernel_size: an int or a pair, as are the three that follow.
+        stride: distance between adjacent output pixels, in pixels of the map.
+        padding: rows and columns of zeros on each side of the map.
+        dilation: distance between adjacent taps.
+        deformable_groups: G, the number of offset groups.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class DCNv2(Convolution):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw the weight uniformly, with ``1/√(C·Kh·Kw)`` as its bound; the bias is zero."""
+        """Draw the weight uniformly within ``±1/√(C·Kh·Kw)``, and set the bias to zero."""
         self._draw()
 
     def forward(self, input: Tensor, offset: Tensor, mask: Tensor) -> Tensor:
@@ -90,8 +90,8 @@ class DCNv2(Convolution):
 class DCN(DCNv2):
     """The forks' layer that predicts its own offsets and masks, with `conv_offset_mask`; the mask is ``sigmoid(·)``.
 
-    Arguments are those of :class:`DCNv2`. The branch has the layer's dilation, without which its maps have another
-    size: the forks leave it out, and fail for any but 1.
+    Arguments are those of :class:`DCNv2`. The branch has the layer's dilation, so that its output has the right size;
+    the forks leave the dilation out, and fail unless it is 1.
     """
 
     def __init__(
@@ -130,20 +130,20 @@ def dcn_v2_pooling(
     sample_per_part: int = 4,
     trans_std: float = 0.0,
 ) -> Tensor:
-    """Average the moved bins of RoIs, the original definition: :func:`pliant.ops.deform_psroi_pool`.
+    """Average over the bins of RoIs, moved by offsets: :func:`pliant.ops.deform_psroi_pool`.
 
     Args:
         input: (N, C, H, W).
         rois: (R, 5), image index and ``x1 y1 x2 y2``.
         offset: (R, 2·classes, part, part), x first; not read with `no_trans`.
-        spatial_scale: pixels of the map for one pixel of the image.
+        spatial_scale: pixels of the map per pixel of the image.
         pooled_size: P, bins in each direction.
         output_dim: channels of the output, ``C/group_size²``.
-        no_trans: move nothing.
-        group_size: of the position-sensitive channels.
-        part_size: cells of the offsets in each direction; P by default.
-        sample_per_part: samples of a bin in each direction.
-        trans_std: factor of the offsets, in extents of the RoI.
+        no_trans: do not move the bins.
+        group_size: groups of position-sensitive channels in each direction.
+        part_size: offsets in each direction; P by default.
+        sample_per_part: samples per bin in each direction.
+        trans_std: factor of the offsets, in units of the RoI's width and height.
 
     Raises:
         RuntimeError: a shape does not fit.
@@ -168,7 +168,7 @@ def dcn_v2_pooling(
 
 
 class DCNv2Pooling(nn.Module):
-    """Hold the arguments of :func:`dcn_v2_pooling`; offsets come from the caller."""
+    """Hold the arguments of :func:`dcn_v2_pooling`; the caller passes offsets."""
 
     def __init__(
         self,
@@ -207,10 +207,10 @@ class DCNv2Pooling(nn.Module):
 
 
 class DCNPooling(DCNv2Pooling):
-    """The forks' layer that predicts offsets and masks, by `offset_mask_fc` from what it pools unmoved.
+    """The forks' layer that predicts offsets and masks: `offset_mask_fc` reads the RoIs pooled without offsets.
 
     Arguments are those of :class:`DCNv2Pooling`, and `deform_fc_dim`, the width of the two hidden layers. With
-    `no_trans` it pools and has no parameters.
+    `no_trans` it only pools and has no parameters.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""detectron2's deformable convolutions on our kernels, on every device and with gradients on the CPU too."""
+"""detectron2's deformable convolutions on our kernels: on every device, with gradients on the CPU, too."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ def deform_conv(
     deformable_groups: int = 1,
     im2col_step: int = 64,
 ) -> Tensor:
-    """Convolve with moved taps, as `detectron2.layers.deform_conv` does: :func:`pliant.ops.deform_conv2d`.
+    """Convolve with taps moved by offsets, as `detectron2.layers.deform_conv` does: :func:`pliant.ops.deform_conv2d`.
 
     Args:
         input: (N, C, H, W).
         offset: (N, 2·G·Kh·Kw, Ho, Wo).
         weight: (O, C/groups, Kh, Kw).
-        stride: an int or a pair, like the two that follow.
-        padding: rows and columns around the map.
-        dilation: distance of adjacent taps.
+        stride: an int or a pair, as are the two that follow.
+        padding: rows and columns of zeros on each side of the map.
+        dilation: distance between adjacent taps.
         groups: of the convolution.
-        deformable_groups: G.
-        im2col_step: has no meaning here.
+        deformable_groups: G, the number of offset groups.
+        im2col_step: ignored.
 
     Raises:
-        ValueError: no map with a batch, or the output would be empty.
+        ValueError: `input` is not a batch of maps, or the output would be empty.
         RuntimeError: a shape does not fit.
     """
     return convolve(
@@ -54,7 +54,7 @@ def modulated_deform_conv(
     groups: int = 1,
     deformable_groups: int = 1,
 ) -> Tensor:
-    """Convolve with moved and weighted taps, as `detectron2.layers.modulated_deform_conv` does.
+    """Convolve with taps moved by offsets and weighted by masks, as `detectron2.layers.modulated_deform_conv` does.
 
     Arguments and errors are those of :func:`deform_conv`, with mask (N, G·Kh·Kw, Ho, Wo) and bias (O,).
     """
@@ -74,7 +74,7 @@ def modulated_deform_conv(
 
 
 class _Convolution(Convolution):
-    """Draw the weight, and apply what follows the convolution."""
+    """Draw the weight, and apply norm and activation after the convolution."""
 
     def _complete(
         self, deformable_groups: int, norm: nn.Module | None, activation: Callable[[Tensor], Tensor] | None
@@ -91,23 +91,23 @@ class _Convolution(Convolution):
 
 
 class DeformConv(_Convolution):
-    """detectron2's layer of version 1: offsets come from the caller, norm and activation follow.
+    """detectron2's layer of version 1: the caller passes offsets; norm and activation follow.
 
     Args:
         in_channels: C.
         out_channels: O.
-        kernel_size: an int or a pair, like the three that follow.
-        stride: step of the output grid.
-        padding: rows and columns around the map.
-        dilation: distance of adjacent taps.
+        kernel_size: an int or a pair, as are the three that follow.
+        stride: distance between adjacent output pixels, in pixels of the map.
+        padding: rows and columns of zeros on each side of the map.
+        dilation: distance between adjacent taps.
         groups: of the convolution.
-        deformable_groups: G.
-        bias: False.
+        deformable_groups: G, the number of offset groups.
+        bias: must be False.
         norm: a layer, or None.
         activation: a function, or None.
 
     Raises:
-        AssertionError: a bias is asked for, or groups do not divide the channels.
+        AssertionError: `bias` is True, or `groups` does not divide the channels.
     """
 
     def __init__(
@@ -136,9 +136,9 @@ class DeformConv(_Convolution):
 
 
 class ModulatedDeformConv(_Convolution):
-    """detectron2's layer of version 2: offsets and masks come from the caller, norm and activation follow.
+    """detectron2's layer of version 2: the caller passes offsets and masks; norm and activation follow.
 
-    Arguments are those of :class:`DeformConv`, `bias` is True unless said otherwise.
+    Arguments are those of :class:`DeformConv`, except that `bias` may be True, the default.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""mmcv's deformable convolutions: its arguments, its parameters' names, our operator."""
+"""mmcv's deformable convolutions: its arguments and its names of parameters, with our operator."""
 
 from __future__ import annotations
 
@@ -23,25 +23,25 @@ def deform_conv2d(
     bias: bool = False,
     im2col_step: int = 32,
 ) -> Tensor:
-    """Convolve with moved taps, as `mmcv.ops.deform_conv2d` does: :func:`pliant.ops.deform_conv2d` without a mask.
+    """Convolve with taps moved by offsets, as `mmcv.ops.deform_conv2d` does: :func:`pliant.ops.deform_conv2d`.
 
-    Input and weight are brought to the dtype of `offset`, which is how mmcv runs under autocast.
+    Input and weight are cast to the dtype of `offset`, which is how mmcv runs under autocast.
 
     Args:
         input: (N, C, H, W).
         offset: (N, 2·G·Kh·Kw, Ho, Wo).
         weight: (O, C/groups, Kh, Kw).
-        stride: an int or a pair, like the two that follow.
-        padding: rows and columns around the map.
-        dilation: distance of adjacent taps.
+        stride: an int or a pair, as are the two that follow.
+        padding: rows and columns of zeros on each side of the map.
+        dilation: distance between adjacent taps.
         groups: of the convolution.
-        deform_groups: G.
-        bias: False.
-        im2col_step: has no meaning here, any batch goes in one piece.
+        deform_groups: G, the number of offset groups.
+        bias: must be False.
+        im2col_step: ignored; any batch is computed as a whole.
 
     Raises:
         AssertionError: `bias` is not False.
-        ValueError: no map with a batch, or the output would be empty.
+        ValueError: `input` is not a batch of maps, or the output would be empty.
         RuntimeError: a shape does not fit.
 
     >>> import torch
@@ -68,7 +68,7 @@ def modulated_deform_conv2d(
     groups: int = 1,
     deform_groups: int = 1,
 ) -> Tensor:
-    """Convolve with moved and weighted taps, as `mmcv.ops.modulated_deform_conv2d` does.
+    """Convolve with taps moved by offsets and weighted by masks, as `mmcv.ops.modulated_deform_conv2d` does.
 
     Arguments and errors are those of :func:`deform_conv2d`, with mask (N, G·Kh·Kw, Ho, Wo) and bias (O,).
     """
@@ -103,7 +103,7 @@ class _Convolution(Convolution):
 
 
 class _Pack(_Convolution):
-    """Load the branch's parameters from where they were before version 2 of the packs: beside the layer."""
+    """Make the branch, and load its parameters from before version 2, where they lay beside the layer."""
 
     _version = 2
 
@@ -121,22 +121,22 @@ class _Pack(_Convolution):
 
 
 class DeformConv2d(_Convolution):
-    """mmcv's layer of version 1: offsets come from the caller.
+    """mmcv's layer of version 1: the caller passes offsets.
 
     Args:
         in_channels: C.
         out_channels: O.
-        kernel_size: an int or a pair, like the three that follow.
-        stride: step of the output grid.
-        padding: rows and columns around the map.
-        dilation: distance of adjacent taps.
+        kernel_size: an int or a pair, as are the three that follow.
+        stride: distance between adjacent output pixels, in pixels of the map.
+        padding: rows and columns of zeros on each side of the map.
+        dilation: distance between adjacent taps.
         groups: of the convolution.
-        deform_groups: G.
-        bias: False.
-        im2col_step: has no meaning here.
+        deform_groups: G, the number of offset groups.
+        bias: must be False.
+        im2col_step: ignored.
 
     Raises:
-        AssertionError: a bias is asked for, or groups do not divide the channels.
+        AssertionError: `bias` is True, or `groups` does not divide the channels.
     """
 
     def __init__(
@@ -164,7 +164,7 @@ class DeformConv2d(_Convolution):
         nn.init.kaiming_uniform_(self.weight, nonlinearity="relu")
 
     def forward(self, x: Tensor, offset: Tensor) -> Tensor:
-        # Maps smaller than the kernel are padded below and to the right, and the output is cut again.
+        # Maps smaller than the kernel are padded at the bottom and the right, and the output is cropped again.
         more = [max(k - n, 0) for k, n in zip(self.kernel_size, x.shape[2:], strict=True)]
         if any(more):
             x, offset = (F.pad(t, (0, more[1], 0, more[0])) for t in (x, offset))
@@ -183,10 +183,10 @@ class DeformConv2d(_Convolution):
 class DeformConv2dPack(_Pack, DeformConv2d):
     """mmcv's layer of version 1 that predicts its own offsets ("DCN" in configurations).
 
-    Arguments are those of :class:`DeformConv2d`; `conv_offset` starts at zero. Checkpoints of before its version 2,
-    with ``NAME_offset.weight`` beside ``NAME.weight``, load as in mmcv: where the loader shows a layer the names beside
-    it. `load_state_dict` has not since torch 2.0; ``convert(state, "mmcv")`` of `pliant.interop.checkpoints` renames
-    them.
+    Arguments are those of :class:`DeformConv2d`; `conv_offset` starts at zero. Checkpoints from before its version 2
+    have ``NAME_offset.weight`` beside ``NAME.weight``. They load as in mmcv, if the loader passes a layer the names
+    beside its own, which `load_state_dict` has not done since torch 2.0; ``convert(state, "mmcv")`` of
+    `pliant.interop.checkpoints` renames them with every torch.
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:
@@ -202,7 +202,7 @@ class DeformConv2dPack(_Pack, DeformConv2d):
 
 
 class ModulatedDeformConv2d(_Convolution):
-    """mmcv's layer of version 2: offsets and masks come from the caller.
+    """mmcv's layer of version 2: the caller passes offsets and masks.
 
     Arguments are those of :class:`DeformConv2d` without `im2col_step`; `bias` is True, False or "auto", which is True.
     """
@@ -226,7 +226,7 @@ class ModulatedDeformConv2d(_Convolution):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """Draw the weight uniformly as mmcv does; the bias, and the branch where there is one, are zero."""
+        """Draw the weight uniformly as mmcv does; set the bias, and the branch if there is one, to zero."""
         self._draw()
 
     def forward(self, x: Tensor, offset: Tensor, mask: Tensor) -> Tensor:
@@ -248,7 +248,7 @@ class ModulatedDeformConv2dPack(_Pack, ModulatedDeformConv2d):
     """mmcv's layer of version 2 that predicts its own offsets and masks ("DCNv2" in configurations).
 
     Arguments are those of :class:`ModulatedDeformConv2d`. The mask is ``sigmoid(·)``, so that the layer starts at half
-    of the convolution it stands for. Checkpoints of before its version 2 load, as into :class:`DeformConv2dPack`.
+    of the convolution it replaces. Checkpoints from before its version 2 load as into :class:`DeformConv2dPack`.
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:

@@ -1,4 +1,4 @@
-"""mmcv's deformable RoI pooling: its arguments, its parameters' names, our operator."""
+"""mmcv's deformable RoI pooling: its arguments and its names of parameters, with our operator."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ def deform_roi_pool(
     sampling_ratio: int = 0,
     gamma: float = 0.1,
 ) -> Tensor:
-    """Average the moved bins of RoIs, as `mmcv.ops.deform_roi_pool` does: :func:`pliant.ops.deform_roi_pool`.
+    """Average over the bins of RoIs, moved by offsets: :func:`pliant.ops.deform_roi_pool` as `mmcv.ops` calls it.
 
-    mmcv has it on GPUs alone.
+    mmcv's own runs on GPUs alone.
 
     Args:
         input: (N, C, H, W).
         rois: (R, 5), image index and ``x1 y1 x2 y2``.
-        offset: (R, 2, Ph, Pw), x first; None, or a tensor without elements, moves nothing.
+        offset: (R, 2, Ph, Pw), x first; None or an empty tensor: the bins are not moved.
         output_size: bins, an int or a pair.
-        spatial_scale: pixels of the map for one pixel of the image.
-        sampling_ratio: samples of a bin in each direction; 0: as many as it has pixels, rounded up.
-        gamma: factor of the offsets, in extents of the RoI.
+        spatial_scale: pixels of the map per pixel of the image.
+        sampling_ratio: samples per bin in each direction; 0: as many as the bin has pixels, rounded up.
+        gamma: factor of the offsets, in units of the RoI's width and height.
 
     Raises:
-        AssertionError: RoIs do not have five columns.
+        AssertionError: `rois` does not have five columns.
         ValueError: another shape does not fit.
     """
     assert rois.dim() == 2 and rois.shape[1] == 5, "RoI must be (idx, x1, y1, x2, y2)!"
@@ -41,7 +41,7 @@ def deform_roi_pool(
 
 
 class DeformRoIPool(nn.Module):
-    """mmcv's layer: offsets come from the caller.
+    """mmcv's layer: the caller passes offsets.
 
     Arguments are those of :func:`deform_roi_pool`.
     """
@@ -60,15 +60,15 @@ class DeformRoIPool(nn.Module):
 
 
 class DeformRoIPoolPack(DeformRoIPool):
-    """mmcv's layer of version 1 that predicts its own offsets, by `offset_fc` from what it pools unmoved.
+    """mmcv's layer of version 1 that predicts its own offsets: `offset_fc` reads the RoIs pooled without offsets.
 
     Args:
         output_size: bins, an int or a pair.
         output_channels: C of the map.
         deform_fc_channels: width of the two hidden layers.
-        spatial_scale: pixels of the map for one pixel of the image.
-        sampling_ratio: samples of a bin in each direction; 0 is adaptive.
-        gamma: factor of the offsets.
+        spatial_scale: pixels of the map per pixel of the image.
+        sampling_ratio: samples per bin in each direction; 0: as many as the bin has pixels, rounded up.
+        gamma: factor of the offsets, in units of the RoI's width and height.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class DeformRoIPoolPack(DeformRoIPool):
 
 
 class ModulatedDeformRoIPoolPack(DeformRoIPoolPack):
-    """mmcv's layer of version 2: masks too, by `mask_fc` with one hidden layer, which multiply the bins.
+    """mmcv's layer of version 2: `mask_fc`, with one hidden layer, predicts masks that multiply the bins.
 
     Arguments are those of :class:`DeformRoIPoolPack`.
     """
