@@ -70,7 +70,7 @@ def test_without_torchvision(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setattr(sys, "path", [])
-    with pytest.raises(ImportError, match=r"^patch: there is no torchvision here to patch$"):
+    with pytest.raises(ImportError, match=r"^patch: torchvision is not installed$"):
         ours.patch()
 
 

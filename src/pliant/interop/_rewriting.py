@@ -171,31 +171,12 @@ def _moved(start: Tensor, end: Tensor, place: Tensor, bins: int, shift: Tensor, 
 
 
 def deform_psroi_pool(
-    input: Tensor,
-    rois: Tensor,
-    offset: Tensor | None,
-    mask: Tensor | None,
-    P: int,
-    scale: float,
-    group: int,
-    part: int,
-    samples: int,
-    std: float,
+    input: Tensor, rois: Tensor, offset: Tensor | None, mask: Tensor | None, P: int, scale: float, *geometry: Any
 ) -> Tensor:
     """Express deformable position-sensitive RoI pooling by its definition: gathers and sums."""
-    return ops.deform_psroi_pool(
-        input,
-        rois,
-        offset,
-        P,
-        scale,
-        group_size=group,
-        part_size=part,
-        sample_per_part=samples,
-        trans_std=std,
-        mask=mask,
-        implementation="reference",
-    )
+    names = ("group_size", "part_size", "sample_per_part", "trans_std")
+    settings = dict(zip(names, geometry, strict=True))
+    return ops.deform_psroi_pool(input, rois, offset, P, scale, **settings, mask=mask, implementation="reference")
 
 
 def ps_roi_align(input: Tensor, rois: Tensor, Ph: int, Pw: int, scale: float, ratio: int) -> Tensor:

@@ -168,9 +168,8 @@ def _trunk(state: Mapping[str, Tensor], name: str) -> tuple[int, list[int]]:
     widths: list[int] = []
     while (weight := state.get(f"{name}.{2 * len(widths)}.weight")) is not None:
         if weight.dim() != 2 or (widths and weight.shape[1] != widths[-1]):
-            raise ValueError(
-                f"convert: {name}.{2 * len(widths)}.weight has shape {tuple(weight.shape)}, which does not fit its trunk"
-            )
+            layer = f"{name}.{2 * len(widths)}"
+            raise ValueError(f"convert: {layer}.weight has shape {tuple(weight.shape)}, which does not fit its trunk")
         widths.append(weight.shape[0])
     return (widths[-1], widths[:-1]) if widths else (0, [])
 

@@ -140,7 +140,7 @@ def _read_torch(path: Path) -> Any:
         needs = _globals(path)
         if needs:
             raise ValueError(
-                f"{path}: needs {needs} beside tensors and numbers, which loading would run; where you trust it, save "
+                f"{path}: needs {needs} beside tensors and numbers, which loading would run; if you trust it, save "
                 'its tensors alone, such as torch.save(torch.load(path, weights_only=False)["state_dict"], new_path)'
             ) from error
         raise ValueError(f"{path}: is not a file that torch.save wrote, or is damaged") from error

@@ -45,7 +45,7 @@ def register() -> None:
         ModuleNotFoundError: mmengine is not installed.
     """
     if importlib.util.find_spec("mmengine") is None:
-        sentence = "register: mmengine, in whose registry the layers belong, is not installed: pip install mmengine"
+        sentence = "register: needs the package mmengine: pip install mmengine"
         raise ModuleNotFoundError(sentence, name="mmengine")
     if importlib.util.find_spec("mmcv") is not None:
         if _EXTENSION not in sys.modules and importlib.util.find_spec(_EXTENSION) is None:

@@ -67,7 +67,7 @@ def _import() -> ModuleType:
         except ModuleNotFoundError as error:
             if error.name != "torchvision":
                 raise
-            raise ImportError("patch: there is no torchvision here to patch") from error
+            raise ImportError("patch: torchvision is not installed") from error
         except RuntimeError as error:
             missing = re.search(r"operator torchvision::(\w+) does not exist", str(error))
             if missing is None or missing[1] not in _SCHEMAS:
