@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and sentences for those that are damaged."""
+"""Write files completely or not at all, and read weights with an error that names a damaged file."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ import torch
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Give a file beside `path` to write; it takes the place of `path` when the block ends well, and else goes.
+    """Yield the path of a temporary file; it replaces `path` if the block succeeds and is deleted if it raises.
 
-    Several processes may write `path` at once: each has a file of its own, the last one stays.
+    Several processes may write `path` at once: each has a temporary file of its own, and the last one to finish wins.
     """
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
@@ -30,11 +30,11 @@ def load(path: Path) -> Any:
 
     Raises:
         OSError: there is no such file.
-        ValueError: it is damaged, or something else.
+        ValueError: the file is not one that torch.save wrote, or is damaged.
     """
     with path.open("rb") as file:
         try:
             return torch.load(file, map_location="cpu", weights_only=True)
-        except Exception as error:  # pickle, zip and torch each have their own; the system's, too, of a file cut short
-            said = f"{type(error).__name__}: {error}".splitlines()[0]
-            raise ValueError(f"{path} is not a file of weights that torch.save wrote, or damaged ({said})") from error
+        except Exception as error:  # pickle, zip and torch raise their own; a truncated file raises OSError, too
+            why = f"{type(error).__name__}: {error}".splitlines()[0]
+            raise ValueError(f"{path} is not a file of weights that torch.save wrote, or is damaged ({why})") from error

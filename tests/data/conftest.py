@@ -11,6 +11,6 @@ from pliant.data import drawing
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
-    """Compute on one thread: on a busy machine these small pictures would take ten times as long on two."""
+    """Compute on one thread: on a busy machine these small images would take ten times as long on two."""
     with drawing.one_thread():
         yield

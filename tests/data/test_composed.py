@@ -240,7 +240,7 @@ def test_photographs_missing_or_changed(tmp_path: Path, monkeypatch: pytest.Monk
         load("train")
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "astronaut.png").write_bytes(b"another")
-    with pytest.raises(ValueError, match=r"astronaut\.png is not the picture"):
+    with pytest.raises(ValueError, match=r"astronaut\.png is not the photograph"):
         load("train")
 
 

@@ -106,7 +106,7 @@ def test_ranges_that_differ_in_one_transformation_agree_in_the_others() -> None:
 
 
 def test_parts_do_not_matter(pictures: Tensor) -> None:
-    """A picture is drawn alike alone and among others, whatever they do."""
+    """An image is drawn the same alone and among others, whatever their poses are."""
     poses = draw(Ranges((0.5, 2), (0, 90)), 40, torch.Generator().manual_seed(0))
     together = render(pictures, poses)
     alone = render(pictures[35:36], type(poses)(*(field[35:36] for field in poses)))
@@ -126,5 +126,5 @@ def test_errors(pictures: Tensor) -> None:
         Ranges(rotation=(30, 10))
     with pytest.raises(ValueError, match="shift must be at least 0"):
         Ranges(shift=-1)
-    with pytest.raises(ValueError, match="one pose a picture, got 3 for 40"):
+    with pytest.raises(ValueError, match="one pose per image, got 3 for 40"):
         render(pictures, draw(Ranges(), 3, torch.Generator()))

@@ -33,9 +33,6 @@ class Numbers:
         }
         return torch.full((3, 1, 1), index, dtype=torch.uint8), target
 
-    def coco(self) -> dict[str, Any]:
-        raise NotImplementedError
-
 
 def _noise(image: Tensor, target: dict, generator: torch.Generator) -> tuple[Tensor, dict]:
     return image, {**target, "drawn": torch.rand((), generator=generator).item()}
@@ -104,7 +101,7 @@ def test_broken_pictures_are_replaced_by_the_next_and_named_once() -> None:
 
 
 def test_no_readable_picture() -> None:
-    with pytest.raises(ValueError, match=r"not one of 4 pictures can be read: \d.png cannot be read"):
+    with pytest.raises(ValueError, match=r"none of the 4 images can be read: \d.png cannot be read"):
         list(batches(Numbers(4, broken=(0, 1, 2, 3)), 2, 0, 0))
 
 
@@ -124,10 +121,10 @@ def test_workers_change_nothing(context: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ({"batch": 3, "world": 2}, "a batch of 3 cannot be shared by 2 processes alike"),
+        ({"batch": 3, "world": 2}, "a batch of 3 cannot be shared equally by 2 processes"),
         ({"batch": 0}, "a batch of 0"),
         ({"batch": 4, "rank": 1}, r"\(rank 1\)"),
-        ({"batch": 13}, "more than the 12 pictures"),
+        ({"batch": 13}, "larger than the data set of 12 images"),
         ({"batch": 4, "start": 4}, "a step from 0 to 3, got 4"),
     ],
 )

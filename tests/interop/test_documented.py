@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import ast
 import importlib.util
-import os
 import re
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -61,22 +59,16 @@ def _imported(code: str) -> set[str]:
     [pytest.param(key, marks=pytest.mark.slow) if key[1] == COMPILES else key for key in SECTIONS],
     ids=lambda key: key[1],
 )
-def test_examples_run(section: tuple[str, str], tmp_path: Path) -> None:
+def test_examples_run(
+    section: tuple[str, str], run: Callable[..., tuple[str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     ran = 0
     for code in SECTIONS[section]:
         if any(importlib.util.find_spec(name) is None for name in _imported(code)):
             continue
-        done = subprocess.run(
-            [sys.executable, "-c", code],
-            cwd=tmp_path,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
-        assert "Traceback" not in done.stderr
+        _, said = run(code, folder=tmp_path)
+        assert "Traceback" not in said
         ran += 1
     if not ran:
         pytest.skip(f"{section[1]} is not installed")

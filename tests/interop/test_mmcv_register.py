@@ -1,10 +1,10 @@
-"""register() on an mmcv and an mmengine made for the test, without compiled code, and on those that are installed."""
+"""register() with an mmcv and an mmengine made for the test, without compiled code, and with installed ones."""
 
 from __future__ import annotations
 
 import importlib.util
-import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -100,29 +100,18 @@ except NotImplementedError as error:
 ANSWER = "mmcv._ext.softnms is not compiled here, and pliant has nothing in its place\n"
 
 
-def _run(*flags: str, folder: Path) -> str:
-    # What is registered and imported lasts as long as the process.
-    done = subprocess.run(
-        [sys.executable, *flags, "-c", SCRIPT], cwd=folder, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+def test_register(packages: Callable[..., Path], run: Callable[..., tuple[str, str]]) -> None:
+    said, _ = run(SCRIPT, folder=packages(FILES), flags=("-W", "error"))
+    assert said == ANSWER
 
 
-def test_register(tmp_path: Path) -> None:
-    for name, text in FILES.items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(text)
-    assert _run("-W", "error", folder=tmp_path) == ANSWER
-
-
-def test_register_in_installed_packages(tmp_path: Path) -> None:
+def test_register_in_installed_packages(run: Callable[..., tuple[str, str]], tmp_path: Path) -> None:
     for package in ("mmengine", "mmcv"):
         if importlib.util.find_spec(package) is None:
             pytest.skip(f"{package} is not installed")
     if importlib.util.find_spec("mmcv._ext") is not None:
         pytest.skip("mmcv is installed with its compiled part")
-    assert ANSWER in _run(folder=tmp_path)
+    assert ANSWER in run(SCRIPT, folder=tmp_path)[0]
 
 
 def test_what_stands_for_the_compiled_part() -> None:
@@ -151,5 +140,5 @@ def test_what_stands_for_the_compiled_part() -> None:
 def test_without_mmengine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "mmengine", raising=False)
     monkeypatch.setattr(sys, "path", [])
-    with pytest.raises(ModuleNotFoundError, match=r"^register: there is no mmengine here, .* pip install mmengine$"):
+    with pytest.raises(ModuleNotFoundError, match=r"^register: needs the package mmengine: pip install mmengine$"):
         ours.register()

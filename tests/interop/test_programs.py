@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import io
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,6 +14,7 @@ from pliant import _native
 from pliant.nn import DeformConv2d, DeformPSRoIPool, DeformRoIPool, LocalResponseNorm
 
 FREE = torch.export.Dim.DYNAMIC
+Moving = Callable[[nn.Module, float], nn.Module]
 
 
 class Parts(nn.Module):
@@ -45,13 +45,9 @@ def _inputs(layer: str, N: int, H: int, W: int, R: int) -> tuple[Tensor, ...]:
 
 
 @pytest.fixture(params=LAYERS)
-def case(request: pytest.FixtureRequest) -> tuple[nn.Module, tuple[Tensor, ...], tuple[Tensor, ...]]:
+def case(request: pytest.FixtureRequest, moving: Moving) -> tuple[nn.Module, tuple[Tensor, ...], tuple[Tensor, ...]]:
     """Return a layer that moves its samples, inputs, and others of another size."""
-    torch.manual_seed(0)
-    net = LAYERS[request.param].eval()
-    for name, parameter in net.named_parameters():
-        if "offset" in name:
-            nn.init.normal_(parameter, std=0.3)
+    net = moving(LAYERS[request.param], 0.3)
     return net, _inputs(request.param, 2, 12, 11, 5), _inputs(request.param, 3, 9, 14, 8)
 
 
@@ -106,10 +102,10 @@ print(tuple(found.shape))
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
-def test_a_compiled_package_needs_the_kernels_alone(tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    net = DeformConv2d(8, 6, 3, padding=1).eval()
-    nn.init.normal_(net.conv_offset.weight, std=0.3)
+def test_a_compiled_package_needs_the_kernels_alone(
+    moving: Moving, run: Callable[..., tuple[str, str]], tmp_path: Path
+) -> None:
+    net = moving(DeformConv2d(8, 6, 3, padding=1), 0.3)
     x, other = torch.randn(2, 8, 12, 11), torch.randn(3, 8, 9, 14)
     package, data = tmp_path / "layer.pt2", tmp_path / "data.pt"
     with torch.no_grad():
@@ -118,7 +114,5 @@ def test_a_compiled_package_needs_the_kernels_alone(tmp_path: Path) -> None:
         schema = str(torch.ops.pliant.deform_conv2d.default._schema).removeprefix("pliant::")
         torch.save(((other,), net(other), schema), data)
     assert _native.path is not None
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, _native.path, package, data], capture_output=True, text=True, timeout=300
-    )
-    assert (done.returncode, done.stdout) == (0, "(3, 6, 9, 14)\n"), done.stderr
+    said, _ = run(SCRIPT, _native.path, package, data, folder=tmp_path)
+    assert said == "(3, 6, 9, 14)\n"

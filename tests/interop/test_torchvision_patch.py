@@ -1,9 +1,9 @@
-"""patch() against a torchvision made for the test: its import speaks about operators that its library did not bring."""
+"""patch() on a torchvision made for the test: its import refers to operators that no library declares."""
 
 from __future__ import annotations
 
-import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -61,37 +61,25 @@ print(tuple(layer(x, offset).shape))
 """
 
 
-def _run(script: str, folder: Path) -> str:
-    # Declared operators last as long as the process.
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", script], cwd=folder, capture_output=True, text=True, timeout=300
-    )
-    assert (done.returncode, done.stderr) == (0, "")
-    return done.stdout
-
-
-def test_patch_and_unpatch(tmp_path: Path) -> None:
-    for name, text in FILES.items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(text)
-    assert _run(SCRIPT, tmp_path) == "Couldn't load custom C++ ops.\n(2, 4, 6, 6)\n"
+def test_patch_and_unpatch(packages: Callable[..., Path], run: Callable[..., tuple[str, str]]) -> None:
+    said = run(SCRIPT, folder=packages(FILES), flags=("-W", "error"))
+    assert said == ("Couldn't load custom C++ ops.\n(2, 4, 6, 6)\n", "")
 
 
 def test_without_torchvision(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setattr(sys, "path", [])
-    with pytest.raises(ImportError, match=r"^patch: there is no torchvision here to patch$"):
+    with pytest.raises(ImportError, match=r"^patch: torchvision is not installed$"):
         ours.patch()
 
 
-def test_other_failures_of_its_import_are_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "torchvision").mkdir()
-    (tmp_path / "torchvision" / "__init__.py").write_text(
-        "raise RuntimeError('operator torchvision::other does not exist')"
-    )
+def test_other_failures_of_its_import_are_its_own(
+    packages: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = packages({"torchvision/__init__.py": "raise RuntimeError('operator torchvision::other does not exist')"})
     for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
         monkeypatch.delitem(sys.modules, name)
-    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.syspath_prepend(folder)
     with pytest.raises(RuntimeError, match=r"^operator torchvision::other does not exist$"):
         ours.patch()

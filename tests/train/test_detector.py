@@ -250,7 +250,7 @@ def test_broken_pictures_are_named_and_replaced(detector: Any, scenes: Any, tmp_
     assert sorted(named) == ["cannot read picture 3.jpg", "cannot read picture 4.jpg"]
     lines = (tmp_path / "metrics.jsonl").read_text()
     assert lines.count("cannot read picture") == 2
-    with pytest.raises(ValueError, match=r"not one of 4 pictures can be read: cannot read picture \d.jpg"):
+    with pytest.raises(ValueError, match=r"none of the 4 images can be read: cannot read picture \d.jpg"):
         fit_detector(made(detector), scenes(4, broken=(0, 1, 2, 3)), RECIPE)
 
 

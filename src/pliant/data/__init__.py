@@ -1,4 +1,4 @@
-"""Pictures in, tensors out: the data of the studies and how they are drawn."""
+"""Data sets and transforms: images in, tensors out; the scenes of the studies are drawn here."""
 
 from pliant.data.coco import CocoDetection, Target
 from pliant.data.composed import Composed

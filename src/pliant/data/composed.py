@@ -1,4 +1,4 @@
-"""Composed scenes: clothes of Fashion-MNIST in all poses on real photographs, with exact boxes."""
+"""Composed scenes: clothes of Fashion-MNIST in many poses on real photographs, with exact boxes."""
 
 from __future__ import annotations
 
@@ -20,16 +20,17 @@ from pliant.data.drawing import Ranges
 from pliant.data.fashion_mnist import CLASSES, FashionMNIST
 
 RANGES = Ranges(scale=(0.6, 2.4), rotation=(0.0, 30.0), aspect=(1.0, 1.5), bend=(0.0, 0.08))
-INK = 12  # of 255: a pixel of Fashion-MNIST belongs to the object where it is brighter and not on its own
+INK = 12  # of 255: a brighter pixel of Fashion-MNIST belongs to the object, unless it is isolated
 OPAQUE = 0.5  # a pixel of a scene belongs to an object where its alpha is larger; boxes are the extents of such pixels
-VISIBLE = 0.6  # the least share of an object's pixels that the others leave to be seen
-TRIES = 8  # places that are tried for an object before it is left out
-# Typical side of a box, √(w·h), relative to 28 pixels times its scale: in 600 scenes it cuts sizes into 33, 33, 35 %.
+VISIBLE = 0.6  # the least fraction of an object's pixels that other objects leave visible
+TRIES = 8  # places tried for an object before it is left out
+# Typical side of a box, √(w·h), relative to 28 pixels times its scale. In 600 scenes, 33, 33 and 35 % of the boxes are
+# then small, medium and large.
 FILL = 0.85
 
 
 class _Placed(NamedTuple):
-    """An object in a scene: its label, the corner of its canvas, which pixels of that are the object's, how many."""
+    """An object in a scene: its label, the corner of its canvas, the mask of its pixels there, and their number."""
 
     label: int
     top: int
@@ -39,29 +40,29 @@ class _Placed(NamedTuple):
 
     @property
     def window(self) -> tuple[slice, slice]:
-        """Return where in the scene its canvas is."""
+        """Return the rows and columns of the scene that its canvas covers."""
         H, W = self.mask.shape
         return slice(self.top, self.top + H), slice(self.left, self.left + W)
 
 
 class Composed(Dataset[tuple[Tensor, Target]]):
-    """Scenes of clothes on photographs: item i of a seed is the same picture always, in whatever order or process.
+    """Scenes of clothes on photographs: item i of a seed is always the same image, in any order and any process.
 
-    Pictures of clothes and photographs of "train" and "test" have nothing in common. A background is a crop of a
-    photograph, shrunk to the scene. Objects are tinted at random and laid on it one after another, wholly inside; one
-    that would hide more than 1 − `VISIBLE` of another is tried at `TRIES` places and then left out, as one larger than
-    the scene is: a scene may have fewer objects than were drawn. The box of an object is the extent of its pixels
-    (alpha above `OPAQUE`) that are seen: exact, and smaller than the object where another covers its edge.
+    "train" and "test" share no clothes and no photographs. A background is a crop of a photograph, shrunk to the scene.
+    Objects are tinted at random and placed one after another, wholly inside the scene. An object that would hide more
+    than 1 − `VISIBLE` of another is tried at `TRIES` places and then left out, and so is one larger than the scene: a
+    scene may have fewer objects than were drawn. The box of an object is the extent of its visible pixels (alpha above
+    `OPAQUE`): it is exact, and smaller than the object where another object covers its edge.
 
     Args:
-        seed: of everything random.
-        count: scenes.
+        seed: of all random numbers.
+        count: number of scenes.
         split: "train" or "test".
         size: side of a scene in pixels, at least 32.
-        objects: (least, most) objects drawn for a scene.
-        ranges: poses; sizes are factors of 28 pixels. Objects lie anywhere, so `shift` must be 0.
-        classes: names out of Fashion-MNIST's ten, all where None; labels count in this order.
-        folder: of the full Fashion-MNIST; None takes the subset of the package.
+        objects: (least, most) objects drawn per scene.
+        ranges: of the poses; sizes are factors of 28 pixels. Objects lie anywhere, so `shift` must be 0.
+        classes: some of Fashion-MNIST's ten names, None for all; labels are indices into it.
+        folder: of the full Fashion-MNIST; None for the subset in the package.
 
     Raises:
         ValueError: an argument is out of its range.
@@ -97,7 +98,7 @@ class Composed(Dataset[tuple[Tensor, Target]]):
         self.category_ids = tuple(CLASSES.index(name) + 1 for name in self.classes)
         self.seed, self.count, self.split, self.size = seed, count, split, size
         self.objects, self.ranges, self.folder = objects, ranges, folder
-        _clothes(split, folder)  # a missing folder is found out now
+        _clothes(split, folder)  # raises here if a file is missing
 
     def __len__(self) -> int:
         return self.count
@@ -142,9 +143,9 @@ class Composed(Dataset[tuple[Tensor, Target]]):
 
     @property
     def area_ranges(self) -> dict[str, tuple[float, float]]:
-        """Return what "small", "medium" and "large" mean here, as areas of boxes in pixels: (from, to).
+        """Return the bounds of "small", "medium" and "large" as areas of boxes in pixels: (from, to).
 
-        COCO's 32² and 96² pixels are for pictures of 640×480. Here the log-uniform range of scales is cut into three
+        COCO's 32² and 96² pixels are for images of 640×480. Here the log-uniform range of scales is divided into three
         equal parts, so that about a third of the objects falls into each.
         """
         least, most = self.ranges.scale
@@ -161,7 +162,7 @@ class Composed(Dataset[tuple[Tensor, Target]]):
     def write(self, folder: Path) -> Path:
         """Write all scenes as ``images/*.png`` with ``annotations.json`` into `folder`; return the path of the latter.
 
-        It is COCO's form, which `CocoDetection` and other tools read.
+        The format is COCO's, which `CocoDetection` and other tools read.
         """
         from PIL import Image
 
@@ -193,7 +194,7 @@ class Composed(Dataset[tuple[Tensor, Target]]):
     def _place(
         self, owner: Tensor, mask: Tensor, places: list[list[float]], placed: list[_Placed]
     ) -> tuple[int, int] | None:
-        """Return the first place (top, left) where `mask` leaves enough of everything that is there already."""
+        """Return the first place (top, left) where `mask` leaves enough of every earlier object visible."""
         H, W = mask.shape
         if max(H, W) > self.size or not mask.any():
             return None
@@ -210,26 +211,29 @@ class Composed(Dataset[tuple[Tensor, Target]]):
 
 
 def _tints(numbers: Tensor) -> Tensor:
-    """Return colours (N, 3), 0 … 255, from numbers (N, 3) in [0, 1): hue, saturation to 0.6, value from 0.5."""
+    """Return colours (N, 3), 0 … 255, from numbers (N, 3) in [0, 1): hue, saturation up to 0.6, value from 0.5."""
     hue, saturation, value = numbers[:, :1], numbers[:, 1:2], numbers[:, 2:]
-    # The three channels of a pure colour are one hat function of the hue, moved by thirds of the circle.
+    # The three channels of a pure colour are one hat function of the hue, shifted by thirds of the circle.
     distance = ((hue * 6 - torch.tensor((0.0, 2.0, 4.0)) + 3) % 6 - 3).abs_()
     return (1 - 0.6 * saturation * (distance - 1).clamp_(0, 1)) * (127.5 + 127.5 * value)
 
 
 @functools.cache
 def _clothes(split: str, folder: Path | None) -> tuple[Tensor, ...]:
-    """Return the layers of all pictures of every class, once a process: workers load their own."""
+    """Return the layers of all images of every class, made once per process: workers load their own."""
     data = FashionMNIST.load(folder)
     clothes = data.train if split == "train" else data.test
     with drawing.one_thread():
         return tuple(_layers(clothes.pictures[clothes.labels == label]) for label in range(len(CLASSES)))
 
 
-def _layers(pictures: Tensor) -> Tensor:
-    """Return grey and alpha (N, 2, H, W), uint8, of pictures (N, H, W): pixels above `INK` beside at least two such."""
-    layers = torch.empty(len(pictures), 2, *pictures.shape[1:], dtype=torch.uint8)
-    for out, part in zip(layers.split(1000), pictures.split(1000), strict=True):
+def _layers(images: Tensor) -> Tensor:
+    """Return grey and alpha (N, 2, H, W), uint8, of images (N, H, W).
+
+    The object's pixels are those above `INK` that have at least two such neighbours.
+    """
+    layers = torch.empty(len(images), 2, *images.shape[1:], dtype=torch.uint8)
+    for out, part in zip(layers.split(1000), images.split(1000), strict=True):
         ink = part > INK
         alpha = ink & (F.avg_pool2d(ink.float(), 3, 1, 1) * 9 > 2.5)
         out[:, 0], out[:, 1] = part * alpha, alpha * 255
@@ -244,7 +248,7 @@ def _trimmed(layers: Tensor) -> Tensor:
 
 
 def _extent(mask: Tensor) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Return the rows and the columns, from and to, that a mask (H, W) reaches over."""
+    """Return the range of rows and the range of columns, (first, end), that a mask (H, W) covers."""
     ends = []
     for dim in (1, 0):
         line = mask.any(dim).nonzero()[:, 0].tolist()
@@ -253,7 +257,7 @@ def _extent(mask: Tensor) -> tuple[tuple[int, int], tuple[int, int]]:
 
 
 def _boxes(owner: Tensor, placed: list[_Placed]) -> Tensor:
-    """Return the extents (n, 4) of the pixels that are each object's."""
+    """Return the boxes (n, 4) around the visible pixels of each object."""
     boxes = []
     for k, object in enumerate(placed, 1):
         (top, low), (left, right) = _extent(owner[object.window] == k)

@@ -14,21 +14,21 @@ import torch.nn.functional as F
 from torch import Tensor
 
 CANVAS = 64  # side of the canvas in pixels
-INK = 0.1  # a pixel belongs to the object where it is brighter
+INK = 0.1  # pixels brighter than this belong to the object
 _PART = 32
 
 
 @dataclass(frozen=True)
 class Ranges:
-    """From where every transformation is drawn: (least, most) of its magnitude; 1 or 0 leaves the object alone.
+    """The range, (least, most), from which the magnitude of each transformation is drawn; 1 or 0 changes nothing.
 
     Args:
         scale: factor of both sides, log-uniform.
-        rotation: degrees, to either side.
-        aspect: ratio of the sides at equal area, at least 1, log-uniform; either side gets longer.
-        shear: tangent of the angle by which upright lines lean, to either side.
-        bend: amplitude of the waves that bend the object, as a share of its side; up to 0.2 nothing folds over.
-        shift: most pixels by which the object leaves the middle of the canvas, along each axis.
+        rotation: degrees, in either direction.
+        aspect: ratio of the sides at equal area, at least 1, log-uniform; either side may become the longer one.
+        shear: tangent of the angle by which vertical lines lean, in either direction.
+        bend: amplitude of the waves that bend the object, as a fraction of its side; up to 0.2 nothing folds over.
+        shift: largest distance of the object from the centre of the canvas along each axis, in pixels.
     """
 
     scale: tuple[float, float] = (1.0, 1.0)
@@ -53,9 +53,9 @@ class Ranges:
 class Poses(NamedTuple):
     """How N objects lie on their canvases.
 
-    `matrix` (N, 2, 2) takes an object's (x, y), from its middle, y downwards, to the canvas; `shift` (N, 2) is added
-    in pixels; `bend` (N,) is the amplitude of the waves in shares of the side, `wave` (N, 2) their number along a
-    side and `phase` (N, 2) where they start, in radians.
+    `matrix` (N, 2, 2) maps an object's (x, y), measured from its centre with y downwards, to the canvas; `shift` (N, 2)
+    is added, in pixels; `bend` (N,) is the amplitude of the waves as a fraction of the side, `wave` (N, 2) their number
+    along a side and `phase` (N, 2) their phase in radians.
     """
 
     matrix: Tensor
@@ -96,37 +96,37 @@ def draw(ranges: Ranges, count: int, random: torch.Generator) -> Poses:
 
 
 def render(pictures: Tensor, poses: Poses, canvas: int = CANVAS) -> Tensor:
-    """Return every picture drawn in its pose on a black canvas: (N, 1, canvas, canvas), float32 in [0, 1].
+    """Draw every image in its pose on a black canvas: (N, 1, canvas, canvas), float32 in [0, 1].
 
-    Bilinear. Where an object shrinks by a factor s < 1, four samples half of 1/s − 1 object pixels from the middle
-    are averaged: the exact area average at s = 1/2, continuous with the single sample at s = 1. What leaves the
-    canvas is cut off.
+    Interpolation is bilinear. Where an object shrinks by a factor s < 1, four samples are averaged, each
+    ``(1/s − 1)/2`` object pixels from the centre along both axes: this is the exact area average at s = 1/2 and meets
+    the single sample at s = 1. Parts outside the canvas are cut off.
 
     Args:
-        pictures: (N, H, W), uint8 or float, 0 … 255.
+        pictures: (N, H, W), the images, uint8 or float, 0 … 255.
         poses: N poses.
         canvas: side of the canvas in pixels.
     """
     N = len(pictures)
     if len(poses.bend) != N:
-        raise ValueError(f"render: there must be one pose a picture, got {len(poses.bend)} for {N}")
+        raise ValueError(f"render: there must be one pose per image, got {len(poses.bend)} for {N}")
     drawn = torch.empty(N, 1, canvas, canvas)
-    # In parts that stay in the cache: three times as fast as all at once.
+    # Parts that stay in the cache are three times as fast as everything at once.
     for part in (slice(start, start + _PART) for start in range(0, N, _PART)):
         drawn[part] = _render(pictures[part], Poses(*(field[part] for field in poses)), canvas)
     return drawn
 
 
 def warp(layers: Tensor, poses: Poses, index: int) -> Tensor:
-    """Return the layers of one picture drawn in pose `index` on the smallest square canvas that surely holds it.
+    """Draw the layers of one image in pose `index` on the smallest square canvas that is certain to hold it.
 
-    Bilinear. Where the object shrinks by a factor s < 1 it is drawn ⌈1/s⌉ times as fine and averaged. The pose's
-    shift is left out: the object is in the middle of its canvas.
+    Interpolation is bilinear. Where the object shrinks by a factor s < 1, it is drawn ⌈1/s⌉ times as fine and averaged.
+    The pose's shift is ignored: the object is at the centre of its canvas.
 
     Args:
-        layers: (C, H, W), float: what is to be moved, such as grey and alpha.
+        layers: (C, H, W), float, such as grey and alpha.
         poses: N poses.
-        index: which of them.
+        index: of the pose to take.
 
     Returns:
         (C, side, side), float32; side is even.
@@ -137,7 +137,7 @@ def warp(layers: Tensor, poses: Poses, index: int) -> Tensor:
     least = math.sqrt((norm - math.sqrt(max(0.0, norm * norm - 4 * det * det))) / 2)  # smaller singular value
     fine = 1 if least >= 0.999 else math.ceil(1 / least)
     bend = poses.bend[index].item()
-    # The waves move an object by `bend` of its side at most.
+    # The waves move an object by at most `bend` of its side.
     right, low = W * (0.5 + bend), H * (0.5 + bend)
     half = math.ceil(max(abs(a) * right + abs(b) * low, abs(c) * right + abs(d) * low))
     x = (torch.arange(2 * half * fine) + 0.5) / fine - half
@@ -154,9 +154,9 @@ def warp(layers: Tensor, poses: Poses, index: int) -> Tensor:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Compute on one thread: for pictures this small, waiting for a second one costs more than it computes.
+    """Compute on one thread: for images this small, waiting for a second thread costs more than it saves.
 
-    On a busy machine that wait is a time slice of the system, about 20 ms, at every operation.
+    On a busy machine the wait is a time slice of the operating system, about 20 ms, per operation.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -167,7 +167,7 @@ def one_thread() -> Iterator[None]:
 
 
 def seed_of(*parts: int | str) -> int:
-    """Return a seed, 63 bits, for a generator that shares nothing with that of other `parts`."""
+    """Return a seed of 63 bits; generators seeded with different `parts` are independent."""
     plain = tuple(part if isinstance(part, str) else int(part) for part in parts)
     return int.from_bytes(hashlib.blake2b(repr(plain).encode(), digest_size=8).digest(), "big") >> 1
 
@@ -183,12 +183,12 @@ def _render(pictures: Tensor, poses: Poses, canvas: int) -> Tensor:
     inverse = torch.linalg.inv(poses.matrix)
     middle = (torch.arange(canvas) + 0.5) - canvas / 2
     grid = torch.stack(torch.meshgrid(middle, middle, indexing="xy"), -1).view(1, -1, 2)
-    at = (grid - poses.shift[:, None]) @ inverse.mT  # (N, canvas², 2): (x, y) from the object's middle
+    at = (grid - poses.shift[:, None]) @ inverse.mT  # (N, canvas², 2): (x, y) from the object's centre
 
     # The smaller singular value of a 2×2 matrix, from its norm and determinant.
     norm, det = poses.matrix.square().sum((1, 2)), torch.linalg.det(poses.matrix)
     least = ((norm - (norm.square() - 4 * det.square()).clamp(min=0).sqrt()) / 2).sqrt()
-    # Rounding makes `least` of a plain rotation a little less than 1: that is no shrinking.
+    # Rounding makes `least` of a plain rotation a little less than 1: that is not shrinking.
     shrinks = least < 0.999
 
     at = _bent(at, poses, (W, H))
@@ -214,7 +214,7 @@ def _bent(at: Tensor, poses: Poses, side: tuple[int, int]) -> Tensor:
 
 
 def _sample(source: Tensor, at: Tensor, canvas: int) -> Tensor:
-    """Return `source` (N, C, H, W) read at (x, y) from its middle: (N, C, canvas, canvas)."""
+    """Sample `source` (N, C, H, W) at (x, y), measured from its centre: (N, C, canvas, canvas)."""
     sides = torch.tensor(source.shape[:1:-1], dtype=torch.float32)
     grid = (at * (2 / sides)).view(len(source), canvas, canvas, 2)
     return F.grid_sample(source, grid, mode="bilinear", padding_mode="zeros", align_corners=False)

@@ -13,14 +13,14 @@ from torch import Tensor
 
 
 def read(path: Path) -> Tensor:
-    """Return the bytes of one IDX file as a uint8 tensor of the shape its head announces.
+    """Return the bytes of one IDX file as a uint8 tensor of the shape that its header gives.
 
-    The head is ``0, 0, type, rank`` and `rank` big-endian sizes; only type 8 (unsigned bytes) is read. A name that
-    ends in ``.gz`` is decompressed.
+    The header is ``0, 0, type, rank`` and `rank` big-endian sizes; only type 8 (unsigned bytes) is read. A
+    file whose name ends in ``.gz`` is decompressed.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is no IDX file of bytes, is half-written or is corrupt.
+        ValueError: the file is not an IDX file of bytes, is half-written or is corrupt.
 
     Source: http://yann.lecun.com/exdb/mnist, "the IDX file format".
     """
@@ -35,7 +35,7 @@ def read(path: Path) -> Tensor:
     rank = data[3]
     head = 4 + 4 * rank
     if len(data) < head:
-        raise ValueError(f"idx: {path} ends within its head; fetch it again")
+        raise ValueError(f"idx: {path} ends within its header; fetch it again")
     shape = struct.unpack(f">{rank}I", data[4:head])
     if len(data) - head != math.prod(shape):
         raise ValueError(
@@ -49,7 +49,7 @@ def find(folder: Path, name: str) -> Path:
     """Return the path of the IDX file `name` in `folder`, compressed or not.
 
     Raises:
-        FileNotFoundError: neither is there.
+        FileNotFoundError: neither form is there.
     """
     for candidate in (folder / name, folder / f"{name}.gz"):
         if candidate.is_file():

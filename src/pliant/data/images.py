@@ -1,4 +1,4 @@
-"""Read pictures of every usual kind as three channels of 8 bits."""
+"""Read images of every common kind as three channels of 8 bits."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from torch import Tensor
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-TURNED = (5, 6, 7, 8)  # EXIF orientations that exchange width and height
+ROTATED = (5, 6, 7, 8)  # EXIF orientations that exchange width and height
 EXIF_ORIENTATION = 0x0112
 
 
 class BrokenImage(OSError):
-    """A file that is no picture, is half-written, or is not the picture that its annotations are for."""
+    """A file that is not an image, is half-written, or has another size than its annotations are for."""
 
 
 def read_image(path: Path, size: tuple[int, int] | None = None) -> Tensor:
-    """Return a picture as uint8 (3, H, W), upright.
+    """Return an image as uint8 (3, H, W), upright.
 
-    Grey is repeated in three channels, a palette is looked up, transparency is dropped. Grey of 16 bits is divided
-    by 257, so that white stays white. The picture is turned as its EXIF orientation says, unless `size` says that it
-    was annotated as stored.
+    Grey is repeated in three channels, a palette is looked up, transparency is dropped. Grey of 16 bits is divided by
+    257, so that white stays white. The image is rotated as its EXIF orientation says, unless `size` shows that it was
+    annotated as stored.
 
     Args:
         path: the file; whatever Pillow reads.
@@ -32,7 +32,7 @@ def read_image(path: Path, size: tuple[int, int] | None = None) -> Tensor:
 
     Raises:
         FileNotFoundError: there is no such file.
-        BrokenImage: it cannot be read, or has another size.
+        BrokenImage: the file cannot be read, or the image has another size.
     """
     import numpy as np
     from PIL import Image
@@ -42,17 +42,17 @@ def read_image(path: Path, size: tuple[int, int] | None = None) -> Tensor:
         raise FileNotFoundError(f"{path} is missing")
     try:
         with Image.open(path) as opened:
-            picture = _upright(opened, size)
-            if picture.mode == "F":
-                raise ValueError("its pixels are floating-point numbers, whose range nobody knows")
-            if picture.mode.startswith("I"):
-                wide = np.array(picture).astype(np.int64).clip(0, 65535)
+            image = _upright(opened, size)
+            if image.mode == "F":
+                raise ValueError("its pixels are floating-point numbers of unknown range")
+            if image.mode.startswith("I"):
+                wide = np.array(image).astype(np.int64).clip(0, 65535)
                 grey = ((wide + 128) // 257).astype(np.uint8)
                 array = np.repeat(grey[:, :, None], 3, 2)
             else:
-                # Pillow wants a palette with transparency to go by way of RGBA.
-                array = np.array((picture.convert("RGBA") if picture.mode == "P" else picture).convert("RGB"))
-    except Exception as error:  # Pillow's decoders raise whatever a broken file brings about
+                # Pillow warns of a palette with transparency that is not converted by way of RGBA.
+                array = np.array((image.convert("RGBA") if image.mode == "P" else image).convert("RGB"))
+    except Exception as error:  # Pillow's decoders raise many kinds of exceptions on a broken file
         raise BrokenImage(f"{path} cannot be read: {' '.join(str(error).split()) or type(error).__name__}") from error
     H, W = array.shape[:2]
     if size is not None and size != (H, W):
@@ -61,11 +61,11 @@ def read_image(path: Path, size: tuple[int, int] | None = None) -> Tensor:
 
 
 def image_size(path: Path) -> tuple[int, int]:
-    """Return (H, W) of a picture, upright, from the head of its file alone.
+    """Return (H, W) of an image, upright, from the header of its file alone.
 
     Raises:
         FileNotFoundError: there is no such file.
-        BrokenImage: it is no picture.
+        BrokenImage: the file is not an image.
     """
     from PIL import Image
 
@@ -75,17 +75,17 @@ def image_size(path: Path) -> tuple[int, int]:
     try:
         with Image.open(path) as opened:
             W, H = opened.size
-            return (W, H) if opened.getexif().get(EXIF_ORIENTATION) in TURNED else (H, W)
+            return (W, H) if opened.getexif().get(EXIF_ORIENTATION) in ROTATED else (H, W)
     except Exception as error:
         raise BrokenImage(f"{path} cannot be read: {' '.join(str(error).split()) or type(error).__name__}") from error
 
 
-def _upright(picture: Image, size: tuple[int, int] | None) -> Image:
-    """Return a picture turned as its EXIF orientation says, unless only the unturned one has (H, W) `size`."""
+def _upright(image: Image, size: tuple[int, int] | None) -> Image:
+    """Return an image rotated as its EXIF orientation says, unless only the stored one has (H, W) `size`."""
     from PIL import ImageOps
 
-    W, H = picture.size
-    turns = picture.getexif().get(EXIF_ORIENTATION) in TURNED
-    if turns and size == (H, W) and H != W:
-        return picture
-    return ImageOps.exif_transpose(picture)
+    W, H = image.size
+    rotates = image.getexif().get(EXIF_ORIENTATION) in ROTATED
+    if rotates and size == (H, W) and H != W:
+        return image
+    return ImageOps.exif_transpose(image)

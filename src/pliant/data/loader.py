@@ -1,4 +1,4 @@
-"""Batches of pictures with boxes: the same in every run, from any step on, on any number of processes."""
+"""Batches of images with boxes: the same in every run, from any step on, with any number of processes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Transform = Callable[[Tensor, Target, torch.Generator], tuple[Tensor, Target]]
 
 
 class Detection(Protocol):
-    """Pictures with boxes: items are ``(image uint8 (3, H, W), target)``; and their ground truth in COCO's form."""
+    """A data set of images with boxes: items are ``(image, target)``, where image is uint8 (3, H, W)."""
 
     classes: tuple[str, ...]
     category_ids: tuple[int, ...]
@@ -26,12 +26,12 @@ class Detection(Protocol):
     def __getitem__(self, index: int, /) -> tuple[Tensor, Target]: ...
 
     def coco(self) -> dict[str, Any]:
-        """Return images, annotations and categories."""
+        """Return the ground truth in COCO's form: images, annotations and categories."""
         ...
 
 
 class Batch(NamedTuple):
-    """Pictures of any sizes, their targets, and a sentence for every file that could not be read."""
+    """Images of any sizes, their targets, and a sentence for every file that could not be read."""
 
     images: list[Tensor]
     targets: list[Target]
@@ -52,33 +52,33 @@ def batches(
     context: str | None = None,
     worker_init: Callable[[int], None] | None = None,
 ) -> Iterator[Batch]:
-    """Return the batches of one epoch of training that are this rank's.
+    """Return this rank's batches of one epoch of training.
 
-    The order of the pictures depends on `seed` and `epoch` alone, and what is random in `transform` on these and the
-    picture: a run that goes on at step `start` sees what it would have seen, whatever the workers. Of each batch the
-    r-th of `world` equal parts is rank r's: two ranks with half of the batch each see what one rank would. The
-    len(dataset) mod batch last pictures of the order are left out in this epoch.
+    The order of the images depends on `seed` and `epoch` alone; what is random in `transform` depends on these and on
+    the image. A run that resumes at step `start` therefore sees what it would have seen, with any number of workers.
+    Rank r gets the r-th of `world` equal parts of each batch: two ranks with half a batch each see what one rank would.
+    The last len(dataset) mod batch images of the order are left out in this epoch.
 
-    In the place of a picture that cannot be read comes the next one of the data set that can (after the last one the
-    first), so every rank does the same number of steps; `broken` says so, once an epoch for each file.
+    An image that cannot be read is replaced by the next one in the data set that can (the first one follows the last),
+    so every rank does the same number of steps; `broken` reports each such file once per epoch.
 
-    torch's global generator is neither read nor moved.
+    torch's global generator is neither read nor advanced.
 
     Args:
         dataset: see :class:`Detection`.
-        batch: pictures of a step, of all ranks together.
+        batch: images per step, over all ranks.
         seed: of the order and of the transform.
-        epoch: which one; any two have orders of their own.
-        transform: of every picture, with a generator of its own.
-        workers: processes that read pictures; 0 reads in this one.
-        rank: which process this is, from 0.
-        world: how many there are.
-        start: steps of the epoch to leave out.
+        epoch: number of the epoch; each has an order of its own.
+        transform: applied to every image, with a generator of its own.
+        workers: processes that read images; with 0 this process reads them.
+        rank: number of this process, from 0.
+        world: number of processes.
+        start: steps of the epoch to skip.
         context: how workers are started: "fork", "spawn" or "forkserver"; None is torch's choice.
-        worker_init: called first in every worker with its number.
+        worker_init: called first in every worker, with the worker's number.
 
     Raises:
-        ValueError: a batch that the ranks cannot share or the data cannot fill; not one picture can be read.
+        ValueError: the ranks cannot share the batch equally, the data cannot fill it, or no image can be read.
 
     >>> from pliant.data import Composed
     >>> images, targets, broken = next(batches(Composed(seed=0, count=8), batch=4, seed=0, epoch=0))
@@ -86,10 +86,10 @@ def batches(
     (4, 4, [])
     """
     if world < 1 or not 0 <= rank < world or batch < 1 or batch % world:
-        raise ValueError(f"batches: a batch of {batch} cannot be shared by {world} processes alike (rank {rank})")
+        raise ValueError(f"batches: a batch of {batch} cannot be shared equally by {world} processes (rank {rank})")
     steps = len(dataset) // batch
     if not steps:
-        raise ValueError(f"batches: a batch of {batch} is more than the {len(dataset)} pictures there are")
+        raise ValueError(f"batches: a batch of {batch} is larger than the data set of {len(dataset)} images")
     if not 0 <= start <= steps:
         raise ValueError(f"batches: start must be a step from 0 to {steps}, got {start}")
     order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed_of("order", seed, epoch)))
@@ -119,7 +119,7 @@ def _named_once(loader: DataLoader[Any]) -> Iterator[Batch]:
 
 
 class _Drawn(Dataset[tuple[Tensor, Target, list[str]]]):
-    """Pictures of an epoch, transformed; in the place of one that cannot be read the next one that can."""
+    """The images of an epoch, transformed; one that cannot be read is replaced by the next one that can."""
 
     def __init__(self, dataset: Detection, transform: Transform | None, seed: int, epoch: int) -> None:
         self.dataset, self.transform, self.seed, self.epoch = dataset, transform, seed, epoch
@@ -140,7 +140,7 @@ class _Drawn(Dataset[tuple[Tensor, Target, list[str]]]):
                 random = torch.Generator().manual_seed(seed_of("picture", self.seed, self.epoch, index))
                 image, target = self.transform(image, target, random)
             return image, target, broken
-        raise ValueError(f"batches: not one of {len(self)} pictures can be read: {broken[0]}")
+        raise ValueError(f"batches: none of the {len(self)} images can be read: {broken[0]}")
 
 
 def _collate(items: list[tuple[Tensor, Target, list[str]]]) -> Batch:

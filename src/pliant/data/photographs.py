@@ -1,4 +1,4 @@
-"""Real photographs to put objects on: the ones scikit-image ships that are in the public domain or under CC0."""
+"""Real photographs to put objects on: those that scikit-image ships and that are public domain or under CC0."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class Photograph(NamedTuple):
     sha256: str
 
 
-# The notices are those of scikit-image 0.26 (skimage/data/_fetchers.py). Pictures of which it says only "no known
-# copyright restrictions", or nothing, stay out: coins, ihc, moon, page, text, the stereo pair.
+# The notices are those of scikit-image 0.26 (skimage/data/_fetchers.py). Photographs of which it says only "no known
+# copyright restrictions", or nothing, are left out: coins, ihc, moon, page, text, the stereo pair.
 PHOTOGRAPHS = (
     Photograph(
         "astronaut.png",
@@ -101,8 +101,8 @@ def load(split: str) -> tuple[Tensor, ...]:
 
     Raises:
         ModuleNotFoundError: scikit-image is not installed.
-        FileNotFoundError: it is, without the file.
-        ValueError: the file is another picture than the one listed here.
+        FileNotFoundError: scikit-image is installed without the file.
+        ValueError: the file is not the one listed here.
     """
     import numpy as np
     from PIL import Image
@@ -122,7 +122,7 @@ def load(split: str) -> tuple[Tensor, ...]:
             raise FileNotFoundError(f"photographs: {path} is missing; install scikit-image again")
         if hashlib.sha256(path.read_bytes()).hexdigest() != photograph.sha256:
             raise ValueError(
-                f"photographs: {path} is not the picture that scenes are made with; install scikit-image 0.25 or 0.26"
+                f"photographs: {path} is not the photograph that scenes use; install scikit-image 0.25 or 0.26"
             )
         with Image.open(path) as image:
             loaded.append(torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1))

@@ -1,7 +1,7 @@
-"""Transforms of pictures with boxes: ``(image, target, generator) → (image, target)``, random by the generator alone.
+"""Transforms of images with boxes: ``(image, target, generator) → (image, target)``; only the generator is random.
 
-Images are uint8 (3, H, W); targets as in :mod:`pliant.data.coco`. Nothing given is changed in place. Every transform
-takes as many numbers from its generator whatever they turn out to be, so those after it do not depend on them.
+Images are uint8 (3, H, W); targets are as in :mod:`pliant.data.coco`. Inputs are not changed in place. Every transform
+draws a fixed number of values from its generator, whatever they are, so the transforms after it do not depend on them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 from pliant.data.coco import Target
 from pliant.data.loader import Transform
 
-GREY = (0.299, 0.587, 0.114)  # BT.601, what a colour's brightness is
+GREY = (0.299, 0.587, 0.114)  # BT.601: the brightness of a colour
 
 
 class Chain:
@@ -31,13 +31,13 @@ class Chain:
 
 
 class Resize:
-    """Resize to a shorter side of `short` pixels, or less where the longer one would get longer than `long`.
+    """Resize the shorter side to `short` pixels, or to fewer where the longer side would exceed `long`.
 
-    Bilinear, with the antialiasing that shrinking needs. Boxes are scaled by the exact ratio of the sides.
+    Interpolation is bilinear, with antialiasing where it shrinks. Boxes are scaled by the exact ratio of the sides.
 
     Args:
         short: pixels, at least 1.
-        long: pixels, at least `short`; None is no limit.
+        long: pixels, at least `short`; None for no limit.
     """
 
     def __init__(self, short: int, long: int | None = None) -> None:
@@ -57,7 +57,7 @@ class ScaleJitter:
     """Resize by a factor from `least` to `most`, log-uniform.
 
     Args:
-        least: more than 0.
+        least: greater than 0.
         most: at least `least`.
     """
 
@@ -72,7 +72,7 @@ class ScaleJitter:
 
 
 class Flip:
-    """Mirror left and right with `probability`."""
+    """Flip the image horizontally with this `probability`."""
 
     def __init__(self, probability: float = 0.5) -> None:
         if not 0 <= probability <= 1:
@@ -90,12 +90,12 @@ class Flip:
 class Crop:
     """Cut out a part of at most `size` × `size` pixels at a random place.
 
-    Boxes are cut. One of whose area less than `visible` is left is marked ignore, since nobody could say what it is;
-    one that is outside is left out.
+    Boxes are clipped to the part. A box that keeps less than `visible` of its area is marked ignore, since what is left
+    may not be recognisable; a box outside is removed.
 
     Args:
         size: pixels, at least 1. A shorter side stays as it is.
-        visible: share of a box's area, from 0 to 1.
+        visible: fraction of a box's area, from 0 to 1.
     """
 
     def __init__(self, size: int, visible: float = 0.4) -> None:
@@ -113,7 +113,7 @@ class Crop:
 
 
 class ColourJitter:
-    """Multiply brightness, then contrast around the mean grey, then saturation, by factors 1 ± at most these.
+    """Multiply brightness, then contrast around the mean grey, then saturation, by random factors within 1 ± these.
 
     Args:
         brightness: from 0 to 1.
@@ -138,7 +138,7 @@ class ColourJitter:
 
 
 def cut_out(target: Target, window: tuple[int, int, int, int], visible: float) -> Target:
-    """Return what of a target is in a window x1 y1 x2 y2, in the window's own pixels; see :class:`Crop`."""
+    """Clip a target to a window x1 y1 x2 y2 and return it in the window's own pixels; see :class:`Crop`."""
     x1, y1, x2, y2 = window
     boxes = target["boxes"]
     low = boxes.new_tensor((x1, y1))
@@ -163,5 +163,5 @@ def _resized(image: Tensor, target: Target, factor: float) -> tuple[Tensor, Targ
 
 
 def _grey(image: Tensor) -> Tensor:
-    """Return the brightness (1, H, W) of a picture (3, H, W)."""
+    """Return the brightness (1, H, W) of an image (3, H, W)."""
     return (image * image.new_tensor(GREY)[:, None, None]).sum(0, keepdim=True)

@@ -1,1 +1,1 @@
-"""What people already have: other libraries' calls and checkpoints, and the formats models are exported to."""
+"""Work with what people already have: other libraries' calls and checkpoints, and the formats of exported models."""

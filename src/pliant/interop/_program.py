@@ -1,4 +1,4 @@
-"""Programs of torch.export as other formats take them: what may change in size, and operators that others have."""
+"""Export a model with torch.export, and rewrite the operators that another format lacks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from torch.export import ExportedProgram
 
 from pliant.interop import _rewriting
 
-FREE = {4: (0, 2, 3), 2: (0,)}  # of maps (N, C, H, W) and of RoIs (R, 5): which sizes `dynamic` leaves open
+# The dimensions that `dynamic` leaves open, by rank: of maps (N, C, H, W) and of RoIs (R, 5).
+FREE = {4: (0, 2, 3), 2: (0,)}
 
 
 def program(
@@ -27,19 +28,20 @@ def program(
     *,
     clamp: bool,
 ) -> ExportedProgram:
-    """Export a model and rewrite what others do not have.
+    """Export a model, and rewrite the operators that ONNX and OpenVINO lack.
 
     Args:
-        op: who asks, for errors.
+        op: name of the caller, for errors.
         model: in evaluation mode.
-        args: inputs to trace it with, or the only one.
+        args: example inputs, or the only one.
         kwargs: more inputs, by name.
-        dynamic: batch, height and width of maps and the number of RoIs may change.
-        dynamic_shapes: as torch.export takes them, instead of `dynamic`.
+        dynamic: whether the batch, height and width of maps and the number of RoIs may change.
+        dynamic_shapes: those of torch.export, instead of `dynamic`.
         clamp: whether ``boundary="clamp"`` of deformable convolution is rewritten too.
 
     Raises:
-        ValueError: a model in training mode, both kinds of dynamic shapes, or `dynamic` with a size below 2.
+        ValueError: the model is in training mode, both kinds of dynamic shapes are given, or a size that `dynamic`
+            leaves open is below 2 in the example.
     """
     if model.training:
         raise ValueError(f"{op}: the model is in training mode; call model.eval() first")
@@ -58,14 +60,14 @@ def program(
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Drop what torch warns about its own use of itself."""
+    """Suppress a warning that torch raises about its own code."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"`isinstance\(treespec", FutureWarning)
         yield
 
 
 def _free(op: str, name: str, value: Any) -> Any:
-    """Return which sizes of an argument may change."""
+    """Return which dimensions of an argument may change, in the form of torch.export."""
     if isinstance(value, Tensor):
         sizes = FREE.get(value.dim(), ())
         if any(value.shape[i] < 2 for i in sizes):

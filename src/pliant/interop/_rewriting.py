@@ -1,4 +1,4 @@
-"""Our operators in terms of those that ONNX and OpenVINO have, in PyTorch: what programs are rewritten with."""
+"""Our operators expressed, in PyTorch, by operators that ONNX and OpenVINO have: the rules that rewrite programs."""
 
 from __future__ import annotations
 
@@ -9,30 +9,28 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
 
-from pliant.ops.roi import reference
-from pliant.ops.roi.reference.averages import working
-from pliant.ops.roi.reference.bins import spans
+from pliant import ops
 
 
 def rules(graph: fx.Graph, *, clamp: bool) -> dict[Any, Callable[..., Any]]:
-    """Return, for those operators in a graph that others have in part or not at all, what stands for them.
+    """Return the rules for those operators of a graph that ONNX and OpenVINO have in part or not at all.
 
-    A rule returns NotImplemented where others have the operator: it stays, and is translated.
+    A rule returns NotImplemented where the formats have the operator: the node stays, and is translated later.
 
     Args:
         graph: of an exported program.
-        clamp: whether ``boundary="clamp"`` of deformable convolution is rewritten too.
+        clamp: whether ``boundary="clamp"`` of deformable convolution is rewritten, too.
     """
     ours = torch.ops.pliant
     every: dict[Any, Callable[..., Any]] = {
         ours.deform_conv2d.default: clamped,
         ours.local_response_norm.default: local_response_norm,
         ours.deform_roi_pool.default: deform_roi_pool,
-        ours.deform_psroi_pool.default: reference.deform_psroi_pool,
+        ours.deform_psroi_pool.default: deform_psroi_pool,
         ours.ps_roi_align.default: ps_roi_align,
         ours.ps_roi_pool.default: ps_roi_pool,
     }
-    # Rewriting traces the whole program again; a network that needs none is spared that.
+    # Rewriting traces the whole program again: a network that needs no rule is not rewritten.
     conv = ours.deform_conv2d.default
     targets = {node.target for node in graph.nodes if node.target != conv or (clamp and node.args[-1])}
     return {operator: rule for operator, rule in every.items() if operator in targets}
@@ -51,8 +49,8 @@ def clamped(
 ) -> Any:
     """Express ``boundary="clamp"`` by ``"zeros"``: samples outside get mask 0, those past the last pixel move onto it.
 
-    A sample between the last row and the end reads the last row there and here: its neighbour is the same row. Moves
-    are exact, since the place it moves to is an integer.
+    With "clamp", both neighbours of a sample between the last row and the border are that row; moved onto the row, it
+    reads the same with "zeros". The move is exact, since its target is an integer.
     """
     if not clamp:
         return NotImplemented
@@ -61,15 +59,15 @@ def clamped(
     N, channels, Ho, Wo = offset.shape
     G = channels // (2 * Kh * Kw)
 
-    def line(count: int, step: int, start: int = 0) -> Tensor:
-        return torch.arange(count, device=offset.device, dtype=offset.dtype) * step + start
+    def line(count: int, distance: int, start: int = 0) -> Tensor:
+        return torch.arange(count, device=offset.device, dtype=offset.dtype) * distance + start
 
     rows = line(Kh, dilation[0]).view(Kh, 1, 1, 1) + line(Ho, stride[0], -padding[0]).view(Ho, 1)
     columns = line(Kw, dilation[1]).view(Kw, 1, 1) + line(Wo, stride[1], -padding[1])
     dy, dx = offset.reshape(N, G, Kh, Kw, 2, Ho, Wo).unbind(4)
     y, x = rows + dy, columns + dx
     inside = (y >= 0) & (y < H) & (x >= 0) & (x < W)
-    # Written with where, so that NaN goes nowhere.
+    # `where` rather than a product, so that NaN does not spread.
     dy = torch.where(inside, torch.minimum(dy, H - 1 - rows), 0.0)
     dx = torch.where(inside, torch.minimum(dx, W - 1 - columns), 0.0)
     counts = inside.to(offset.dtype)
@@ -83,12 +81,12 @@ def clamped(
 def local_response_norm(
     input: Tensor, dim: int, before: int, after: int, spatial: bool, a: float, beta: float, k: float
 ) -> Any:
-    """Express what is not ONNX's LRN, channels in dimension 1 of four and an odd window, by pooling of squares."""
+    """Express normalization other than ONNX's LRN, odd windows over dimension 1 of four, by pooling of squares."""
     rank, shape = input.dim(), input.shape
     if not spatial and before == after:
         if dim == 1 and rank == 4:
             return NotImplemented
-        # The same with its channels in dimension 1 of four.
+        # Reshaped to four dimensions with the channels in dimension 1, it is LRN.
         if dim == 1:
             return _four(input.reshape(*shape[:2], -1, 1), before, a, beta, k).reshape(shape)
         if rank < 3:
@@ -124,11 +122,11 @@ def deform_roi_pool(
     gamma: float,
     mask: Tensor | None,
 ) -> Tensor:
-    """Express deformable RoI pooling by RoIAlign: every bin is a RoI of its own, of one bin, where its offset moves it.
+    """Express deformable RoI pooling by RoIAlign: every bin becomes a RoI of one bin, moved by the bin's offset.
 
-    Where RoIAlign chooses the number of samples, ``ceil(bin)``, it does so from coordinates that the move has rounded.
-    A bin that close to a whole number of pixels is made a few roundings smaller or larger, around its centre, so that
-    the number is that of the bin before.
+    Where RoIAlign chooses the number of samples, ``ceil(bin)``, it computes the bin from coordinates that the move has
+    rounded. A bin whose size is that close to a whole number of pixels is made a few units in the last place smaller or
+    larger, around its centre, so that the number of samples stays that of the unmoved bin.
     """
     align = torch.ops.pliant.roi_align
     if offset is None:
@@ -158,17 +156,24 @@ def _moved(start: Tensor, end: Tensor, place: Tensor, bins: int, shift: Tensor, 
     if ratio > 0:
         return low, low + bin
     samples = bin.ceil()
-    # Eight units in the last place of what RoIAlign subtracts from each other.
+    # Eight units in the last place of the coordinates that RoIAlign subtracts from each other.
     margin = (low.abs() + bin.abs() + 1) * (8 * torch.finfo(bin.dtype).eps)
     held = torch.minimum(torch.maximum(bin, samples - 1 + margin), samples - margin)
-    # A bin below the margin has one sample either way, and one of no extent has none.
+    # A bin smaller than the margin has one sample either way, and an empty one has none.
     held = torch.where(bin > margin, held, bin)
     middle = low + bin / 2
     return middle - held / 2, middle + held / 2
 
 
+def deform_psroi_pool(input: Tensor, rois: Tensor, offset: Tensor | None, P: int, *geometry: Any) -> Tensor:
+    """Express deformable position-sensitive RoI pooling by its definition: gathers and sums."""
+    names = ("spatial_scale", "group_size", "part_size", "sample_per_part", "trans_std", "mask")
+    settings = dict(zip(names, geometry, strict=True))
+    return ops.deform_psroi_pool(input, rois, offset, P, **settings, implementation="reference")
+
+
 def ps_roi_align(input: Tensor, rois: Tensor, output_size: Sequence[int], scale: float, ratio: int) -> Tensor:
-    """Express position-sensitive RoIAlign by RoIAlign: bin (ph, pw) of the channels whose turn it is there."""
+    """Express position-sensitive RoIAlign by RoIAlign of all channels, of which each bin (ph, pw) keeps its own."""
     C, (Ph, Pw) = input.shape[1], output_size
     every = torch.ops.pliant.roi_align(input, rois, output_size, scale, ratio, True)
     apart = every.reshape(rois.shape[0], C // (Ph * Pw), Ph * Pw, Ph * Pw)
@@ -177,22 +182,36 @@ def ps_roi_align(input: Tensor, rois: Tensor, output_size: Sequence[int], scale:
 
 
 def ps_roi_pool(input: Tensor, rois: Tensor, output_size: Sequence[int], scale: float) -> Tensor:
-    """Express position-sensitive RoI pooling by products with ones where a row or column is in the bin.
+    """Express position-sensitive RoI pooling by a matrix product with masks of the rows and columns of each bin.
 
     A value that is not finite reaches every bin of its channel.
     """
     N, C, H, W = input.shape
     Ph, Pw = output_size
     R, c = rois.shape[0], C // (Ph * Pw)
-    maps, corners, image, alive = working(input, rois)
-    top, bottom, left, right = spans(corners, alive, output_size, scale, (H, W), 0)
-    y, x = torch.arange(H, device=input.device), torch.arange(W, device=input.device)
-    rows = ((y >= top) & (y < bottom)).to(maps.dtype)  # (R, Ph, H)
-    columns = ((x >= left.transpose(1, 2)) & (x < right.transpose(1, 2))).to(maps.dtype)  # (R, Pw, W)
-    # Rows of every image: those of the others count 0.
-    own = (image[:, None] == torch.arange(N, device=input.device)).to(maps.dtype)
+    maps = input.to(torch.float64 if input.dtype == torch.float64 else torch.float32)
+    rois = rois.to(maps.dtype)
+    image, corners = rois[:, 0], rois[:, 1:] * scale
+    # Round half away from zero, as C does and torch does not.
+    whole = corners.trunc()
+    x1, y1, x2, y2 = (whole + torch.where((corners - whole).abs() >= 0.5, corners.sign(), 0)).unbind(1)
+    rows, columns = _members(y1, y2, Ph, H).to(maps.dtype), _members(x1, x2, Pw, W).to(maps.dtype)
+    area = (rows.sum(2).unsqueeze(2) * columns.sum(2).unsqueeze(1)).clamp(min=1)
+    # The product runs over the rows of all images: those of the others are masked out.
+    own = (image[:, None].floor() == torch.arange(N, device=input.device)).to(maps.dtype)
     rows = (own.view(R, 1, N, 1) * rows.unsqueeze(2)).reshape(R, Ph, N * H).transpose(0, 1)
     table = maps.reshape(N, c, Ph, Pw, H, W).permute(2, 0, 4, 1, 3, 5).reshape(Ph, N * H, c * Pw * W)
     total = torch.matmul(rows, table).reshape(Ph, R, c, Pw, W) * columns.view(R, 1, Pw, W)
-    area = ((bottom - top) * (right - left)).clamp(min=1)
     return (total.sum(4).permute(1, 2, 0, 3) / area.unsqueeze(1)).to(input.dtype)
+
+
+def _members(start: Tensor, end: Tensor, bins: int, extent: int) -> Tensor:
+    """Return which pixels of an axis belong to each bin, (R, bins, extent).
+
+    Bin k has the pixels ``[floor(k·h/bins), ceil((k + 1)·h/bins))`` from `start`, with ``h = max(end − start, 1)``.
+    """
+    bin = (end - start).clamp(min=1).unsqueeze(1) / bins
+    k = torch.arange(bins, device=start.device)
+    low, high = ((edge + start.unsqueeze(1)).unsqueeze(2) for edge in ((k * bin).floor(), ((k + 1) * bin).ceil()))
+    pixel = torch.arange(extent, device=start.device)
+    return (pixel >= low) & (pixel < high)

@@ -1,13 +1,10 @@
-"""The DCNv2 forks (CharlesShang/DCNv2 and its descendants): their names on our kernels, nothing to compile."""
+"""The DCNv2 forks (CharlesShang/DCNv2 and its descendants): their names on our kernels, with nothing to compile."""
 
 from __future__ import annotations
 
-import math
-
-import torch
 from torch import Tensor, nn
 
-from pliant.interop._conv import Pair, convolve, pair
+from pliant.interop._layers import Convolution, Pair, as_runtime_error, convolve, offsets_and_masks, trunk, zero
 from pliant.ops import deform_psroi_pool
 
 
@@ -22,7 +19,7 @@ def dcn_v2_conv(
     dilation: Pair,
     deformable_groups: int,
 ) -> Tensor:
-    """Convolve with moved and weighted taps: :func:`pliant.ops.deform_conv2d` with the forks' arguments.
+    """Convolve with taps moved by offsets and weighted by masks: :func:`pliant.ops.deform_conv2d`.
 
     Args:
         input: (N, C, H, W).
@@ -30,29 +27,29 @@ def dcn_v2_conv(
         mask: (N, G·Kh·Kw, Ho, Wo).
         weight: (O, C, Kh, Kw); there are no groups.
         bias: (O,).
-        stride: an int or a pair, like the two that follow.
-        padding: rows and columns around the map.
-        dilation: distance of adjacent taps.
-        deformable_groups: G.
+        stride: an int or a pair, as are the two that follow.
+        padding: rows and columns of zeros on each side of the map.
+        dilation: distance between adjacent taps.
+        deformable_groups: G, the number of offset groups.
 
     Raises:
-        ValueError: no map with a batch, or the output would be empty.
+        ValueError: `input` is not a batch of maps, or the output would be empty.
         RuntimeError: a shape does not fit.
     """
     return convolve("dcn_v2_conv", input, offset, mask, weight, bias, stride, padding, dilation, 1, deformable_groups)
 
 
-class DCNv2(nn.Module):
-    """The forks' layer: offsets and masks come from the caller.
+class DCNv2(Convolution):
+    """The forks' layer: the caller passes offsets and masks.
 
     Args:
         in_channels: C.
         out_channels: O.
-        kernel_size: an int or a pair, like the three that follow.
-        stride: step of the output grid.
-        padding: rows and columns around the map.
-        dilation: distance of adjacent taps.
-        deformable_groups: G.
+        kernel_size: an int or a pair, as are the three that follow.
+        stride: distance between adjacent output pixels, in pixels of the map.
+        padding: rows and columns of zeros on each side of the map.
+        dilation: distance between adjacent taps.
+        deformable_groups: G, the number of offset groups.
     """
 
     def __init__(
@@ -65,19 +62,13 @@ class DCNv2(nn.Module):
         dilation: Pair = 1,
         deformable_groups: int = 1,
     ) -> None:
-        super().__init__()
-        self.in_channels, self.out_channels, self.deformable_groups = in_channels, out_channels, deformable_groups
-        self.kernel_size, self.stride = pair(kernel_size), pair(stride)
-        self.padding, self.dilation = pair(padding), pair(dilation)
-        self.weight = nn.Parameter(torch.empty(out_channels, in_channels, *self.kernel_size))
-        self.bias = nn.Parameter(torch.empty(out_channels))
+        super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups=1, bias=True)
+        self.deformable_groups = deformable_groups
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw the weight uniformly, with ``1/√(C·Kh·Kw)`` as its bound; the bias is zero."""
-        bound = 1 / math.sqrt(self.in_channels * self.kernel_size[0] * self.kernel_size[1])
-        nn.init.uniform_(self.weight, -bound, bound)
-        nn.init.zeros_(self.bias)
+        """Draw the weight uniformly within ``±1/√(C·Kh·Kw)``, and set the bias to zero."""
+        self._draw()
 
     def forward(self, input: Tensor, offset: Tensor, mask: Tensor) -> Tensor:
         K = self.deformable_groups * self.kernel_size[0] * self.kernel_size[1]
@@ -99,8 +90,8 @@ class DCNv2(nn.Module):
 class DCN(DCNv2):
     """The forks' layer that predicts its own offsets and masks, with `conv_offset_mask`; the mask is ``sigmoid(·)``.
 
-    Arguments are those of :class:`DCNv2`. The branch has the layer's dilation, without which its maps have another
-    size: the forks leave it out, and fail for any but 1.
+    Arguments are those of :class:`DCNv2`. The branch has the layer's dilation, so that its output has the right size;
+    the forks leave the dilation out, and fail unless it is 1.
     """
 
     def __init__(
@@ -115,21 +106,15 @@ class DCN(DCNv2):
     ) -> None:
         super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, deformable_groups)
         channels = 3 * deformable_groups * self.kernel_size[0] * self.kernel_size[1]
-        self.conv_offset_mask = nn.Conv2d(
-            in_channels, channels, self.kernel_size, self.stride, self.padding, self.dilation
-        )
+        self.conv_offset_mask = self._branch(channels)
         self.init_offset()
 
     def init_offset(self) -> None:
         """Set the branch to zero."""
-        for parameter in self.conv_offset_mask.parameters():
-            nn.init.zeros_(parameter)
+        zero(self.conv_offset_mask)
 
     def forward(self, input: Tensor) -> Tensor:  # type: ignore[override]
-        predicted = self.conv_offset_mask(input)
-        channels = predicted.shape[1] // 3
-        offset, mask = predicted.split((2 * channels, channels), 1)
-        return super().forward(input, offset, mask.sigmoid())
+        return super().forward(input, *offsets_and_masks(self.conv_offset_mask(input)))
 
 
 def dcn_v2_pooling(
@@ -145,20 +130,20 @@ def dcn_v2_pooling(
     sample_per_part: int = 4,
     trans_std: float = 0.0,
 ) -> Tensor:
-    """Average the moved bins of RoIs, the original definition: :func:`pliant.ops.deform_psroi_pool`.
+    """Average over the bins of RoIs, moved by offsets: :func:`pliant.ops.deform_psroi_pool`.
 
     Args:
         input: (N, C, H, W).
         rois: (R, 5), image index and ``x1 y1 x2 y2``.
         offset: (R, 2·classes, part, part), x first; not read with `no_trans`.
-        spatial_scale: pixels of the map for one pixel of the image.
+        spatial_scale: pixels of the map per pixel of the image.
         pooled_size: P, bins in each direction.
         output_dim: channels of the output, ``C/group_size²``.
-        no_trans: move nothing.
-        group_size: of the position-sensitive channels.
-        part_size: cells of the offsets in each direction; P by default.
-        sample_per_part: samples of a bin in each direction.
-        trans_std: factor of the offsets, in extents of the RoI.
+        no_trans: do not move the bins.
+        group_size: groups of position-sensitive channels in each direction.
+        part_size: offsets in each direction; P by default.
+        sample_per_part: samples per bin in each direction.
+        trans_std: factor of the offsets, in units of the RoI's width and height.
 
     Raises:
         RuntimeError: a shape does not fit.
@@ -168,7 +153,7 @@ def dcn_v2_pooling(
             f"dcn_v2_pooling: input must have output_dim·group_size² = {output_dim * group_size**2} channels, got "
             f"{input.shape[1]}"
         )
-    try:
+    with as_runtime_error("dcn_v2_pooling"):
         return deform_psroi_pool(
             input,
             rois,
@@ -180,12 +165,10 @@ def dcn_v2_pooling(
             sample_per_part=sample_per_part,
             trans_std=trans_std,
         )
-    except (ValueError, TypeError) as error:
-        raise RuntimeError(f"dcn_v2_pooling: {str(error).partition(': ')[2] or error}") from error
 
 
 class DCNv2Pooling(nn.Module):
-    """Hold the arguments of :func:`dcn_v2_pooling`; offsets come from the caller."""
+    """Hold the arguments of :func:`dcn_v2_pooling`; the caller passes offsets."""
 
     def __init__(
         self,
@@ -224,10 +207,10 @@ class DCNv2Pooling(nn.Module):
 
 
 class DCNPooling(DCNv2Pooling):
-    """The forks' layer that predicts offsets and masks, by `offset_mask_fc` from what it pools unmoved.
+    """The forks' layer that predicts offsets and masks: `offset_mask_fc` reads the RoIs pooled without offsets.
 
     Arguments are those of :class:`DCNv2Pooling`, and `deform_fc_dim`, the width of the two hidden layers. With
-    `no_trans` it pools and has no parameters.
+    `no_trans` it only pools and has no parameters.
     """
 
     def __init__(
@@ -248,15 +231,7 @@ class DCNPooling(DCNv2Pooling):
         self.deform_fc_dim = deform_fc_dim
         if not no_trans:
             bins = pooled_size**2
-            self.offset_mask_fc = nn.Sequential(
-                nn.Linear(bins * output_dim, deform_fc_dim),
-                nn.ReLU(inplace=True),
-                nn.Linear(deform_fc_dim, deform_fc_dim),
-                nn.ReLU(inplace=True),
-                nn.Linear(deform_fc_dim, 3 * bins),
-            )
-            for parameter in self.offset_mask_fc[4].parameters():
-                nn.init.zeros_(parameter)
+            self.offset_mask_fc = trunk(bins * output_dim, deform_fc_dim, deform_fc_dim, 3 * bins)
 
     def forward(self, input: Tensor, rois: Tensor) -> Tensor:  # type: ignore[override]
         unmoved = self._pool(input, rois, input, True)

@@ -1,13 +1,12 @@
-"""detectron2's deformable convolutions on our kernels, on every device and with gradients on the CPU too."""
+"""detectron2's deformable convolutions on our kernels: on every device, with gradients on the CPU, too."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor, nn
 
-from pliant.interop._conv import Pair, convolve, pair
+from pliant.interop._layers import Convolution, Pair, convolve
 
 
 def deform_conv(
@@ -21,21 +20,21 @@ def deform_conv(
     deformable_groups: int = 1,
     im2col_step: int = 64,
 ) -> Tensor:
-    """Convolve with moved taps, as `detectron2.layers.deform_conv` does: :func:`pliant.ops.deform_conv2d`.
+    """Convolve with taps moved by offsets, as `detectron2.layers.deform_conv` does: :func:`pliant.ops.deform_conv2d`.
 
     Args:
         input: (N, C, H, W).
         offset: (N, 2·G·Kh·Kw, Ho, Wo).
         weight: (O, C/groups, Kh, Kw).
-        stride: an int or a pair, like the two that follow.
-        padding: rows and columns around the map.
-        dilation: distance of adjacent taps.
+        stride: an int or a pair, as are the two that follow.
+        padding: rows and columns of zeros on each side of the map.
+        dilation: distance between adjacent taps.
         groups: of the convolution.
-        deformable_groups: G.
-        im2col_step: has no meaning here.
+        deformable_groups: G, the number of offset groups.
+        im2col_step: ignored.
 
     Raises:
-        ValueError: no map with a batch, or the output would be empty.
+        ValueError: `input` is not a batch of maps, or the output would be empty.
         RuntimeError: a shape does not fit.
     """
     return convolve(
@@ -55,7 +54,7 @@ def modulated_deform_conv(
     groups: int = 1,
     deformable_groups: int = 1,
 ) -> Tensor:
-    """Convolve with moved and weighted taps, as `detectron2.layers.modulated_deform_conv` does.
+    """Convolve with taps moved by offsets and weighted by masks, as `detectron2.layers.modulated_deform_conv` does.
 
     Arguments and errors are those of :func:`deform_conv`, with mask (N, G·Kh·Kw, Ho, Wo) and bias (O,).
     """
@@ -74,29 +73,13 @@ def modulated_deform_conv(
     )
 
 
-class _Convolution(nn.Module):
-    """What both layers hold, and what follows the convolution."""
+class _Convolution(Convolution):
+    """Draw the weight, and apply norm and activation after the convolution."""
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: Pair,
-        groups: int,
-        deformable_groups: int,
-        bias: bool,
-        norm: nn.Module | None,
-        activation: Callable[[Tensor], Tensor] | None,
+    def _complete(
+        self, deformable_groups: int, norm: nn.Module | None, activation: Callable[[Tensor], Tensor] | None
     ) -> None:
-        super().__init__()
-        assert in_channels % groups == 0, f"in_channels {in_channels} cannot be divisible by groups {groups}"
-        assert out_channels % groups == 0, f"out_channels {out_channels} cannot be divisible by groups {groups}"
-        self.in_channels, self.out_channels = in_channels, out_channels
-        self.kernel_size = pair(kernel_size)
-        self.groups, self.deformable_groups = groups, deformable_groups
-        self.norm, self.activation = norm, activation
-        self.weight = nn.Parameter(torch.empty(out_channels, in_channels // groups, *self.kernel_size))
-        self.bias = nn.Parameter(torch.zeros(out_channels)) if bias else None
+        self.deformable_groups, self.norm, self.activation = deformable_groups, norm, activation
         nn.init.kaiming_uniform_(self.weight, nonlinearity="relu")
 
     def _follow(self, x: Tensor) -> Tensor:
@@ -104,29 +87,27 @@ class _Convolution(nn.Module):
         return x if self.activation is None else self.activation(x)
 
     def extra_repr(self) -> str:
-        names = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups")
-        text = ", ".join(f"{name}={getattr(self, name)}" for name in (*names, "deformable_groups"))
-        return f"{text}, bias={self.bias is not None}"
+        return self._described("deformable_groups")
 
 
 class DeformConv(_Convolution):
-    """detectron2's layer of version 1: offsets come from the caller, norm and activation follow.
+    """detectron2's layer of version 1: the caller passes offsets; norm and activation follow.
 
     Args:
         in_channels: C.
         out_channels: O.
-        kernel_size: an int or a pair, like the three that follow.
-        stride: step of the output grid.
-        padding: rows and columns around the map.
-        dilation: distance of adjacent taps.
+        kernel_size: an int or a pair, as are the three that follow.
+        stride: distance between adjacent output pixels, in pixels of the map.
+        padding: rows and columns of zeros on each side of the map.
+        dilation: distance between adjacent taps.
         groups: of the convolution.
-        deformable_groups: G.
-        bias: False.
+        deformable_groups: G, the number of offset groups.
+        bias: must be False.
         norm: a layer, or None.
         activation: a function, or None.
 
     Raises:
-        AssertionError: a bias is asked for, or groups do not divide the channels.
+        AssertionError: `bias` is True, or `groups` does not divide the channels.
     """
 
     def __init__(
@@ -144,8 +125,8 @@ class DeformConv(_Convolution):
         activation: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         assert not bias, "DeformConv: there is no bias, give it a norm"
-        super().__init__(in_channels, out_channels, kernel_size, groups, deformable_groups, bias, norm, activation)
-        self.stride, self.padding, self.dilation = pair(stride), pair(padding), pair(dilation)
+        super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias)
+        self._complete(deformable_groups, norm, activation)
 
     def forward(self, x: Tensor, offset: Tensor) -> Tensor:
         x = deform_conv(
@@ -155,9 +136,9 @@ class DeformConv(_Convolution):
 
 
 class ModulatedDeformConv(_Convolution):
-    """detectron2's layer of version 2: offsets and masks come from the caller, norm and activation follow.
+    """detectron2's layer of version 2: the caller passes offsets and masks; norm and activation follow.
 
-    Arguments are those of :class:`DeformConv`, `bias` is True unless said otherwise.
+    Arguments are those of :class:`DeformConv`, except that `bias` may be True, the default.
     """
 
     def __init__(
@@ -174,8 +155,11 @@ class ModulatedDeformConv(_Convolution):
         norm: nn.Module | None = None,
         activation: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
-        super().__init__(in_channels, out_channels, kernel_size, groups, deformable_groups, bias, norm, activation)
-        self.stride, self.padding, self.dilation, self.with_bias = stride, padding, dilation, bias
+        super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias)
+        self._complete(deformable_groups, norm, activation)
+        self.with_bias = bias
+        # detectron2 keeps these as they were given.
+        self.stride, self.padding, self.dilation = stride, padding, dilation  # type: ignore[assignment]
 
     def forward(self, x: Tensor, offset: Tensor, mask: Tensor) -> Tensor:
         x = modulated_deform_conv(

@@ -1,4 +1,4 @@
-"""Models with our operators for OpenVINO."""
+"""Convert models with our operators to OpenVINO."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from pliant.interop._program import program, quiet
 
 
 def extensions() -> list[Any]:
-    """Return what ``openvino.convert_model(…, extension=…)`` needs for our operators, traced or exported.
+    """Return the extensions that ``openvino.convert_model(…, extension=…)`` needs for our operators.
 
-    Deformable convolution is DeformableConvolution, with both boundaries; local response normalization of maps with an
-    odd window over channels is LRN; RoIAlign and RoI pooling are ROIAlign and ROIPooling. For the other operators and
-    windows use :func:`convert`, which rewrites them first.
+    They serve traced and exported models. Deformable convolution becomes DeformableConvolution, with either boundary;
+    local response normalization of maps with an odd window over channels becomes LRN; RoIAlign and RoI pooling become
+    ROIAlign and ROIPooling. For other operators and windows use :func:`convert`, which rewrites them first.
 
     Raises:
         ModuleNotFoundError: openvino is not installed: ``pip install "pliant[openvino]"``.
@@ -27,7 +27,7 @@ def extensions() -> list[Any]:
     _needed()
     from openvino.frontend.pytorch import ConversionExtension
 
-    # What an exported program calls an operator, and what torch.jit calls it.
+    # The names of an operator in an exported program, and in torch.jit.
     exported = {f"{library}.{name}.default": f for (library, name), f in _TRANSLATIONS.items()}
     traced = {f"{library}::{name}": f for (library, name), f in _TRANSLATIONS.items()}
     traced["pliant::roi_pool"] = _roi_pool_traced
@@ -46,19 +46,19 @@ def convert(
 
     Args:
         model: in evaluation mode.
-        args: inputs to trace it with, or the only one.
+        args: example inputs, or the only one.
         kwargs: more inputs, by name.
-        dynamic: batch, height and width of every input (N, C, H, W) and the number of every input's rows (R, 5) may
-            change; each must be at least 2 in `args`.
-        dynamic_shapes: as torch.export takes them, instead of `dynamic`.
+        dynamic: whether the batch, height and width of every input (N, C, H, W) and the number of rows of every input
+            (R, 5) may change; each must be at least 2 in `args`.
+        dynamic_shapes: those of torch.export, instead of `dynamic`.
 
     Returns:
-        An ``openvino.Model``. A CPU with bfloat16 computes in it by default; ``INFERENCE_PRECISION_HINT`` is the
-        setting.
+        An ``openvino.Model``. OpenVINO computes in bfloat16 by default on a CPU that has it;
+        ``INFERENCE_PRECISION_HINT`` changes that.
 
     Raises:
-        ValueError: a model in training mode or with `nms`, both kinds of dynamic shapes, or `dynamic` with a size below
-            2.
+        ValueError: the model is in training mode or has `nms`, both kinds of dynamic shapes are given, or a size that
+            `dynamic` leaves open is below 2 in `args`.
         ModuleNotFoundError: openvino is not installed: ``pip install "pliant[openvino]"``.
     """
     _needed()
@@ -67,16 +67,16 @@ def convert(
 
     exported = program("openvino.convert", model, args, kwargs, dynamic, dynamic_shapes, clamp=False)
     if any(node.target == torch.ops.pliant.nms.default for node in exported.graph.nodes):
-        raise ValueError("openvino.convert: the model has nms, which is not converted; let it end before")
-    # By default OpenVINO takes every size of an input for unknown, and its kernels want to know the channels.
-    with quiet(), _without_its_own_misses():
+        raise ValueError("openvino.convert: the model has nms, which is not converted; end the model before it")
+    # By default OpenVINO takes every size of an input as unknown, but its kernels need the number of channels.
+    with quiet(), _without_missing_decompositions():
         decoder = TorchFXPythonDecoder.from_exported_program(exported, dynamic_shapes=False)
         return openvino.convert_model(decoder, extension=extensions())
 
 
 @contextlib.contextmanager
-def _without_its_own_misses() -> Iterator[None]:
-    """Drop what OpenVINO 2026.4 logs, with tracebacks, about operators that it expects torch to decompose."""
+def _without_missing_decompositions() -> Iterator[None]:
+    """Suppress what OpenVINO 2026.4 logs, with tracebacks, about operators that it expects torch to decompose."""
 
     def keep(record: logging.LogRecord) -> bool:
         return "not found in decomp table" not in record.msg
@@ -103,7 +103,7 @@ def _numbers(context: Any, first: int, last: int) -> list[Any]:
 def _tensor(context: Any, index: int) -> Any:
     """Return an input that may be None."""
     found = context.get_input(index)
-    # None is a node without values; a tensor that is no constant raises when it is asked for them.
+    # None is a node without values; asking a tensor that is not constant for its values raises.
     if found.get_node().get_type_name() == "PtFrameworkNode" and context.get_values_from_const_input(index) is None:
         return None
     return found
@@ -113,7 +113,7 @@ def _size(operator: str, name: str, tensor: Any, dim: int) -> int:
     size = tensor.get_partial_shape()[dim]
     if size.is_dynamic:
         raise ValueError(
-            f"{operator}: OpenVINO does not know the channels of {name}, where it is the model's own input; use "
+            f"{operator}: OpenVINO does not know the number of channels of {name}, an input of the model; use "
             "pliant.interop.openvino.convert"
         )
     return int(size.get_length())
@@ -159,7 +159,7 @@ def _local_response_norm(context: Any) -> Any:
 
 
 def _boxes(context: Any) -> Any:
-    """Return RoIs with a number of columns that is known."""
+    """Return RoIs with a known number of columns."""
     from openvino import opset15 as op
 
     return op.reshape(context.get_input(1), op.constant([-1, 5]), False)
@@ -189,12 +189,12 @@ def _maxima(context: Any) -> Any:
 def _roi_pool(context: Any) -> Any:
     from openvino import opset15 as op
 
-    # A program takes the first of its two outputs as it would take the first row of a tensor.
+    # An exported program takes the first of the two outputs as it would take the first row of a tensor.
     return op.unsqueeze(_maxima(context), op.constant([0])).outputs()
 
 
 def _roi_pool_traced(context: Any) -> Any:
-    # The second output is where each maximum lay; only the backward reads it.
+    # The second output, the position of each maximum, is read by the backward alone.
     output = _maxima(context)
     return [output, output]
 
@@ -211,6 +211,6 @@ _TRANSLATIONS: dict[tuple[str, str], Callable[[Any], Any]] = {
     ("pliant", "local_response_norm"): _local_response_norm,
     ("pliant", "roi_align"): _roi_align,
     ("pliant", "roi_pool"): _roi_pool,
-    # Position-sensitive pooling rounds with it, and OpenVINO 2026.4 does not know it.
+    # Position-sensitive pooling rounds with it, and OpenVINO 2026.4 lacks it.
     ("aten", "trunc"): _trunc,
 }

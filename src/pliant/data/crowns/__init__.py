@@ -1,4 +1,4 @@
-"""Tree crowns: two aerial photographs with hand-drawn boxes, in tiles."""
+"""Tree crowns: two aerial photographs with hand-drawn boxes, cut into tiles."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ Window = tuple[int, int, int, int]  # x1 y1 x2 y2 in pixels
 
 
 class Region(NamedTuple):
-    """A part of a photograph: which one, the split it belongs to, and where."""
+    """A part of a photograph: the photograph's name, the split the part belongs to, and its window."""
 
     picture: str
     split: str
     window: Window
 
 
-# About two thirds of the pixels to train on, of both places, and a strip of each that no training picture shows.
+# About two thirds of the pixels of both places are for training; no training tile shows the rest.
 REGIONS = (
     Region("osbs", "train", (0, 0, 400, 200)),
     Region("osbs", "test", (0, 200, 400, 400)),
@@ -39,22 +39,22 @@ REGIONS = (
 
 
 class Crowns(Dataset[tuple[Tensor, Target]]):
-    """Tiles of aerial photographs of two forests with boxes around crowns; one class.
+    """Tiles of aerial photographs of two forests with boxes around tree crowns; one class.
 
-    Training and test tiles are cut from different regions, so no pixel is in both. In a region tiles overlap by
-    `overlap` pixels or the little more that it takes to end at its border. Boxes are cut at the border of a tile; where
-    less than `visible` of a crown's area is left it is marked ignore. In the test every crown counts once, in the tile
-    that shows most of it, and is marked ignore in the others.
+    Training and test tiles are cut from different regions and share no pixel. The tiles of a region overlap by
+    `overlap` pixels, or slightly more so that the last tile ends at the region's border. Boxes are clipped to their
+    tile; a crown that keeps less than `visible` of its area is marked ignore. In the test split every crown counts
+    once, in the tile that shows most of it, and is marked ignore in the others.
 
     Args:
         split: "train" or "test".
-        tile: side of a tile in pixels, 64 … 1035; regions that are narrower give narrower tiles.
+        tile: side of a tile in pixels, 64 … 1035; narrower regions give narrower tiles.
         overlap: pixels, 0 … tile − 1.
-        visible: share of a crown's area, from 0 to 1.
+        visible: fraction of a crown's area, from 0 to 1.
 
     Attributes:
-        area_ranges: "small", "medium", "large" in square pixels: about a third of the crowns each. COCO's largest
-            would be empty.
+        area_ranges: "small", "medium" and "large" in square pixels, with about a third of the crowns each. COCO's
+            "large" would be empty.
 
     Raises:
         ValueError: an argument is out of its range.
@@ -105,7 +105,7 @@ class Crowns(Dataset[tuple[Tensor, Target]]):
         return image, {key: v.clone() if isinstance(v, Tensor) else v for key, v in self._targets[index].items()}
 
     def coco(self) -> dict[str, Any]:
-        """Return the ground truth in COCO's form; ids of pictures are indices of tiles."""
+        """Return the ground truth in COCO's form; image ids are indices of tiles."""
         windows = [window for _, window in self._tiles]
         names = [f"{picture}_{x1}_{y1}.png" for picture, (x1, y1, _, _) in self._tiles]
         sizes = [(y2 - y1, x2 - x1) for x1, y1, x2, y2 in windows]
@@ -121,14 +121,14 @@ def _windows(region: Window, tile: int, overlap: int) -> list[Window]:
 
 
 def _starts(first: int, last: int, side: int, overlap: int) -> list[int]:
-    """Return where tiles of a side start, evenly, from `first`, the last one ending at `last`."""
+    """Return evenly spaced starts of tiles of length `side`: the first at `first`, the last tile ending at `last`."""
     free = last - first - side
     count = math.ceil(free / (side - min(overlap, side - 1))) + 1
     return [first + round(k * free / max(1, count - 1)) for k in range(count)]
 
 
 def _most(boxes: Tensor, windows: list[Window]) -> Tensor:
-    """Return which window shows most of every box (n,); of equal ones the first."""
+    """Return the index (n,) of the window that shows most of each box, the first among equals."""
     corners = torch.tensor(windows, dtype=torch.float32)
     sides = torch.minimum(boxes[:, None, 2:], corners[:, 2:]) - torch.maximum(boxes[:, None, :2], corners[:, :2])
     return sides.clamp(min=0).prod(2).argmax(1)

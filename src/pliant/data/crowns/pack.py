@@ -1,4 +1,4 @@
-"""Make the pictures and ``boxes.csv`` from DeepForest's wheel: ``python -m pliant.data.crowns.pack WHEEL``."""
+"""Make the photographs and ``boxes.csv`` from DeepForest's wheel: ``python -m pliant.data.crowns.pack WHEEL``."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from PIL import Image
 
 from pliant.data.crowns import FOLDER
 
-# Name here: name in the wheel, beside which are a PNG and an XML file of Pascal VOC's form.
+# Our name: the name in the wheel, where each is a PNG file and an XML file in Pascal VOC's form.
 PICTURES = {"osbs": "OSBS_029", "yell": "2019_YELL_2_541000_4977000_image_crop"}
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
 QUALITY = 92
 
 
 def pack(wheel: Path, folder: Path) -> dict[str, int]:
-    """Write the pictures and boxes of `wheel` into `folder`; return the number of boxes of every picture."""
+    """Write the photographs and boxes of `wheel` into `folder`; return the number of boxes per photograph."""
     rows: list[tuple[str, ...]] = []
     with zipfile.ZipFile(wheel) as files:
         for name, theirs in PICTURES.items():
@@ -35,6 +35,6 @@ def pack(wheel: Path, folder: Path) -> dict[str, int]:
 
 if __name__ == "__main__":
     if len(sys.argv) != 2:
-        sys.exit("usage: python -m pliant.data.crowns.pack WHEEL, the file of deepforest 2.1.0")
+        sys.exit("usage: python -m pliant.data.crowns.pack WHEEL, the wheel of deepforest 2.1.0")
     for name, count in pack(Path(sys.argv[1]), FOLDER).items():
         print(f"{FOLDER / name}.jpg: {(FOLDER / name).with_suffix('.jpg').stat().st_size} bytes, {count} boxes")

@@ -21,7 +21,7 @@ SUBSET_DIGEST = "c2d8610a501481e4c3777465b85f16c13b1dda20a56d664392ac69286bc1e9b
 
 @dataclass(frozen=True)
 class Split:
-    """Pictures (N, 28, 28), uint8, 0 is background, and labels (N,), int64, in 0 … 9."""
+    """Images (N, 28, 28), uint8, where 0 is background, and labels (N,), int64, in 0 … 9."""
 
     pictures: Tensor
     labels: Tensor
@@ -30,13 +30,13 @@ class Split:
         return len(self.labels)
 
     def first(self, count: int) -> Split:
-        """Return the first `count` pictures."""
+        """Return the first `count` images."""
         return Split(self.pictures[:count], self.labels[:count])
 
 
 @dataclass(frozen=True)
 class FashionMNIST:
-    """Training and test pictures of clothes, and where they came from."""
+    """Training and test images of clothes, and where they came from."""
 
     train: Split
     test: Split
@@ -58,7 +58,7 @@ class FashionMNIST:
 
     @property
     def digest(self) -> str:
-        """Return the SHA-256 of all pictures and labels."""
+        """Return the SHA-256 of all images and labels."""
         sha = hashlib.sha256()
         for split in (self.train, self.test):
             sha.update(split.pictures.contiguous().numpy().tobytes())
@@ -75,7 +75,7 @@ def _packaged(path: Path) -> FashionMNIST:
         )
     broken = f"fashion_mnist: {path} is half-written or corrupt; install pliant again"
     try:
-        # numpy leaves a file open that it cannot read: it is opened here.
+        # numpy does not close a file that it cannot read, so the file is opened here.
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             train, test = (
                 Split(torch.from_numpy(arrays[f"{name}_pictures"]), torch.from_numpy(arrays[f"{name}_labels"]).long())
@@ -85,7 +85,7 @@ def _packaged(path: Path) -> FashionMNIST:
         raise ValueError(f"{broken} ({error})") from error
     data = FashionMNIST(train, test, "subset")
     if data.digest != SUBSET_DIGEST:
-        raise ValueError(f"{broken} (its pictures are not the ones that were packed)")
+        raise ValueError(f"{broken} (its images are not the ones that were packed)")
     return data
 
 
@@ -98,7 +98,7 @@ def _split(folder: Path, name: str) -> Split:
     pictures = idx.read(path)
     labels = idx.read(idx.find(folder, f"{name}-labels-idx1-ubyte"))
     if pictures.dim() != 3 or pictures.shape[1:] != (28, 28):
-        raise ValueError(f"fashion_mnist: {path} must hold pictures of 28×28, got shape {tuple(pictures.shape)}")
+        raise ValueError(f"fashion_mnist: {path} must hold images of 28×28, got shape {tuple(pictures.shape)}")
     if labels.shape != pictures.shape[:1] or not len(labels) or labels.max() > 9:
         raise ValueError(f"fashion_mnist: the labels beside {path} must be {len(pictures)} numbers from 0 to 9")
     return Split(pictures, labels.long())

@@ -14,13 +14,13 @@ TRAIN_PER_CLASS, TEST_PER_CLASS = 200, 50
 
 
 def choose(labels: np.ndarray, per_class: int, random: np.random.Generator) -> np.ndarray:
-    """Return the indices of `per_class` pictures of every class, in random order."""
+    """Return the indices of `per_class` images per class, in random order."""
     chosen = [random.choice(np.flatnonzero(labels == c), per_class, replace=False) for c in range(10)]
     return random.permutation(np.concatenate(chosen))
 
 
 def pack(full: FashionMNIST, path: Path) -> FashionMNIST:
-    """Write the balanced subset of `full` to `path`, with the index of every picture in its IDX file; return it."""
+    """Write the balanced subset of `full` to `path`, with the index of every image in its IDX file; return it."""
     random = np.random.default_rng(SEED)
     train = choose(full.train.labels.numpy(), TRAIN_PER_CLASS, random)
     test = choose(full.test.labels.numpy(), TEST_PER_CLASS, random)
@@ -45,4 +45,4 @@ if __name__ == "__main__":
     if len(sys.argv) != 2:
         sys.exit("usage: python -m pliant.data.fashion_mnist.pack DIR, the folder of the four IDX files")
     subset = pack(FashionMNIST.load(Path(sys.argv[1])), SUBSET)
-    print(f"{SUBSET}: {len(subset.train)} + {len(subset.test)} pictures, digest {subset.digest}")
+    print(f"{SUBSET}: {len(subset.train)} + {len(subset.test)} images, digest {subset.digest}")

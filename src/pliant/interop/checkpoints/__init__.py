@@ -1,4 +1,4 @@
-"""Checkpoints of other libraries: their names, their layouts, and what they leave unsaid."""
+"""Checkpoints of other libraries: their names, their layouts, and the settings that no file holds."""
 
 from pliant.interop.checkpoints.convert import Conversion, convert, load
 from pliant.interop.checkpoints.files import File, read, write

@@ -1,4 +1,4 @@
-"""Turn the weights of another library into ours, and put them into a model."""
+"""Convert the weights of another library, and load them into a model."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from pliant.ops.roi.modules import DeformRoIPool
 
 @dataclass
 class Conversion:
-    """What became of a checkpoint.
+    """The result of converting a checkpoint.
 
     Args:
-        source: where it came from.
+        source: the library that it came from.
         state: the converted weights.
-        names: for every name of the checkpoint what it is called now, None where it is left over.
-        made: names that the checkpoint did not have: biases of zero for offset branches without one.
-        layers: the deformable layers, and what a model must set to compute what they computed: of convolutions
-            ``version``, ``offset_groups``, ``mask_scale`` (version 2) and ``boundary`` (neither where the library has
-            no such layers, as timm and torchvision), of RoI pooling ``version``, ``hidden``, ``separate_mask_trunk``
-            and ``mask_scale`` (version 2).
-        note: what the file does not say and its user must know.
+        names: the new name of every name of the checkpoint, None where it is left over.
+        made: names that the checkpoint did not have: zero biases for offset branches without a bias.
+        layers: the settings that a model's deformable layers need to compute the same. For convolutions these are
+            ``version``, ``offset_groups``, and, unless the library has no such layers, as timm and torchvision,
+            ``mask_scale`` (version 2) and ``boundary``; for RoI pooling ``version``, ``hidden``,
+            ``separate_mask_trunk`` and ``mask_scale`` (version 2).
+        note: what the file does not hold and its user must know.
     """
 
     source: str
@@ -42,11 +42,11 @@ class Conversion:
 
     @property
     def record(self) -> dict[str, Any]:
-        """Return what is written beside the weights."""
+        """Return what :func:`write` stores beside the weights."""
         return {"source": self.source, "layers": self.layers, "note": self.note}
 
     def report(self) -> str:
-        """Return what became of every name, one line each, and the deformable layers."""
+        """Return one line per name, with what became of it, and one per deformable layer."""
         kept = [old for old, new in self.names.items() if new == old]
         renamed = [(old, new) for old, new in self.names.items() if new is not None and new != old]
         left = [old for old, new in self.names.items() if new is None]
@@ -66,21 +66,21 @@ class Conversion:
 def convert(state: Mapping[str, Tensor], source: str, *, version: int | None = None, take: str = "") -> Conversion:
     """Convert the weights of another library to the names and layouts of `pliant`.
 
-    Tensors stay as they are: all these libraries lay offsets and masks out as we do, which is checked for every layer.
-    What differs are names, the scale of the masks and the boundary, which are recorded.
+    Tensors stay as they are: all these libraries order offsets and masks as we do, which is checked for every layer.
+    Names are changed; the scale of the masks and the boundary, which differ, are recorded.
 
     Args:
         state: names and tensors, as :func:`read` returns them.
         source: one of :data:`SOURCES`.
-        version: of deformable layers whose number of channels allows both, such as 54 beside 96 input channels.
-        take: a part such as "backbone": only what lies in it is kept, and its name is dropped.
+        version: of deformable layers whose number of channels fits both, such as 54 beside 96 input channels.
+        take: a part of the model such as "backbone": only its weights are kept, and its name is removed.
 
     Returns:
-        The converted weights, what became of every name, and what the deformable layers need.
+        The converted weights, what became of every name, and the settings of the deformable layers.
 
     Raises:
-        ValueError: an unknown source, an offset branch whose channels or kernel do not fit its layer, one that fits two
-            versions, names that collide, or nothing left.
+        ValueError: the source is unknown, an offset branch's channels or kernel do not fit its layer or fit two
+            versions, two names become the same, or no name is left.
     """
     if source not in SOURCES:
         raise ValueError(f"convert: source must be one of {', '.join(SOURCES)}, got {source!r}")
@@ -111,7 +111,7 @@ def convert(state: Mapping[str, Tensor], source: str, *, version: int | None = N
 
 
 def _layer(result: Conversion, layer: str, version: int | None) -> None:
-    """Check the offset branch of a layer and record what it is."""
+    """Check the offset branch of a layer and record the layer's settings."""
     main, branch = result.state[f"{layer}.weight"], result.state[f"{layer}.conv_offset.weight"]
     source = SOURCES[result.source]
     found = [entry for entry in layouts(main, branch) if entry[0] in source.versions]
@@ -143,7 +143,7 @@ def _layer(result: Conversion, layer: str, version: int | None) -> None:
 
 
 def _roi_layer(result: Conversion, prefix: str) -> None:
-    """Check the trunks of a layer that pools RoIs and record what it is.
+    """Check the trunks of a layer that pools RoIs and record the layer's settings.
 
     mmcv's version 1 has one trunk, its version 2 two: `offset_fc`, and `mask_fc` with one hidden layer.
     """
@@ -155,7 +155,7 @@ def _roi_layer(result: Conversion, prefix: str) -> None:
         raise ValueError(
             f"convert: {prefix}offset_fc has {features} inputs and {offset} outputs"
             + (f" beside a mask_fc of {mask} outputs after {before}" if modulated else "")
-            + "; expected two outputs and as many inputs as channels for each bin, a mask_fc with one for each bin "
+            + "; expected two outputs and as many inputs as channels per bin, and a mask_fc with one output per bin "
             "after one hidden layer as wide as the first of offset_fc"
         )
     scale = {"mask_scale": 1.0} if modulated else {}
@@ -164,11 +164,12 @@ def _roi_layer(result: Conversion, prefix: str) -> None:
 
 
 def _trunk(state: Mapping[str, Tensor], name: str) -> tuple[int, list[int]]:
-    """Return the number of outputs of fully connected layers with ReLUs between them, and the widths before."""
+    """Return the number of outputs of fully connected layers with ReLU between them, and their hidden widths."""
     widths: list[int] = []
     while (weight := state.get(f"{name}.{2 * len(widths)}.weight")) is not None:
         if weight.dim() != 2 or (widths and weight.shape[1] != widths[-1]):
-            raise ValueError(f"convert: {name}.{2 * len(widths)}.weight has shape {tuple(weight.shape)}, does not fit")
+            layer = f"{name}.{2 * len(widths)}"
+            raise ValueError(f"convert: {layer}.weight has shape {tuple(weight.shape)}, which does not fit its trunk")
         widths.append(weight.shape[0])
     return (widths[-1], widths[:-1]) if widths else (0, [])
 
@@ -176,18 +177,18 @@ def _trunk(state: Mapping[str, Tensor], name: str) -> tuple[int, list[int]]:
 def load(model: nn.Module, path: str | Path) -> list[str]:
     """Load a converted file into a model, and set its deformable layers as the record says.
 
-    `mask_scale` and `boundary` of the model's layers are set where the record has them; the other settings decide about
-    shapes and have to be right already. An error leaves the model untouched.
+    `mask_scale` and `boundary` of the model's layers are set where the record has them; the other settings determine
+    shapes and must be right already. An error leaves the model unchanged.
 
     Args:
-        model: has the parameters of the file, and deformable layers where it has some.
-        path: what `pliant convert` or :func:`write` wrote.
+        model: has the parameters of the file, and deformable layers where the file has them.
+        path: a file that `pliant convert` or :func:`write` wrote.
 
     Returns:
-        The names of the model that are not in the file: new offset branches and counters of batches only.
+        The names of the model that are not in the file: new offset branches and batch counters only.
 
     Raises:
-        ValueError: the file has no record, or does not fit the model: the sentence names what.
+        ValueError: the file has no record, or does not fit the model; the sentence says what differs.
     """
     state, _, record = read(path)
     if "layers" not in record:

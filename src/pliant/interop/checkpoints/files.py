@@ -1,4 +1,4 @@
-"""Read and write files of weights: pickles without code, safetensors, MXNet's parameters."""
+"""Read and write files of weights: pickles without code, safetensors and MXNet's parameter files."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from pliant._files import replacing
 from pliant.interop.checkpoints import mxnet
 
-# Where checkpoints keep their weights beside other things, in the order in which they are looked for.
+# Keys under which checkpoints hold their weights, in the order in which they are tried.
 INSIDE = ("state_dict", "model", "model_state_dict", "params_ema", "params")
 READABLE = (".pth", ".pt", ".pkl", ".params", ".safetensors")
 WRITABLE = (".safetensors", ".pth", ".pt")
@@ -22,7 +22,7 @@ _RECORD = "pliant"
 
 
 class File(NamedTuple):
-    """What a file holds: its tensors by name, the names of what is none, and the record that :func:`write` made."""
+    """The content of a file: its tensors by name, the names of other entries, and the record of :func:`write`."""
 
     state: dict[str, Tensor]
     others: tuple[str, ...]
@@ -34,17 +34,17 @@ def read(path: str | Path) -> File:
 
     Nothing in the file is executed: `.pth` and `.pt` are read with ``weights_only=True``, `.pkl` by an unpickler that
     knows dictionaries and NumPy arrays, `.params` and `.safetensors` have no code in them. Weights inside a dictionary
-    under "state_dict", "model", "model_state_dict", "params_ema" or "params" are found; a "module." before every name
-    is dropped.
+    under "state_dict", "model", "model_state_dict", "params_ema" or "params" are found; a prefix "module." that every
+    name has is removed.
 
     Args:
-        path: the file; its suffix says what it is.
+        path: the file; its suffix determines the format.
 
     Raises:
         OSError: there is no such file.
-        ValueError: an unknown suffix, a damaged file, a pickle that needs more than tensors and numbers, or a file
-            without weights.
-        ImportError: a `.safetensors` file without the package of that name.
+        ValueError: the suffix is unknown, the file is damaged or holds no weights, or a pickle needs more than tensors
+            and numbers.
+        ImportError: the file is `.safetensors`, and the package of that name is not installed.
     """
     path = Path(path)
     found: Any
@@ -52,7 +52,7 @@ def read(path: str | Path) -> File:
     if path.suffix not in READABLE:
         raise ValueError(f"{path}: the suffix must be one of {', '.join(READABLE)}, got {path.suffix!r}")
     with path.open("rb"):
-        pass  # so that a missing file, a folder and one that may not be read are errors with its name
+        pass  # a missing file, a folder and a file without permission raise here, with their names
     if path.suffix == ".safetensors":
         found, record = _read_safetensors(path)
     elif path.suffix in (".pth", ".pt"):
@@ -70,7 +70,7 @@ def read(path: str | Path) -> File:
     entries = {str(key): value for key, value in found.items()} if isinstance(found, dict) else {}
     state = {name: value for name, value in entries.items() if isinstance(value, Tensor)}
     if not state:
-        raise ValueError(f"{path}: there are no weights in it, a dictionary from names to tensors is expected")
+        raise ValueError(f"{path}: holds no weights; a dictionary from names to tensors is expected")
     others = tuple(name for name in entries if name not in state)
     if all(name.startswith("module.") for name in state):
         state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
@@ -81,9 +81,9 @@ def write(path: str | Path, state: dict[str, Tensor], record: dict[str, Any] | N
     """Write weights and a record, which must be plain JSON, to a `.safetensors`, `.pth` or `.pt` file.
 
     Raises:
-        ValueError: another suffix.
-        OSError: it could not be written; what was there before stays.
-        ImportError: a `.safetensors` file without the package of that name.
+        ValueError: the suffix is another one.
+        OSError: the file could not be written; an existing file stays as it was.
+        ImportError: the file is `.safetensors`, and the package of that name is not installed.
     """
     path = Path(path)
     if path.suffix not in WRITABLE:
@@ -94,7 +94,7 @@ def write(path: str | Path, state: dict[str, Tensor], record: dict[str, Any] | N
         raise IsADirectoryError(f"{path}: is a folder")
     package = _safetensors(path) if path.suffix == ".safetensors" else None
     with replacing(path) as part:
-        part.touch()  # the system's error where it may not be written; torch and safetensors have others
+        part.touch()  # raises the system's error where writing is not permitted; torch and safetensors raise others
         try:
             _write(part, package, state, record or {})
         except Exception as error:
@@ -105,7 +105,7 @@ def _write(path: Path, package: Any, state: dict[str, Tensor], record: dict[str,
     if package is None:
         torch.save({"state_dict": dict(state), _RECORD: record}, path)
     else:
-        # Its tensors may not share memory.
+        # safetensors refuses tensors that share memory.
         own = {name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in state.items()}
         package.save_file(own, path, {"format": "pt", _RECORD: json.dumps(record)})
 
@@ -134,20 +134,20 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def _read_torch(path: Path) -> Any:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about the pickle's protocol, before it fails
+            warnings.simplefilter("ignore")  # torch warns of the pickle's protocol before it fails
             return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # pickle, zip and torch each have their own; the system's, too, of a file cut short
+    except Exception as error:  # pickle, zip and torch raise their own; a truncated file raises OSError, too
         needs = _globals(path)
         if needs:
             raise ValueError(
-                f"{path}: needs {needs} beside tensors and numbers, which loading would run; where you trust it, save "
+                f"{path}: needs {needs} beside tensors and numbers, which loading would run; if you trust it, save "
                 'its tensors alone, such as torch.save(torch.load(path, weights_only=False)["state_dict"], new_path)'
             ) from error
-        raise ValueError(f"{path}: is not a file that torch.save wrote, or damaged") from error
+        raise ValueError(f"{path}: is not a file that torch.save wrote, or is damaged") from error
 
 
 def _globals(path: Path) -> str:
-    """Return the names outside torch that a pickle wants to import, "" where that is not the trouble."""
+    """Return the names outside torch that a pickle would import, "" if it needs none or cannot be read."""
     try:
         names = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
     except Exception:
@@ -156,9 +156,9 @@ def _globals(path: Path) -> str:
 
 
 class _Arrays(pickle.Unpickler):
-    """Dictionaries, lists, numbers and NumPy arrays; whatever else a pickle asks for is refused."""
+    """Read dictionaries, lists, numbers and NumPy arrays, and refuse everything else that a pickle asks for."""
 
-    # Arrays are rebuilt by these; `encode` is how protocol 2 writes bytes; NumPy 2 renamed the first module.
+    # What rebuilds arrays: `encode` is how protocol 2 writes bytes, and NumPy 2 renamed the first module.
     allowed = frozenset(
         (module, name)
         for modules, names in (
@@ -191,7 +191,7 @@ def _read_arrays(path: Path) -> Any:
     except pickle.UnpicklingError as error:
         raise ValueError(f"{path}: needs {error} beside arrays and numbers, which loading would run") from error
     except (EOFError, ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
-        raise ValueError(f"{path}: is not a pickle, or damaged") from error
+        raise ValueError(f"{path}: is not a pickle, or is damaged") from error
 
     def tensors(value: Any) -> Any:
         if isinstance(value, np.ndarray) and value.dtype != object:

@@ -1,4 +1,4 @@
-"""Read the parameter files of MXNet, without MXNet."""
+"""Read the parameter files of MXNet without MXNet."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 LIST_MAGIC = 0x112
-# An array begins with one of these, or, in the oldest files, with its number of dimensions.
+# An array begins with one of these or, in the oldest files, with its number of dimensions.
 V1, V2, V3 = 0xF993FAC8, 0xF993FAC9, 0xF993FACA
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.uint8, torch.int32, torch.int8, torch.int64)
 
@@ -35,14 +35,14 @@ class _Reader:
 
 
 def read(path: Path) -> dict[str, Tensor]:
-    """Return the arrays of a `.params` file by name, without the "arg:" and "aux:" that MXNet puts before it.
+    """Return the arrays of a `.params` file by name, without the "arg:" and "aux:" that MXNet puts before them.
 
     Args:
         path: what ``mx.nd.save`` or ``save_checkpoint`` wrote, in any of its three formats; dense arrays only.
 
     Raises:
         OSError: there is no such file.
-        ValueError: it is something else, damaged, or has sparse arrays.
+        ValueError: the file has another format, is damaged, or has sparse arrays.
 
     Source: NDArray::Load of apache/mxnet, src/ndarray/ndarray.cc.
     """
@@ -53,7 +53,7 @@ def read(path: Path) -> dict[str, Tensor]:
     arrays = [_array(reader) for _ in range(reader.one("Q"))]
     names = [reader.take(reader.one("Q")).decode() for _ in range(reader.one("Q"))]
     if len(names) != len(arrays):
-        raise ValueError(f"{path}: has {len(arrays)} arrays and {len(names)} names, nothing to find them by")
+        raise ValueError(f"{path}: has {len(arrays)} arrays and {len(names)} names; every array needs a name")
     return {name.removeprefix("arg:").removeprefix("aux:"): t for name, t in zip(names, arrays, strict=True)}
 
 

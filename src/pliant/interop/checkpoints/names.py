@@ -1,4 +1,4 @@
-"""What others call the parameters that pliant has, too."""
+"""The names that other libraries give to parameters of pliant's networks."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-# A pattern of a whole name, and the new name; the first that fits counts.
+# Pairs of a pattern for the whole name and the new name; the first match counts.
 Rules = tuple[tuple[str, str], ...]
 
 
@@ -18,13 +18,13 @@ class Source:
 
     Args:
         rules: how names change.
-        keeps: whether names without a rule stay as they are, or are left over: where they belong to parts whose
-            meaning is another one here, such as heads.
-        mask_scale: of its modulated layers; None where it has none, and those in a file are of another library's or
+        keeps: whether names without a rule stay as they are. Otherwise they are left over, as names of parts such as
+            heads, which have another meaning here.
+        mask_scale: of its modulated layers; None if the library has none: those in a file are then another library's or
             ours.
         versions: of its deformable layers.
-        boundaries: "zeros" or "clamp", for version 1 and for version 2; None likewise.
-        note: what the file does not say and its user must know.
+        boundaries: "zeros" or "clamp", for version 1 and for version 2; None as for `mask_scale`.
+        note: what the file does not hold and its user must know.
     """
 
     rules: Rules
@@ -37,14 +37,14 @@ class Source:
 
 _RESNET = r"(?:conv1|bn1|fc|layer[1-4]\.\d+\.(?:conv[123](?:\.conv_offset)?|bn[123]|downsample\.[01]))\.\w+"
 _NORM = r"(weight|bias|running_mean|running_var|num_batches_tracked)"
-# Levels of a pyramid count from 0 at the finest; detectron2's names have their log2 of the stride.
+# Levels of a pyramid are counted from 0, the finest; detectron2's names have the log2 of the stride.
 _PYRAMID = (
     r"neck\.lateral_convs\.(\d)\.conv\.(\w+)",
     r"neck\.fpn_convs\.(\d)\.conv\.(\w+)",
 )
 
 MMCV: Rules = (
-    # Before version 2 of the packs the branch lay beside its layer.
+    # Before version 2 of mmcv's packs, the branch lay beside its layer.
     (r"(.+)_offset\.(weight|bias)", r"\1.conv_offset.\2"),
 )
 MMDET: Rules = (
@@ -77,7 +77,7 @@ TORCHVISION: Rules = (
     (r"backbone\.body\.(.+)", r"backbone.\1"),
     (r"backbone\.fpn\.inner_blocks\.(\d)(?:\.0)?\.(weight|bias)", r"neck.lateral.\1.\2"),
     (r"backbone\.fpn\.layer_blocks\.(\d)(?:\.0)?\.(weight|bias)", r"neck.output.\1.\2"),
-    # A detector's own parts; a classifier has neither.
+    # Parts of a detector, which a classifier lacks.
     (r"(?:rpn|roi_heads)\..+", ""),
 )
 
@@ -90,8 +90,9 @@ _BRANCHES = {
 
 
 def msra(name: str) -> str | None:
-    """Return what a parameter of the authors' ResNet is called here: ``res4b22_branch2b_offset_weight`` is
-    ``layer3.22.conv2.conv_offset.weight``; None for other parts.
+    """Return our name for a parameter of the authors' ResNet, None for other parts.
+
+    ``res4b22_branch2b_offset_weight`` is ``layer3.22.conv2.conv_offset.weight``.
     """
     if name == "conv1_weight":
         return "conv1.weight"
@@ -101,13 +102,13 @@ def msra(name: str) -> str | None:
     block = re.fullmatch(rf"(res|bn){_BLOCK}_branch(1|2a|2b|2c)_(offset_)?(\w+)", name)
     if block:
         kind, stage, letter, number, branch, offset, what = block.groups()
-        # Blocks are a, b, c …, or a, b1, b2 … where there are many.
+        # Blocks are a, b, c …, or a, b1, b2 … in stages with many.
         index = int(number) if number else ord(letter) - ord("a")
         conv, bn = (f"layer{int(stage) - 1}.{index}.{part}" for part in _BRANCHES[branch])
         if kind == "bn":
             return f"{bn}.{_STATISTICS[what]}" if what in _STATISTICS else None
         return f"{conv}.{'conv_offset.' if offset else ''}{what}" if what in ("weight", "bias") else None
-    # The example of version 2 names its layers X_conv2; X is whatever its network says.
+    # The authors' example of version 2 names its layers X_conv2, where X depends on the network.
     layer = re.fullmatch(r"(.+)_conv2(_offset)?_(weight|bias)", name)
     return f"{layer[1]}.conv2.{'conv_offset.' if layer[2] else ''}{layer[3]}" if layer else None
 
@@ -121,7 +122,7 @@ SOURCES: dict[str, Source] = {
         keeps=False,
         note="check the configuration: with STRIDE_IN_1X1, its default, "
         + _CAFFE
-        + "; pictures are BGR, mean (103.53, 116.28, 123.675), by default",
+        + "; images are BGR, mean (103.53, 116.28, 123.675), by default",
     ),
     "dcnv2": Source(
         DCNV2,
@@ -134,7 +135,7 @@ SOURCES: dict[str, Source] = {
         keeps=False,
         mask_scale=2.0,
         boundaries=("clamp", "zeros"),
-        note=_CAFFE + "; pictures are RGB, mean (123.15, 115.90, 103.06) subtracted, not divided",
+        note=_CAFFE + "; images are RGB, mean (123.15, 115.90, 103.06) subtracted, not divided",
     ),
     "timm": Source((), keeps=True, mask_scale=None, boundaries=(None, None)),
     "torchvision": Source(TORCHVISION, keeps=True, mask_scale=None, boundaries=(None, None)),
@@ -142,19 +143,19 @@ SOURCES: dict[str, Source] = {
 
 
 def rename(source: str, state: Mapping[str, Tensor]) -> dict[str, str | None]:
-    """Return for every name of `state` what it is called here, None where it is left over.
+    """Return our name for every name of `state`, None where it is left over.
 
     Raises:
-        ValueError: two names become one.
+        ValueError: two names become the same.
     """
     names: dict[str, str | None] = {}
     taken: dict[str, str] = {}
     for old in state:
         new = msra(old) if source == "msra" else _apply(SOURCES[source], old)
         if source == "mmcv" and new != old and not _is_branch(old, state):
-            new = old  # something else that is called so
+            new = old  # the name ends like a branch's, but belongs to something else
         if new is not None and new in taken:
-            raise ValueError(f"{source}: {taken[new]} and {old} are both {new} here")
+            raise ValueError(f"{source}: {taken[new]} and {old} both become {new}")
         names[old] = new
         if new is not None:
             taken[new] = old
@@ -162,7 +163,7 @@ def rename(source: str, state: Mapping[str, Tensor]) -> dict[str, str | None]:
 
 
 def suspicion(source: str, state: Mapping[str, Tensor]) -> str:
-    """Return whose names a checkpoint has where `source` changes none of them, "" where nobody's."""
+    """Return a sentence that says which library's names a checkpoint has if they are not those of `source`, else ""."""
 
     def changed(name: str, old: str) -> bool:
         new = msra(old) if name == "msra" else _apply(SOURCES[name], old)
@@ -193,10 +194,10 @@ def _is_branch(name: str, state: Mapping[str, Tensor]) -> bool:
 
 
 def layouts(main: Tensor, branch: Tensor) -> list[tuple[int, int]]:
-    """Return what the channels of an offset branch can mean beside the convolution `main`: (version, offset groups).
+    """Return the possible meanings, (version, offset groups), of an offset branch's channels beside convolution `main`.
 
-    Version 1 has 2·G·K channels, version 2 has 3·G·K: all offsets, then all masks. G divides the input channels, and
-    the kernels are the same.
+    Version 1 has 2·G·K channels; version 2 has 3·G·K, all offsets, then all masks. G divides the input channels, and
+    both kernels have the same size.
     """
     if main.dim() != 4 or branch.dim() != 4 or main.shape[2:] != branch.shape[2:]:
         return []

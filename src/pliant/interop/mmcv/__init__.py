@@ -1,4 +1,4 @@
-"""`mmcv.ops`: the deformable operators and layers, with mmcv's arguments and names, without its compiled code."""
+"""`mmcv.ops`: its deformable operators and layers, with mmcv's arguments and names, without its compiled code."""
 
 from pliant.interop.mmcv.conv import (
     DeformConv2d,

@@ -1,16 +1,14 @@
-"""mmcv's deformable convolutions: its arguments, its parameters' names, our operator."""
+"""mmcv's deformable convolutions: its arguments and its names of parameters, with our operator."""
 
 from __future__ import annotations
 
-import math
 import warnings
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pliant.interop._conv import Pair, convolve, pair
+from pliant.interop._layers import Convolution, Pair, convolve, offsets_and_masks, zero
 
 
 def deform_conv2d(
@@ -25,27 +23,28 @@ def deform_conv2d(
     bias: bool = False,
     im2col_step: int = 32,
 ) -> Tensor:
-    """Convolve with moved taps, as `mmcv.ops.deform_conv2d` does: :func:`pliant.ops.deform_conv2d` without a mask.
+    """Convolve with taps moved by offsets, as `mmcv.ops.deform_conv2d` does: :func:`pliant.ops.deform_conv2d`.
 
-    Input and weight are brought to the dtype of `offset`, which is how mmcv runs under autocast.
+    Input and weight are cast to the dtype of `offset`, which is how mmcv runs under autocast.
 
     Args:
         input: (N, C, H, W).
         offset: (N, 2·G·Kh·Kw, Ho, Wo).
         weight: (O, C/groups, Kh, Kw).
-        stride: an int or a pair, like the two that follow.
-        padding: rows and columns around the map.
-        dilation: distance of adjacent taps.
+        stride: an int or a pair, as are the two that follow.
+        padding: rows and columns of zeros on each side of the map.
+        dilation: distance between adjacent taps.
         groups: of the convolution.
-        deform_groups: G.
-        bias: False.
-        im2col_step: has no meaning here, any batch goes in one piece.
+        deform_groups: G, the number of offset groups.
+        bias: must be False.
+        im2col_step: ignored; any batch is computed as a whole.
 
     Raises:
         AssertionError: `bias` is not False.
-        ValueError: no map with a batch, or the output would be empty.
+        ValueError: `input` is not a batch of maps, or the output would be empty.
         RuntimeError: a shape does not fit.
 
+    >>> import torch
     >>> deform_conv2d(torch.rand(2, 4, 8, 8), torch.zeros(2, 18, 8, 8), torch.rand(6, 4, 3, 3), 1, 1).shape
     torch.Size([2, 6, 8, 8])
     """
@@ -69,7 +68,7 @@ def modulated_deform_conv2d(
     groups: int = 1,
     deform_groups: int = 1,
 ) -> Tensor:
-    """Convolve with moved and weighted taps, as `mmcv.ops.modulated_deform_conv2d` does.
+    """Convolve with taps moved by offsets and weighted by masks, as `mmcv.ops.modulated_deform_conv2d` does.
 
     Arguments and errors are those of :func:`deform_conv2d`, with mask (N, G·Kh·Kw, Ho, Wo) and bias (O,).
     """
@@ -81,76 +80,63 @@ def modulated_deform_conv2d(
     )
 
 
-def _groups(options: dict[str, Any]) -> None:
-    """Understand `deformable_groups`, the name of old versions."""
+def _groups(layer: nn.Module, deform_groups: int, options: dict[str, Any]) -> int:
+    """Return the number of offset groups, which old versions of mmcv called `deformable_groups`.
+
+    Raises:
+        TypeError: there are other options.
+    """
     if "deformable_groups" in options:
         warnings.warn('"deformable_groups" is deprecated, please use "deform_groups"', DeprecationWarning, stacklevel=3)
-        options["deform_groups"] = options.pop("deformable_groups")
+        deform_groups = options.pop("deformable_groups")
+    if options:
+        raise TypeError(f"{type(layer).__name__}: there is no argument {next(iter(options))!r}")
+    return deform_groups
 
 
-class _Convolution(nn.Module):
-    """What both layers hold, under mmcv's names."""
+class _Convolution(Convolution):
+    """Hold what all layers have, under mmcv's names."""
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: Pair,
-        stride: Pair,
-        padding: Pair,
-        dilation: Pair,
-        groups: int,
-        deform_groups: int,
-        bias: bool,
-    ) -> None:
-        super().__init__()
-        assert in_channels % groups == 0, f"in_channels {in_channels} cannot be divisible by groups {groups}"
-        assert out_channels % groups == 0, f"out_channels {out_channels} cannot be divisible by groups {groups}"
-        self.in_channels, self.out_channels = in_channels, out_channels
-        self.kernel_size, self.stride = pair(kernel_size), pair(stride)
-        self.padding, self.dilation = pair(padding), pair(dilation)
-        self.groups, self.deform_groups = groups, deform_groups
-        # Where code asks any convolution for these two.
-        self.transposed, self.output_padding = False, (0,)
-        self.weight = nn.Parameter(torch.empty(out_channels, in_channels // groups, *self.kernel_size))
-        self.bias = nn.Parameter(torch.empty(out_channels)) if bias else None
+    deform_groups: int
+    # For code that asks any convolution for these two.
+    transposed, output_padding = False, (0,)
 
-    def _branch(self, count: int) -> nn.Conv2d:
-        """Return the convolution that predicts `count` numbers for every tap, zero at the start."""
-        channels = self.deform_groups * count * self.kernel_size[0] * self.kernel_size[1]
-        branch = nn.Conv2d(
-            self.in_channels, channels, self.kernel_size, self.stride, self.padding, self.dilation, bias=True
-        )
-        nn.init.zeros_(branch.weight)
-        nn.init.zeros_(branch.bias)  # type: ignore[arg-type]
-        return branch
 
-    def _rename(self, state: dict[str, Any], prefix: str, metadata: dict[str, Any]) -> None:
-        """Move the branch's parameters to where they are since version 2: they lay beside the layer before."""
+class _Pack(_Convolution):
+    """Make the branch, and load its parameters from before version 2, where they lay beside the layer."""
+
+    _version = 2
+
+    def _predicting(self, count: int) -> nn.Conv2d:
+        """Return the branch that predicts `count` numbers per tap, zero at the start."""
+        return self._branch(self.deform_groups * count * self.kernel_size[0] * self.kernel_size[1])
+
+    def _load_from_state_dict(self, state: dict[str, Any], prefix: str, metadata: dict[str, Any], *rest: Any) -> None:
         if (metadata.get("version") or 0) < 2:
             for part in ("weight", "bias"):
                 old, new = f"{prefix[:-1]}_offset.{part}", f"{prefix}conv_offset.{part}"
                 if new not in state and old in state:
                     state[new] = state.pop(old)
+        super()._load_from_state_dict(state, prefix, metadata, *rest)
 
 
 class DeformConv2d(_Convolution):
-    """mmcv's layer of version 1: offsets come from the caller.
+    """mmcv's layer of version 1: the caller passes offsets.
 
     Args:
         in_channels: C.
         out_channels: O.
-        kernel_size: an int or a pair, like the three that follow.
-        stride: step of the output grid.
-        padding: rows and columns around the map.
-        dilation: distance of adjacent taps.
+        kernel_size: an int or a pair, as are the three that follow.
+        stride: distance between adjacent output pixels, in pixels of the map.
+        padding: rows and columns of zeros on each side of the map.
+        dilation: distance between adjacent taps.
         groups: of the convolution.
-        deform_groups: G.
-        bias: False.
-        im2col_step: has no meaning here.
+        deform_groups: G, the number of offset groups.
+        bias: must be False.
+        im2col_step: ignored.
 
     Raises:
-        AssertionError: a bias is asked for, or groups do not divide the channels.
+        AssertionError: `bias` is True, or `groups` does not divide the channels.
     """
 
     def __init__(
@@ -167,15 +153,10 @@ class DeformConv2d(_Convolution):
         im2col_step: int = 32,
         **options: Any,
     ) -> None:
-        _groups(options)
-        deform_groups = options.pop("deform_groups", deform_groups)
-        if options:
-            raise TypeError(f"{type(self).__name__}: there is no argument {next(iter(options))!r}")
+        deform_groups = _groups(self, deform_groups, options)
         assert not bias, f"bias={bias} is not supported in DeformConv2d."
-        super().__init__(
-            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, deform_groups, bias=False
-        )
-        self.im2col_step = im2col_step
+        super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias=False)
+        self.deform_groups, self.im2col_step = deform_groups, im2col_step
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -183,7 +164,7 @@ class DeformConv2d(_Convolution):
         nn.init.kaiming_uniform_(self.weight, nonlinearity="relu")
 
     def forward(self, x: Tensor, offset: Tensor) -> Tensor:
-        # Maps smaller than the kernel are padded below and to the right, and the output is cut again.
+        # Maps smaller than the kernel are padded at the bottom and the right, and the output is cropped again.
         more = [max(k - n, 0) for k, n in zip(self.kernel_size, x.shape[2:], strict=True)]
         if any(more):
             x, offset = (F.pad(t, (0, more[1], 0, more[0])) for t in (x, offset))
@@ -196,41 +177,32 @@ class DeformConv2d(_Convolution):
         )
 
     def extra_repr(self) -> str:
-        names = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups")
-        text = ", ".join(f"{name}={getattr(self, name)}" for name in (*names, "deform_groups"))
-        return f"{text}, bias={self.bias is not None}"
+        return self._described("deform_groups")
 
 
-class DeformConv2dPack(DeformConv2d):
+class DeformConv2dPack(_Pack, DeformConv2d):
     """mmcv's layer of version 1 that predicts its own offsets ("DCN" in configurations).
 
-    Arguments are those of :class:`DeformConv2d`; `conv_offset` starts at zero. Checkpoints of before its version 2,
-    with ``NAME_offset.weight`` beside ``NAME.weight``, load as in mmcv: where the loader shows a layer the names beside
-    it. `load_state_dict` has not since torch 2.0; ``convert(state, "mmcv")`` of `pliant.interop.checkpoints` renames
-    them.
+    Arguments are those of :class:`DeformConv2d`; `conv_offset` starts at zero. Checkpoints from before its version 2
+    have ``NAME_offset.weight`` beside ``NAME.weight``. They load as in mmcv, if the loader passes a layer the names
+    beside its own, which `load_state_dict` has not done since torch 2.0; ``convert(state, "mmcv")`` of
+    `pliant.interop.checkpoints` renames them with every torch.
     """
-
-    _version = 2
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self.conv_offset = self._branch(2)
+        self.conv_offset = self._predicting(2)
 
     def init_offset(self) -> None:
         """Set the branch to zero."""
-        for parameter in self.conv_offset.parameters():
-            nn.init.zeros_(parameter)
+        zero(self.conv_offset)
 
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
         return self._convolve(x, self.conv_offset(x))
 
-    def _load_from_state_dict(self, state: dict[str, Any], prefix: str, metadata: dict[str, Any], *rest: Any) -> None:
-        self._rename(state, prefix, metadata)
-        super()._load_from_state_dict(state, prefix, metadata, *rest)
-
 
 class ModulatedDeformConv2d(_Convolution):
-    """mmcv's layer of version 2: offsets and masks come from the caller.
+    """mmcv's layer of version 2: the caller passes offsets and masks.
 
     Arguments are those of :class:`DeformConv2d` without `im2col_step`; `bias` is True, False or "auto", which is True.
     """
@@ -248,21 +220,14 @@ class ModulatedDeformConv2d(_Convolution):
         bias: bool | str = True,
         **options: Any,
     ) -> None:
-        _groups(options)
-        deform_groups = options.pop("deform_groups", deform_groups)
-        if options:
-            raise TypeError(f"{type(self).__name__}: there is no argument {next(iter(options))!r}")
-        super().__init__(
-            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, deform_groups, bool(bias)
-        )
+        deform_groups = _groups(self, deform_groups, options)
+        super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bool(bias))
+        self.deform_groups = deform_groups
         self.init_weights()
 
     def init_weights(self) -> None:
-        """Draw the weight uniformly as mmcv does; the bias, and the branch where there is one, are zero."""
-        bound = 1 / math.sqrt(self.in_channels * self.kernel_size[0] * self.kernel_size[1])
-        nn.init.uniform_(self.weight, -bound, bound)
-        if self.bias is not None:
-            nn.init.zeros_(self.bias)
+        """Draw the weight uniformly as mmcv does; set the bias, and the branch if there is one, to zero."""
+        self._draw()
 
     def forward(self, x: Tensor, offset: Tensor, mask: Tensor) -> Tensor:
         return modulated_deform_conv2d(
@@ -279,31 +244,21 @@ class ModulatedDeformConv2d(_Convolution):
         )
 
 
-class ModulatedDeformConv2dPack(ModulatedDeformConv2d):
+class ModulatedDeformConv2dPack(_Pack, ModulatedDeformConv2d):
     """mmcv's layer of version 2 that predicts its own offsets and masks ("DCNv2" in configurations).
 
     Arguments are those of :class:`ModulatedDeformConv2d`. The mask is ``sigmoid(·)``, so that the layer starts at half
-    of the convolution it stands for. Checkpoints of before its version 2 load, as into :class:`DeformConv2dPack`.
+    of the convolution it replaces. Checkpoints from before its version 2 load as into :class:`DeformConv2dPack`.
     """
-
-    _version = 2
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self.conv_offset = self._branch(3)
+        self.conv_offset = self._predicting(3)
 
     def init_weights(self) -> None:
         super().init_weights()
         if hasattr(self, "conv_offset"):
-            nn.init.zeros_(self.conv_offset.weight)
-            nn.init.zeros_(self.conv_offset.bias)  # type: ignore[arg-type]
+            zero(self.conv_offset)
 
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
-        predicted = self.conv_offset(x)
-        channels = predicted.shape[1] // 3
-        offset, mask = predicted.split((2 * channels, channels), 1)
-        return super().forward(x, offset, mask.sigmoid())
-
-    def _load_from_state_dict(self, state: dict[str, Any], prefix: str, metadata: dict[str, Any], *rest: Any) -> None:
-        self._rename(state, prefix, metadata)
-        super()._load_from_state_dict(state, prefix, metadata, *rest)
+        return super().forward(x, *offsets_and_masks(self.conv_offset(x)))

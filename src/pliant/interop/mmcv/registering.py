@@ -1,4 +1,4 @@
-"""Enter our layers where mmdetection looks for mmcv's, also where mmcv's own are not compiled."""
+"""Register our layers where mmdetection looks for mmcv's, even if mmcv's own are not compiled."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pliant import ops
 from pliant.interop.mmcv import conv, roi
 
 _EXTENSION = "mmcv._ext"
-# What configurations call them.
+# By their names in configurations.
 REGISTERED = {"DCN": conv.DeformConv2dPack, "DCNv2": conv.ModulatedDeformConv2dPack}
 REPLACED: dict[str, Any] = {
     "deform_conv2d": conv.deform_conv2d,
@@ -33,19 +33,19 @@ REPLACED: dict[str, Any] = {
 
 
 def register() -> None:
-    """Make mmengine's registry, and mmcv where it is installed, give our layers for "DCN" and "DCNv2".
+    """Register our layers as "DCN" and "DCNv2" in mmengine, and put ours into mmcv where it is installed.
 
     Configurations with ``dcn=dict(type="DCNv2")`` then run on our kernels, and so do RoI extractors with
     ``roi_layer=dict(type="DeformRoIPoolPack")``. Where mmcv is installed without its compiled part (mmcv-lite),
-    `mmcv.ops`, and with it mmdetection, can be imported afterwards: in the place of ``mmcv._ext`` stands a module that
-    has `nms` and `roi_align` on our kernels, and whose other functions say that they are not there when they are
-    called. Call it before models are built; a second call does nothing new.
+    `mmcv.ops`, and with it mmdetection, can be imported afterwards: ``mmcv._ext`` is replaced by a module that has
+    `nms` and `roi_align` on our kernels, and whose other functions raise NotImplementedError when they are called. Call
+    it before models are built; a second call changes nothing.
 
     Raises:
         ModuleNotFoundError: mmengine is not installed.
     """
     if importlib.util.find_spec("mmengine") is None:
-        sentence = "register: there is no mmengine here, whose registry would be filled: pip install mmengine"
+        sentence = "register: needs the package mmengine: pip install mmengine"
         raise ModuleNotFoundError(sentence, name="mmengine")
     if importlib.util.find_spec("mmcv") is not None:
         if _EXTENSION not in sys.modules and importlib.util.find_spec(_EXTENSION) is None:
@@ -63,7 +63,7 @@ def register() -> None:
 
 
 class _Extension(ModuleType):
-    """Stand for mmcv's compiled module: what mmcv's own functions call, on our kernels."""
+    """Replace mmcv's compiled module: the functions that mmcv calls, on our kernels."""
 
     def __init__(self, name: str) -> None:
         super().__init__(name)
@@ -80,7 +80,7 @@ class _Extension(ModuleType):
 
     @staticmethod
     def get_compiler_version() -> str:
-        # A runner of mmengine asks before it starts.
+        # mmengine's runner asks for it when it starts.
         return "none, the kernels are those of pliant"
 
     @staticmethod
@@ -89,7 +89,7 @@ class _Extension(ModuleType):
 
     @staticmethod
     def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Tensor:
-        # Sides of x2 − x1 + offset are those of boxes that much larger; so is what two share.
+        # With sides x2 − x1 + offset, areas and intersections are those of boxes enlarged by the offset.
         return ops.nms(boxes + boxes.new_tensor([0, 0, offset, offset]), scores, iou_threshold)
 
     @staticmethod
@@ -102,7 +102,7 @@ class _Extension(ModuleType):
     def roi_align_backward(
         grad: Tensor, rois: Tensor, argmax_y: Tensor, argmax_x: Tensor, grad_input: Tensor, **settings: Any
     ) -> None:
-        # Linear in the map: its gradient is the same at any map.
+        # The operator is linear in the map, so its gradient is the same at any map.
         with torch.enable_grad():
             place = torch.zeros_like(grad_input).requires_grad_()
             (found,) = torch.autograd.grad(_align(place, rois, **settings), place, grad)

@@ -1,14 +1,11 @@
-"""mmcv's deformable RoI pooling: its arguments, its parameters' names, our operator."""
+"""mmcv's deformable RoI pooling: its arguments and its names of parameters, with our operator."""
 
 from __future__ import annotations
-
-import itertools
-from collections.abc import Sequence
 
 from torch import Tensor, nn
 
 from pliant import ops
-from pliant.interop._conv import Pair, pair
+from pliant.interop._layers import Pair, pair, trunk
 
 
 def deform_roi_pool(
@@ -20,21 +17,21 @@ def deform_roi_pool(
     sampling_ratio: int = 0,
     gamma: float = 0.1,
 ) -> Tensor:
-    """Average the moved bins of RoIs, as `mmcv.ops.deform_roi_pool` does: :func:`pliant.ops.deform_roi_pool`.
+    """Average over the bins of RoIs, moved by offsets: :func:`pliant.ops.deform_roi_pool` as `mmcv.ops` calls it.
 
-    mmcv has it on GPUs alone.
+    mmcv's own runs on GPUs alone.
 
     Args:
         input: (N, C, H, W).
         rois: (R, 5), image index and ``x1 y1 x2 y2``.
-        offset: (R, 2, Ph, Pw), x first; None, or a tensor without elements, moves nothing.
+        offset: (R, 2, Ph, Pw), x first; None or an empty tensor: the bins are not moved.
         output_size: bins, an int or a pair.
-        spatial_scale: pixels of the map for one pixel of the image.
-        sampling_ratio: samples of a bin in each direction; 0: as many as it has pixels, rounded up.
-        gamma: factor of the offsets, in extents of the RoI.
+        spatial_scale: pixels of the map per pixel of the image.
+        sampling_ratio: samples per bin in each direction; 0: as many as the bin has pixels, rounded up.
+        gamma: factor of the offsets, in units of the RoI's width and height.
 
     Raises:
-        AssertionError: RoIs do not have five columns.
+        AssertionError: `rois` does not have five columns.
         ValueError: another shape does not fit.
     """
     assert rois.dim() == 2 and rois.shape[1] == 5, "RoI must be (idx, x1, y1, x2, y2)!"
@@ -44,7 +41,7 @@ def deform_roi_pool(
 
 
 class DeformRoIPool(nn.Module):
-    """mmcv's layer: offsets come from the caller.
+    """mmcv's layer: the caller passes offsets.
 
     Arguments are those of :func:`deform_roi_pool`.
     """
@@ -62,27 +59,16 @@ class DeformRoIPool(nn.Module):
         )
 
 
-def _branch(widths: Sequence[int]) -> nn.Sequential:
-    """Return fully connected layers with ReLU between them, the last one zero."""
-    layers: list[nn.Module] = []
-    for before, after in itertools.pairwise(widths):
-        layers += [nn.Linear(before, after), nn.ReLU(inplace=True)]
-    last = layers[-2]
-    for parameter in last.parameters():
-        nn.init.zeros_(parameter)
-    return nn.Sequential(*layers[:-1])
-
-
 class DeformRoIPoolPack(DeformRoIPool):
-    """mmcv's layer of version 1 that predicts its own offsets, by `offset_fc` from what it pools unmoved.
+    """mmcv's layer of version 1 that predicts its own offsets: `offset_fc` reads the RoIs pooled without offsets.
 
     Args:
         output_size: bins, an int or a pair.
         output_channels: C of the map.
         deform_fc_channels: width of the two hidden layers.
-        spatial_scale: pixels of the map for one pixel of the image.
-        sampling_ratio: samples of a bin in each direction; 0 is adaptive.
-        gamma: factor of the offsets.
+        spatial_scale: pixels of the map per pixel of the image.
+        sampling_ratio: samples per bin in each direction; 0: as many as the bin has pixels, rounded up.
+        gamma: factor of the offsets, in units of the RoI's width and height.
     """
 
     def __init__(
@@ -97,7 +83,7 @@ class DeformRoIPoolPack(DeformRoIPool):
         super().__init__(output_size, spatial_scale, sampling_ratio, gamma)
         self.output_channels, self.deform_fc_channels = output_channels, deform_fc_channels
         bins = self.output_size[0] * self.output_size[1]
-        self.offset_fc = _branch((bins * output_channels, deform_fc_channels, deform_fc_channels, 2 * bins))
+        self.offset_fc = trunk(bins * output_channels, deform_fc_channels, deform_fc_channels, 2 * bins)
 
     def forward(self, input: Tensor, rois: Tensor) -> Tensor:  # type: ignore[override]
         return super().forward(input, rois, self._offset(self._unmoved(input, rois)))
@@ -112,7 +98,7 @@ class DeformRoIPoolPack(DeformRoIPool):
 
 
 class ModulatedDeformRoIPoolPack(DeformRoIPoolPack):
-    """mmcv's layer of version 2: masks too, by `mask_fc` with one hidden layer, which multiply the bins.
+    """mmcv's layer of version 2: `mask_fc`, with one hidden layer, predicts masks that multiply the bins.
 
     Arguments are those of :class:`DeformRoIPoolPack`.
     """
@@ -128,7 +114,7 @@ class ModulatedDeformRoIPoolPack(DeformRoIPoolPack):
     ) -> None:
         super().__init__(output_size, output_channels, deform_fc_channels, spatial_scale, sampling_ratio, gamma)
         bins = self.output_size[0] * self.output_size[1]
-        self.mask_fc = _branch((bins * output_channels, deform_fc_channels, bins)).append(nn.Sigmoid())
+        self.mask_fc = trunk(bins * output_channels, deform_fc_channels, bins).append(nn.Sigmoid())
 
     def forward(self, input: Tensor, rois: Tensor) -> Tensor:  # type: ignore[override]
         features = self._unmoved(input, rois)

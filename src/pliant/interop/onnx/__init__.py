@@ -1,4 +1,4 @@
-"""Models with our operators as ONNX files."""
+"""Export models with our operators to ONNX files."""
 
 from pliant.interop.onnx.export import export
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from pliant.interop._program import program, quiet
 
-FIRST = 19  # DeformConv begins here
-NEWER = 22  # has new versions of RoiAlign and MaxRoiPool, and Conv and DeformConv of bfloat16
+FIRST = 19  # the first opset with DeformConv
+NEWER = 22  # the first opset with Conv and DeformConv in bfloat16; it has new versions of RoiAlign and MaxRoiPool
 
 
 def export(
@@ -29,38 +29,38 @@ def export(
     output_names: Sequence[str] | None = None,
     external_data: bool = False,
 ) -> None:
-    """Write a model as an ONNX file: deformable convolution as DeformConv, and no operator of ours beside it.
+    """Write a model as an ONNX file that holds operators of ONNX alone: deformable convolution is DeformConv.
 
-    ``boundary="clamp"`` becomes DeformConv with other offsets and masks. Local response normalization is LRN where
-    that says the same (odd windows, over dimension 1 or the last), else pooling of squares. RoIAlign and RoI pooling
-    are RoiAlign and MaxRoiPool, deformable RoI pooling is RoiAlign of every bin, position-sensitive forms are RoiAlign
-    of all bins, products or gathers, `nms` is NonMaxSuppression. Offsets and boxes that are not finite, and images
-    that are not there, are whatever the runtime makes of them.
+    ``boundary="clamp"`` becomes DeformConv with changed offsets and masks. Local response normalization becomes LRN
+    where the two agree (odd windows over dimension 1 or the last), and average pooling of squares elsewhere. RoIAlign
+    and RoI pooling become RoiAlign and MaxRoiPool, deformable RoI pooling becomes RoiAlign of every bin, the
+    position-sensitive operators become RoiAlign of all bins, products or gathers, and `nms` becomes NonMaxSuppression.
+    For offsets and boxes that are not finite, and for image indices out of range, the result depends on the runtime.
 
     Args:
         model: in evaluation mode.
-        args: inputs to trace it with, or the only one.
-        path: the file.
-        opset: at least 19.
+        args: example inputs, or the only one.
+        path: the file to write.
+        opset: version of ONNX's operators, at least 19.
         kwargs: more inputs, by name.
-        dynamic: batch, height and width of every input (N, C, H, W) and the number of every input's rows (R, 5) may
-            change; each must be at least 2 in `args`.
-        dynamic_shapes: as torch.export takes them, instead of `dynamic`.
-        input_names: of the file; the arguments' names otherwise.
+        dynamic: whether the batch, height and width of every input (N, C, H, W) and the number of rows of every input
+            (R, 5) may change; each must be at least 2 in `args`.
+        dynamic_shapes: those of torch.export, instead of `dynamic`.
+        input_names: of the file; by default the arguments' names.
         output_names: of the file.
-        external_data: put the weights into a file beside, ``PATH.data``; models beyond 2 GiB need it.
+        external_data: write the weights to a second file, ``PATH.data``; models beyond 2 GiB need it.
 
     Raises:
-        ValueError: an opset before DeformConv, or bfloat16 before it has that (which torch would write without a word
-            into a file that no runtime reads), or one that torch cannot write; a model in training mode, both kinds of
-            dynamic shapes, or `dynamic` with a size below 2.
+        ValueError: the opset has no DeformConv, or none in bfloat16 where the model has it (torch would write a file
+            that no runtime reads, without a warning), or torch cannot write it; the model is in training mode; both
+            kinds of dynamic shapes are given; or a size that `dynamic` leaves open is below 2 in `args`.
         ModuleNotFoundError: onnx or onnxscript is not installed: ``pip install "pliant[export]"``.
 
     Warns:
-        UserWarning: RoI operators with an opset of 22 or more, for which ONNX Runtime 1.32 has no kernels.
+        UserWarning: the model has RoI operators and the opset is 22 or more: ONNX Runtime 1.32 has no kernels for them.
     """
     if not isinstance(opset, int) or opset < FIRST:
-        raise ValueError(f"onnx.export: opset must be at least {FIRST}, where DeformConv begins, got {opset!r}")
+        raise ValueError(f"onnx.export: opset must be at least {FIRST}, the first with DeformConv, got {opset!r}")
     for needed in ("onnx", "onnxscript"):
         try:
             __import__(needed)
@@ -92,5 +92,5 @@ def export(
         )
     assert written is not None
     if (version := written.model.opset_imports[""]) != opset:
-        raise ValueError(f"onnx.export: torch {torch.__version__} writes no opset {opset}, it made one of {version}")
+        raise ValueError(f"onnx.export: torch {torch.__version__} cannot write opset {opset}, it wrote {version}")
     written.save(str(path), external_data=external_data)

@@ -1,4 +1,4 @@
-"""Our operators as ONNX's: what the exporter calls for every node of a rewritten program."""
+"""Translate our operators to ONNX's: the functions that the exporter calls for the nodes of a rewritten program."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 
-import pliant.ops  # noqa: F401 - declares them
+import pliant.ops  # noqa: F401 - declares the operators
 
 ROIS = (torch.ops.pliant.roi_align.default, torch.ops.pliant.roi_pool.default)
 
 
 def table(opset: int) -> dict[Any, Callable[..., Any]]:
-    """Return the translation of every operator that stays in a rewritten program."""
+    """Return the translation of every operator of ours that a rewritten program may have."""
     import onnxscript
 
     op = onnxscript.values.Opset("", opset)
@@ -33,7 +33,7 @@ def table(opset: int) -> dict[Any, Callable[..., Any]]:
         mask: Any,
         clamp: bool,
     ) -> Any:
-        assert not clamp, "rewritten before"
+        assert not clamp, "the program was not rewritten"
         _, Cg, Kh, Kw = (int(n) for n in weight.shape)
         return op.DeformConv(
             input,
@@ -71,12 +71,12 @@ def table(opset: int) -> dict[Any, Callable[..., Any]]:
         )
 
     def roi_pool(input: Any, rois: Any, output_size: Sequence[int], scale: float) -> Any:
-        # The second output is where each maximum lay; only the backward reads it.
+        # The second output, the position of each maximum, is read by the backward alone.
         output = op.MaxRoiPool(input, op.CastLike(rois, input), pooled_shape=list(output_size), spatial_scale=scale)
         return output, op.Identity(output)
 
     def nms(boxes: Any, scores: Any, classes: Any, iou_threshold: float) -> Any:
-        # Boxes of other classes get a score that the threshold drops.
+        # One row of scores per class: boxes of other classes get a score below the threshold.
         if classes is None:
             table = op.Unsqueeze(scores, integers(0, 1))
         else:
@@ -94,7 +94,7 @@ def table(opset: int) -> dict[Any, Callable[..., Any]]:
             op.Constant(value_floats=[-3.4028234663852886e38]),
         )
         kept = op.Squeeze(op.Slice(kept, integers(2), integers(3), integers(1)), integers(1))
-        # By ascending index, then by descending score: TopK keeps the order of equals.
+        # Sorted by ascending index, then by descending score: TopK keeps the order of equal scores.
         count = op.Shape(kept)
         kept, _ = op.TopK(kept, count, axis=0, largest=0, sorted=1)
         _, order = op.TopK(op.Gather(scores, kept), count, axis=0, largest=1, sorted=1)

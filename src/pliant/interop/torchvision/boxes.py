@@ -1,4 +1,4 @@
-"""torchvision's operators on boxes: RoI pooling in four forms and suppression, with its arguments and errors."""
+"""torchvision's operators on boxes: four forms of RoI pooling, and suppression, with its arguments and errors."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.jit.annotations import BroadcastingList2
 
 from pliant import ops
-from pliant.interop.torchvision.errors import as_runtime_error
+from pliant.interop._layers import as_runtime_error
 
 Boxes = Tensor | list[Tensor]
 Size = int | Sequence[int]
@@ -28,20 +28,20 @@ def roi_align(
     """Average the bins of boxes, as `torchvision.ops.roi_align` does: :func:`pliant.ops.roi_align`.
 
     Args:
-        input: (N, C, H, W); quantized per tensor, as there, with boxes (R, 5) that are quantized too and one image: the
-            output is quantized like it.
-        boxes: (R, 5), image index and ``x1 y1 x2 y2``, or a list of (n, 4) for each image.
+        input: (N, C, H, W). As in torchvision, one image may be quantized per tensor, with boxes (R, 5) that are
+            quantized too; the output is then quantized like it.
+        boxes: (R, 5), image index and ``x1 y1 x2 y2``, or a list with one (n, 4) per image.
         output_size: bins, an int or a pair.
-        spatial_scale: pixels of the map for one pixel of the image.
-        sampling_ratio: samples of a bin in each direction; 0 or less: as many as it has pixels, rounded up.
-        aligned: the half-pixel correction.
+        spatial_scale: pixels of the map per pixel of the image.
+        sampling_ratio: samples per bin in each direction; 0 or less: as many as the bin has pixels, rounded up.
+        aligned: shift the boxes by half a pixel.
 
     Returns:
         (R, C, Ph, Pw).
 
     Raises:
-        AssertionError: boxes are not of one of these shapes.
-        RuntimeError: anything else does not fit.
+        AssertionError: `boxes` has neither of these shapes.
+        RuntimeError: any other argument does not fit.
     """
     if not torch.jit.is_scripting():  # type: ignore[attr-defined]
         return _eager("roi_align", input, boxes, output_size, spatial_scale, sampling_ratio, aligned)
@@ -63,9 +63,9 @@ def roi_pool(
 def ps_roi_align(
     input: Tensor, boxes: Tensor, output_size: int, spatial_scale: float = 1.0, sampling_ratio: int = -1
 ) -> Tensor:
-    """Average each bin in channels of its own: :func:`pliant.ops.ps_roi_align`; arguments as in :func:`roi_align`.
+    """Average each bin in its own channels: :func:`pliant.ops.ps_roi_align`; arguments as in :func:`roi_align`.
 
-    A scripted function takes a tensor of boxes and an int, as torchvision's.
+    When scripted, it takes a tensor of boxes and an int, as torchvision's does.
     """
     if not torch.jit.is_scripting():  # type: ignore[attr-defined]
         return _eager("ps_roi_align", input, boxes, output_size, spatial_scale, sampling_ratio)
@@ -75,7 +75,7 @@ def ps_roi_align(
 
 
 def ps_roi_pool(input: Tensor, boxes: Tensor, output_size: int, spatial_scale: float = 1.0) -> Tensor:
-    """Average whole pixels, each bin in channels of its own: :func:`pliant.ops.ps_roi_pool`.
+    """Average whole pixels, each bin in its own channels: :func:`pliant.ops.ps_roi_pool`.
 
     Arguments are as in :func:`ps_roi_align`.
     """
@@ -98,10 +98,10 @@ def _eager(name: str, input: Tensor, boxes: Boxes, output_size: Size, *settings:
 
 
 def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
-    """Return the indices of boxes without a better one that overlaps them: :func:`pliant.ops.nms`.
+    """Return the indices of the boxes that no better box overlaps: :func:`pliant.ops.nms`.
 
     Args:
-        boxes: (n, 4), ``x1 y1 x2 y2``; quantized, as there, with scores that are quantized too.
+        boxes: (n, 4), ``x1 y1 x2 y2``; as in torchvision, boxes and scores may both be quantized.
         scores: (n,).
         iou_threshold: IoU above which a box is dropped.
 
@@ -109,7 +109,7 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
         (kept,) int64, by descending score.
 
     Raises:
-        RuntimeError: a shape does not fit, with torchvision's words.
+        RuntimeError: a shape does not fit; the words are torchvision's.
     """
     if boxes.dim() != 2:
         raise RuntimeError(f"boxes should be a 2d tensor, got {boxes.dim()}D")
@@ -128,14 +128,14 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
 
 
 def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float) -> Tensor:
-    """Suppress within classes: :func:`pliant.ops.batched_nms`, exact, without moving boxes of classes apart."""
+    """Suppress within classes: :func:`pliant.ops.batched_nms`, which compares classes and shifts no boxes."""
     if boxes.numel() == 0:
         return torch.empty(0, dtype=torch.int64, device=boxes.device)
     with as_runtime_error("torchvision.ops.batched_nms"):
         return ops.batched_nms(boxes, scores, idxs, iou_threshold)
 
 
-# Traced by torch.fx, which cannot look into a list of boxes, they stay one call.
+# torch.fx cannot trace through a list of boxes: each function stays one call.
 for _name in ("roi_align", "roi_pool", "ps_roi_align", "ps_roi_pool"):
     torch.fx.wrap(_name)
 
@@ -154,7 +154,7 @@ def _rois(boxes: Boxes) -> Tensor:
 
 
 def _joined(boxes: Tensor | list[Tensor]) -> Tensor:
-    """Return boxes as (R, 5); it is scripted with its callers."""
+    """Return boxes as (R, 5); torch.jit scripts this function, too."""
     if isinstance(boxes, Tensor):
         return boxes
     parts: list[Tensor] = []
@@ -164,7 +164,7 @@ def _joined(boxes: Tensor | list[Tensor]) -> Tensor:
 
 
 class _Pooling(nn.Module):
-    """What the four layers hold."""
+    """Hold what all four layers have."""
 
     names: tuple[str, ...] = ("output_size", "spatial_scale")
 

@@ -1,4 +1,4 @@
-"""torchvision's deformable convolution: its arguments, its errors, our operator."""
+"""torchvision's deformable convolution: its arguments and its errors, with our operator."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from pliant.interop._conv import Pair, pair
-from pliant.interop.torchvision.errors import as_runtime_error
+from pliant.interop._layers import Pair, as_runtime_error, output_size, pair
 from pliant.ops import deform_conv2d as _deform_conv2d
 
 
@@ -25,12 +24,12 @@ def deform_conv2d(
     """Convolve with moved taps, as `torchvision.ops.deform_conv2d` does: :func:`pliant.ops.deform_conv2d`.
 
     Groups and offset groups are read from the shapes: ``input.shape[1] // weight.shape[1]`` and
-    ``offset.shape[1] // (2·Kh·Kw)``. What torchvision refuses is a RuntimeError with its words. More is allowed than
-    there: bfloat16, low precision under autocast, second derivatives.
+    ``offset.shape[1] // (2·Kh·Kw)``. What torchvision refuses raises a RuntimeError with its words. Unlike torchvision,
+    it allows bfloat16, low precision under autocast, and second derivatives.
 
     Args:
         input: (N, C, H, W).
-        offset: (N, 2·G·Kh·Kw, Ho, Wo), dy and dx of each tap in turn.
+        offset: (N, 2·G·Kh·Kw, Ho, Wo), dy and dx of each tap in turn, in pixels.
         weight: (O, C/groups, Kh, Kw).
         bias: (O,).
         stride: an int or a pair; in a scripted function a pair.
@@ -77,7 +76,7 @@ def _check(
     dilation: tuple[int, int],
     mask: Tensor | None,
 ) -> None:
-    """Raise what torchvision raises, in its order and with its words, where it has some."""
+    """Raise what torchvision raises, in its order and with its words."""
     if input.dim() != 4 or offset.dim() != 4 or weight.dim() != 4 or (mask is not None and mask.dim() != 4):
         dims = {"input": input, "offset": offset, "weight": weight, "mask": mask}
         found = ", ".join(f"{name} {t.dim()}" for name, t in dims.items() if t is not None)
@@ -100,10 +99,7 @@ def _check(
         raise RuntimeError(f"offset.shape[1] is not valid: got: {offset.shape[1]} expected: {G * taps}")
     if mask is not None and mask.shape[1] != G * Kh * Kw:
         raise RuntimeError(f"mask.shape[1] is not valid: got: {mask.shape[1]} expected: {G * Kh * Kw}")
-    Ho, Wo = (
-        (n + 2 * p - (d * (k - 1) + 1)) // s + 1
-        for n, p, d, k, s in zip((H, W), padding, dilation, (Kh, Kw), stride, strict=True)
-    )
+    Ho, Wo = output_size((H, W), (Kh, Kw), stride, padding, dilation)
     for name, tensor in (("offset", offset), ("mask", mask)):
         if tensor is None:
             continue
@@ -118,18 +114,18 @@ def _check(
 
 
 class DeformConv2d(nn.Module):
-    """Hold weight and bias of :func:`deform_conv2d`; offsets and masks come from the caller, as in torchvision.
+    """Hold the weight and bias of :func:`deform_conv2d`; the caller passes offsets and masks, as in torchvision.
 
     A layer that predicts them itself is :class:`pliant.nn.DeformConv2d`.
 
     Args:
         in_channels: C.
         out_channels: O.
-        kernel_size: an int or a pair, like all that follow but groups.
-        stride: step of the output grid.
-        padding: rows and columns around the map.
-        dilation: distance of adjacent taps.
-        groups: of the convolution; divides C and O.
+        kernel_size: an int or a pair, as are stride, padding and dilation.
+        stride: distance between adjacent output pixels, in pixels of the map.
+        padding: rows and columns of zeros on each side of the map.
+        dilation: distance between adjacent taps.
+        groups: of the convolution; must divide C and O.
         bias: learn a bias.
 
     Raises:

@@ -19,7 +19,7 @@ REPLACED: dict[str, Callable[..., Any]] = {
     "batched_nms": boxes.batched_nms,
 }
 
-# What torchvision declares in C++ and then speaks about while it is imported.
+# Operators that torchvision declares in C++ and refers to while it is imported.
 _SCHEMAS = {
     "nms": "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
     "qnms": "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
@@ -31,14 +31,13 @@ _originals: list[tuple[ModuleType, str, Any]] = []
 def patch() -> None:
     """Make the installed torchvision compute with our operators: its functions, its layers, its models.
 
-    Every place in torchvision's modules that holds one of the functions gets ours, so that what is built from them
-    follows; modules of others that took a function by ``from torchvision.ops import …`` before keep it. A second call
+    The functions are replaced in every module of torchvision that holds them, so layers and models use ours. Other
+    packages that imported a function before, by ``from torchvision.ops import …``, keep torchvision's. A second call
     does nothing. Where torchvision cannot be imported because its compiled operators do not load, as beside another
-    build of torch, the operators it misses are declared: it can be imported then, and everything that ours replace
-    runs.
+    build of torch, the operators that it lacks are declared: it can then be imported, and what we replace runs.
 
     Raises:
-        ImportError: there is no torchvision.
+        ImportError: torchvision is not installed.
     """
     if _originals:
         return
@@ -46,7 +45,7 @@ def patch() -> None:
     for name, ours in REPLACED.items():
         original = getattr(ops, name, None)
         if original is None:
-            continue  # an old version
+            continue  # an old version of torchvision lacks it
         for module in [m for key, m in sys.modules.items() if key.partition(".")[0] == "torchvision" and m is not None]:
             for attribute, value in list(vars(module).items()):
                 if value is original:
@@ -55,7 +54,7 @@ def patch() -> None:
 
 
 def unpatch() -> None:
-    """Give torchvision its own functions back."""
+    """Restore torchvision's own functions."""
     for module, attribute, original in _originals:
         setattr(module, attribute, original)
     _originals.clear()
@@ -68,13 +67,13 @@ def _import() -> ModuleType:
         except ModuleNotFoundError as error:
             if error.name != "torchvision":
                 raise
-            raise ImportError("patch: there is no torchvision here to patch") from error
+            raise ImportError("patch: torchvision is not installed") from error
         except RuntimeError as error:
             missing = re.search(r"operator torchvision::(\w+) does not exist", str(error))
             if missing is None or missing[1] not in _SCHEMAS:
                 raise
             library = torch.library.Library("torchvision", "FRAGMENT")
             library.define(_SCHEMAS[missing[1]])
-            _declared.append(library)  # it lasts as long as the object does
+            _declared.append(library)  # the declaration lasts as long as this object
             for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
                 del sys.modules[name]
