@@ -22,7 +22,7 @@ def module_name(path: str) -> str:
 
 
 def named(node: ast.AST, package: list[str]) -> list[str]:
-    """Return the names that a statement in a module of `package` imports, in full: `from .a import b` is package.a.b."""
+    """Return the full names that a statement in a module of `package` imports: `from .a import b` is package.a.b."""
     if isinstance(node, ast.Import):
         return [alias.name for alias in node.names]
     if not isinstance(node, ast.ImportFrom):
