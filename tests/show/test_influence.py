@@ -229,3 +229,47 @@ def test_errors(run, error, says):
     with pytest.raises(error, match=says):
         run(net, torch.rand(1, 8, 8))
     assert not net[0]._forward_hooks
+
+
+class Shifted(nn.Module):
+    """A made-up layer that reads the map at one moved place per position, x first, in tenths of a pixel."""
+
+    branches, axes, unit, offset_scale, offset_lr_mult, modulated = ("where",), "xy", "pixels", 0.1, 1.0, False
+
+    def __init__(self):
+        super().__init__()
+        self.where = nn.Conv2d(1, 2, 1)
+
+    def predict(self, input):
+        return self.where(input)
+
+    def forward(self, input):
+        H, W = input.shape[2:]
+        moves = self.offset_scale * self.offsets(self.predict(input))
+        grid = torch.stack(torch.meshgrid(torch.arange(W), torch.arange(H), indexing="xy"), -1).to(input)
+        at = 2 * (grid + moves) / (input.new_tensor([W, H]) - 1) - 1
+        return nn.functional.grid_sample(input, at, align_corners=True)
+
+    def offsets(self, predicted):
+        return predicted.movedim(1, -1)
+
+    def map_size(self, input):
+        return tuple(input.shape[2:])
+
+    def inside(self, moves, size):
+        return None
+
+
+def test_a_made_up_layer_is_asked_as_ours_are():
+    """The gradient is per pixel, (y, x), whatever order and scale the layer's offsets have."""
+    torch.manual_seed(0)
+    y, x = torch.meshgrid(torch.arange(5.0), torch.arange(6.0), indexing="ij")
+    slope = (3 * y + 7 * x)[None].double()  # one pixel down adds 3, one to the right 7
+    net = Shifted().double()
+    nn.init.zeros_(net.where.weight)
+    net.where.bias.data.copy_(torch.tensor([2.0, 4.0]))
+    found = locations(net, slope, At("", (2, 3)))
+    assert list(found) == [""]
+    assert found[""].gradient.shape == (5, 6, 2)
+    np.testing.assert_allclose(found[""].gradient[2, 3], (3, 7), rtol=1e-9)
+    assert np.count_nonzero(found[""].strength) == 1

@@ -117,3 +117,39 @@ def test_a_detector_needs_a_picture() -> None:
 
 def test_parameters() -> None:
     assert parameters(nn.Linear(7, 3)) == 24
+
+
+def test_deformable_layers_are_counted_by_what_they_answer() -> None:
+    class Line(nn.Module):
+        """Three taps on a line, two channels to five, with a mask."""
+
+        branches, axes, unit, offset_scale, offset_lr_mult, modulated = ("where",), "x", "pixels", 1.0, 1.0, True
+        in_channels, out_channels, groups, offset_groups, boundary, transposed = 2, 5, 1, 1, "zeros", False
+        kernel_size, stride, padding, dilation = (3,), (1,), (1,), (1,)
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.where = nn.Conv1d(2, 6, 3, padding=1)
+
+        def predict(self, input: Tensor) -> Tensor:
+            return self.where(input)
+
+        def forward(self, input: Tensor) -> Tensor:
+            self.predict(input)
+            return input.new_zeros(input.shape[0], 5, input.shape[2])
+
+        def offsets(self, predicted: Tensor) -> Tensor:
+            return predicted[:, :3, :, None]
+
+        def map_size(self, input: Tensor) -> tuple[int, ...]:
+            return (input.shape[2],)
+
+        def inside(self, moves: Tensor, size: tuple[int, ...]) -> None:
+            return None
+
+    # At each of 4·7 positions: the branch, the products, and 6 samples of two neighbours and a mask.
+    assert multiply_adds(Line(), 4, 2, 7) == 4 * 7 * (2 * 6 * 3 + 2 * 5 * 3 + 6 * 3)
+    line = Line()
+    line.transposed = True
+    with pytest.raises(TypeError, match="does not know what a Line costs"):
+        multiply_adds(line, 4, 2, 7)

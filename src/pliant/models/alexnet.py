@@ -7,7 +7,7 @@ import math
 from torch import Tensor, nn
 
 from pliant import _check
-from pliant.ops.local_response_norm.modules import LocalResponseNorm
+from pliant.nn import LocalResponseNorm
 
 
 def _lrn() -> LocalResponseNorm:

@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, TypeVar
+from typing import Protocol, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pliant.models import boxes
+from pliant.models.resnet import ResNet
 from pliant.models.rpn import ranked
 from pliant.ops import deform_roi_pool
 
-if TYPE_CHECKING:
-    from pliant.models.faster_rcnn import FasterRCNN
-
 Model = TypeVar("Model", bound=nn.Module)
+
+
+class Detector(Protocol):
+    """What mimicking needs of a detector; :class:`pliant.models.FasterRCNN` has it."""
+
+    backbone: ResNet
+    fc2: nn.Linear
+    classes: int
+
+    def modules(self) -> Iterator[nn.Module]: ...
+    def maps(self, pictures: Tensor) -> tuple[Sequence[Tensor], Sequence[Tensor]]: ...
+    def describe(self, maps: Sequence[Tensor], rois: Tensor) -> Tensor: ...
 
 
 class FeatureMimic(nn.Module):
@@ -75,7 +85,7 @@ class FeatureMimic(nn.Module):
         self.detach_target, self.foreground, self.background = detach_target, foreground, background
         self.classifier: nn.Linear | None = None
 
-    def attach(self, detector: FasterRCNN) -> None:
+    def attach(self, detector: Detector) -> None:
         """Make the classifier that fits `detector`."""
         if self.classifier is not None:
             raise ValueError("FeatureMimic: it belongs to a detector already; make one for each")
@@ -87,7 +97,7 @@ class FeatureMimic(nn.Module):
         nn.init.zeros_(self.classifier.bias)
 
     def forward(
-        self, detector: FasterRCNN, pictures: Tensor, rois: Tensor, labels: Tensor, features: Tensor
+        self, detector: Detector, pictures: Tensor, rois: Tensor, labels: Tensor, features: Tensor
     ) -> dict[str, Tensor]:
         """Return both losses.
 
@@ -138,7 +148,7 @@ class FeatureMimic(nn.Module):
         offset = torch.stack(torch.broadcast_tensors(moved[:, 0, None], moved[:, 1, :, None]), 1)
         return deform_roi_pool(pictures, rois, offset, self.size, 1.0, 1, 1.0)
 
-    def describe(self, detector: FasterRCNN, patches: Tensor) -> Tensor:
+    def describe(self, detector: Detector, patches: Tensor) -> Tensor:
         """Return what the detector's own layers make of whole patches (R, hidden)."""
         whole = patches.new_zeros(len(patches), 5, dtype=torch.float32)
         whole[:, 0] = torch.arange(len(patches), device=patches.device)
@@ -149,7 +159,7 @@ class FeatureMimic(nn.Module):
 
 
 @contextmanager
-def statistics_kept(model: nn.Module) -> Iterator[None]:
+def statistics_kept(model: nn.Module | Detector) -> Iterator[None]:
     """Keep live batch normalization from adding to its running statistics."""
     layers = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
     for layer in layers:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pliant import _check
 from pliant._files import load
-from pliant.ops.conv.modules import DeformConv2d
+from pliant.nn import DeformConv2d
 
 # Depth → bottlenecks or basic blocks, blocks of conv2 to conv5.
 DEPTHS = {

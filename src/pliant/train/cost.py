@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -13,7 +14,9 @@ from pliant.models.faster_rcnn import RoIPooling
 from pliant.models.resnet import FrozenBatchNorm2d
 from pliant.models.rfcn import PartScores
 from pliant.models.two_stage import TwoStage
-from pliant.nn import DeformConv2d, DeformPSRoIPool, DeformRoIPool, LocalResponseNorm
+from pliant.nn import LocalResponseNorm
+from pliant.nn.deformable import DeformableConvolution, DeformableLayer, DeformablePool
+from pliant.nn.modes import evaluation
 
 
 def parameters(model: nn.Module) -> int:
@@ -24,22 +27,29 @@ def parameters(model: nn.Module) -> int:
 def multiply_adds(model: nn.Module, *shape: int) -> int:
     """Return the multiply-adds of one forward pass on an input of `shape`.
 
-    Counted, with P output positions, K taps and g groups: convolution ``P·O·K·C/g``; deformable convolution that of
-    its two convolutions, and four for each of the ``P·K·C`` bilinear samples, five with a mask; linear ``O·C``; batch
-    normalization 1 a value; local response normalization ``size + 2`` a value (square, window, product); RoI pooling
-    four for each bilinear sample, twice with offsets, and one a value with a mask. Other pooling and activations
-    multiply nothing and are not counted, nor is what a detector does with boxes.
+    With P output positions, K taps and g groups, the counts are:
 
-    A detector is counted in evaluation, on one picture, with as many proposals as it takes at most (`post_nms`), each
-    as large as the picture.
+    - convolution: ``P·O·K·C/g``;
+    - deformable convolution: its two convolutions, and 4 per bilinear sample, of which there are ``P·K·C``, or 5 with a
+      mask;
+    - linear: ``O·C``;
+    - batch normalization: 1 per value;
+    - local response normalization: ``size + 2`` per value (square, window, product);
+    - RoI pooling: 4 per bilinear sample; with offsets it pools twice; with a mask 1 more per value.
+
+    Other pooling and activations multiply nothing and are not counted. What a detector does with boxes is not counted
+    either.
+
+    A detector is counted in evaluation mode, on one image, with the most proposals that it takes (`post_nms`), each as
+    large as the image.
 
     Args:
         model: a network on the CPU.
-        shape: of the input, with the batch: counts are of the whole batch. For a detector (channels, H, W).
+        shape: of the input, with the batch: the whole batch is counted. For a detector (channels, H, W).
 
     Raises:
-        TypeError: `model` holds a layer with parameters that this function does not know.
-        ValueError: a detector and a shape that is not a picture's.
+        TypeError: `model` holds a layer with parameters, or a deformable layer, that this function does not know.
+        ValueError: a detector and a shape other than (channels, H, W).
 
     >>> multiply_adds(nn.Conv2d(3, 8, 3, padding=1), 1, 3, 10, 10)
     21600
@@ -48,13 +58,13 @@ def multiply_adds(model: nn.Module, *shape: int) -> int:
 
     def count(layer: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         nonlocal total
-        if isinstance(layer, nn.Conv2d):
+        if isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d):
             total += output.numel() * layer.weight[0].numel()
-        elif isinstance(layer, DeformConv2d):
-            # Its branch is an nn.Conv2d with a hook of its own.
-            K = layer.kernel_size[0] * layer.kernel_size[1]
+        elif isinstance(layer, DeformableConvolution) and not layer.transposed:
+            # Its branch has a hook of its own.
+            K, corners = math.prod(layer.kernel_size), 2 ** len(layer.kernel_size)
             samples = output.numel() // layer.out_channels * K * layer.in_channels
-            total += output.numel() * layer.weight[0].numel() + samples * (5 if layer.version == 2 else 4)
+            total += output.numel() * K * layer.in_channels // layer.groups + samples * (corners + layer.modulated)
         elif isinstance(layer, nn.Linear):
             total += output.numel() * layer.in_features
         elif isinstance(layer, nn.BatchNorm2d | FrozenBatchNorm2d):
@@ -64,27 +74,22 @@ def multiply_adds(model: nn.Module, *shape: int) -> int:
         elif isinstance(layer, RoIPooling):
             if layer.deform is None:
                 scale = 1 / output.new_tensor(layer.strides)[layer.levels(inputs[1])]
-                total += (
-                    4 * output.shape[1] * _samples(inputs[1], scale, (layer.size, layer.size), layer.sampling_ratio)
-                )
-        elif isinstance(layer, DeformRoIPool):
+                samples = _samples(inputs[1], scale, (layer.size, layer.size), layer.sampling_ratio)
+                total += 4 * output.shape[1:].numel() * samples
+        elif isinstance(layer, DeformablePool):
             # It pools twice: before its branch, whose layers have hooks of their own, and after.
-            samples = _samples(inputs[1], layer.spatial_scale, layer.output_size, layer.sampling_ratio)
-            total += 2 * 4 * output.shape[1] * samples + (output.numel() if layer.version == 2 else 0)
-        elif isinstance(layer, DeformPSRoIPool):
-            offsets = len(output) * 2 * layer.classes * layer.part_size**2
-            total += 4 * layer.sample_per_part**2 * (output.numel() + offsets)
+            values = layer.pooled_to_predict + output.shape[1:].numel()
+            samples = _samples(inputs[-1], layer.spatial_scale, layer.bins, layer.sampling_ratio)
+            total += 4 * values * samples + output.numel() * layer.modulated
         elif isinstance(layer, PartScores):
             if layer.deform is None:
                 total += 4 * 16 * len(output) * layer.conv.out_channels
-        elif next(layer.parameters(recurse=False), None) is not None:
+        elif isinstance(layer, DeformableLayer) or next(layer.parameters(recurse=False), None) is not None:
             raise TypeError(f"multiply_adds: does not know what a {type(layer).__name__} costs")
 
     hooks = [layer.register_forward_hook(count) for layer in model.modules()]
-    training = model.training
     try:
-        model.eval()
-        with torch.no_grad():
+        with torch.no_grad(), evaluation(model):
             if isinstance(model, TwoStage):
                 if len(shape) != 3:
                     raise ValueError(f"multiply_adds: a detector needs the shape (channels, H, W), got {shape}")
@@ -93,25 +98,23 @@ def multiply_adds(model: nn.Module, *shape: int) -> int:
             else:
                 model(torch.zeros(shape))
     finally:
-        model.train(training)
         for hook in hooks:
             hook.remove()
     return total
 
 
 def _samples(rois: Tensor | list[Tensor], scale: Tensor | float, size: tuple[int, int], ratio: int) -> int:
-    """Return how often RoI pooling reads a channel: `ratio`² times a bin, or as often as the bin has pixels."""
+    """Return the samples per bin of RoI pooling, summed over RoIs: `ratio`², or as many as the bin has pixels."""
     boxes = torch.cat(rois) if isinstance(rois, list) else rois[:, 1:]
-    bins = size[0] * size[1]
     if ratio > 0:
-        return len(boxes) * bins * ratio**2
+        return len(boxes) * ratio**2
     sides = (boxes[:, 2:] - boxes[:, :2]).clamp(min=0) * torch.as_tensor(scale).reshape(-1, 1)
-    return int((sides / sides.new_tensor(size[::-1])).ceil().prod(1).sum()) * bins
+    return int((sides / sides.new_tensor(size[::-1])).ceil().prod(1).sum())
 
 
 @contextmanager
 def _all_proposals(model: TwoStage, width: int, height: int) -> Iterator[None]:
-    """Let a detector propose its whole picture, as often as it may."""
+    """Let a detector propose its whole image, as many times as `post_nms` allows."""
     count = model.rpn.post_nms[1]
     boxes = torch.tensor([0.0, 0.0, width, height]).expand(1, count, 4)
     model.rpn.proposals = lambda *predicted: (boxes, torch.ones(1, count, dtype=torch.bool))  # type: ignore[method-assign]

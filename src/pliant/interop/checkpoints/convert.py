@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from pliant.interop.checkpoints.files import read
 from pliant.interop.checkpoints.names import SOURCES, layouts, rename, suspicion
-from pliant.ops.conv.modules import DeformConv2d
-from pliant.ops.roi.modules import DeformRoIPool
+from pliant.nn.deformable import DeformableConvolution, DeformablePool
 
 
 @dataclass
@@ -202,11 +201,12 @@ def load(model: nn.Module, path: str | Path) -> list[str]:
         if names:
             some = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
             raise ValueError(f"load: {path} does not fit the model, it {what} {len(names)} of the tensors: {some}")
-    layers: dict[DeformConv2d | DeformRoIPool, dict[str, Any]] = {}
+    layers: dict[nn.Module, dict[str, Any]] = {}
     for name, settings in record["layers"].items():
         layer = model.get_submodule(name)
         pools = "hidden" in settings
-        if not isinstance(layer, DeformRoIPool if pools else DeformConv2d):
+        alike = isinstance(layer, DeformablePool) and hasattr(layer, "hidden")
+        if not (alike if pools else isinstance(layer, DeformableConvolution)):
             what = "pools RoIs" if pools else "is deformable"
             raise ValueError(f"load: {name} {what} in {path}, in the model it is a {type(layer).__name__}")
         for setting in ("version",) if pools else ("version", "offset_groups"):
@@ -216,9 +216,9 @@ def load(model: nn.Module, path: str | Path) -> list[str]:
                 )
         layers[layer] = settings
     for layer, settings in layers.items():
-        layer.mask_scale = settings.get("mask_scale", layer.mask_scale)
-        if isinstance(layer, DeformConv2d):
-            layer.boundary = settings.get("boundary", layer.boundary)
+        for setting in ("mask_scale", "boundary"):
+            if setting in settings:
+                setattr(layer, setting, settings[setting])
     with torch.no_grad():
         model.load_state_dict(state, strict=False)
     return missing
