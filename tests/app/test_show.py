@@ -19,12 +19,12 @@ from pliant import app
 from pliant.app import show
 from pliant.app.explore import networks
 from pliant.data import read_image
+from pliant.models import build_detector, checkpoint
 from pliant.nn import DeformConv2d, DeformRoIPool
 from pliant.show import figures
 from pliant.show.view import view
 from pliant.studies.geometry import build
-from pliant.train import DataRecipe, DetectorRecipe, ModelRecipe, checkpoint
-from pliant.train.build import build_detector
+from pliant.train import DataRecipe, DetectorRecipe, ModelRecipe
 
 CLASSES = ("leaf", "stone", "bird")
 

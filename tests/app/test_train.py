@@ -15,7 +15,8 @@ from pliant import app
 from pliant.app import arguments, eval, predict
 from pliant.app.progress import Bar, Plain
 from pliant.data import Composed
-from pliant.train import DetectorRecipe, checkpoint, log
+from pliant.models import checkpoint
+from pliant.train import DetectorRecipe, log
 
 NETWORK = """
 model:

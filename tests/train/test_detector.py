@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from pliant.train import DetectorRecipe, OptimiserRecipe, checkpoint, detector, fit_detector
+from pliant.models import checkpoint
+from pliant.train import DetectorRecipe, OptimiserRecipe, detector, fit_detector
 
 RECIPE = DetectorRecipe(epochs=3, batch=4, optimiser=OptimiserRecipe(lr=0.05, warmup=3))
 MEASURED = ("step", "epoch", "loss", "loss_class", "loss_box", "lr", "gradient_norm")
@@ -322,7 +323,7 @@ def test_damaged_and_foreign_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"x\.pt is not a checkpoint of a detector; give the last.pt"):
         checkpoint.read(path)
     checkpoint.write(path, {"format": 99, "recipe": {}})
-    with pytest.raises(ValueError, match="has format 99, this version reads 1"):
+    with pytest.raises(ValueError, match="has format 99, this version of pliant reads format 1"):
         checkpoint.read(path)
     with pytest.raises(FileNotFoundError):
         checkpoint.read(tmp_path / "y.pt")

@@ -21,8 +21,8 @@ from typing import Any
 import pytest
 import torch
 
-from pliant.models import FasterRCNN, ResNet
-from pliant.train import DetectorRecipe, OptimiserRecipe, Ranks, checkpoint, evaluate, fit_detector
+from pliant.models import FasterRCNN, ResNet, checkpoint
+from pliant.train import DetectorRecipe, OptimiserRecipe, Ranks, evaluate, fit_detector
 from pliant.train.distributed import start
 
 RECIPE = DetectorRecipe(epochs=2, batch=4, optimiser=OptimiserRecipe(lr=0.02, warmup=3, clip=1.0))

@@ -15,8 +15,9 @@ from pliant._files import replacing
 from pliant.app import arguments
 from pliant.app.data import told
 from pliant.app.progress import percent
-from pliant.train import DataRecipe, DetectorRecipe, checkpoint, evaluate, log
-from pliant.train.build import build_data, load_detector, resizing
+from pliant.models import Predictor, checkpoint
+from pliant.train import DataRecipe, DetectorRecipe, evaluate, log
+from pliant.train.build import build_data, resizing
 from pliant.train.distributed import start
 
 COLUMNS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
@@ -60,7 +61,7 @@ def main(words: Sequence[str]) -> int:
         raise ValueError(f"{path} knows the classes {', '.join(state['classes'])}, the data {', '.join(data.classes)}")
     with start(args.device) as ranks:
         scores = evaluate(
-            load_detector(state).to(ranks.device), data, batch=args.batch or recipe.batch, workers=args.workers,
+            Predictor.of(state, ranks.device).model, data, batch=args.batch or recipe.batch, workers=args.workers,
             resize=resizing(args.data), max_detections=args.max_detections or recipe.max_detections, ranks=ranks,
         )  # fmt: skip
     if ranks.rank:

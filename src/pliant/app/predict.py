@@ -14,8 +14,7 @@ from torch import Tensor
 
 from pliant._files import replacing
 from pliant.data import read_image
-from pliant.train import DetectorRecipe, checkpoint, detect
-from pliant.train.build import load_detector, resizing
+from pliant.models import Predictor
 from pliant.train.distributed import resolve
 from pliant.train.evaluation import coco_results
 
@@ -34,11 +33,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write pictures with boxes and detections.json; return 1 if a picture could not be read."""
-    state = checkpoint.read(args.checkpoint)
-    recipe = DetectorRecipe.of(state["recipe"])
-    device, resize = resolve(args.device), resizing(recipe.data)
-    paths = _pictures(args.images)
-    model = load_detector(state).to(device)
+    device, paths = resolve(args.device), _images(args.images)
+    predictor = Predictor.load(args.checkpoint, device)
     args.out.mkdir(parents=True, exist_ok=True)
     lines: list[dict[str, Any]] = []
     broken = 0
@@ -49,12 +45,12 @@ def run(args: argparse.Namespace) -> int:
             print(f"pliant predict: {error}", file=sys.stderr)
             broken += 1
             continue
-        found = detect(model, [image], resize=resize, device=device)[0]
+        (found,) = predictor([image])
         kept = {key: value[found["scores"] >= args.threshold] for key, value in found.items()}
-        drawn(image, kept, state["classes"]).save(args.out / name)
-        results = coco_results(kept, number, state["category_ids"])
+        drawn(image, kept, predictor.classes).save(args.out / name)
+        results = coco_results(kept, number, predictor.category_ids)
         lines += [{**line, "file_name": str(path)} for line in results]
-        print(f"{path}: {said(kept['labels'].tolist(), state['classes'])}")
+        print(f"{path}: {said(kept['labels'].tolist(), predictor.classes)}")
     with replacing(args.out / "detections.json") as part:
         part.write_text(json.dumps(lines, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     print(f"{len(lines)} objects in {len(paths) - broken} pictures: {args.out}/")
@@ -91,7 +87,7 @@ def drawn(image: Tensor, found: dict[str, Tensor], classes: Sequence[str]) -> Im
     return picture
 
 
-def _pictures(given: Sequence[Path]) -> list[Path]:
+def _images(given: Sequence[Path]) -> list[Path]:
     """Return the pictures themselves: in the place of a folder those in it, by name, whatever Pillow reads."""
     from PIL import Image
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import importlib
 import re
 import sys
@@ -18,12 +17,12 @@ from torch import Tensor, nn
 
 from pliant.app.explore import networks, pictures
 from pliant.data import read_image
+from pliant.models.predictor import resized
 from pliant.show import figures
 from pliant.show.view import view
 from pliant.studies.geometry.contestants import Net
 from pliant.studies.report import page
-from pliant.train import DetectorRecipe, checkpoint, log
-from pliant.train.build import resizing
+from pliant.train import log
 
 MOST, LEAST, EASY = 60, 12, 512  # evaluations, and the side of a picture up to which there are most
 LONGEST = 1333  # side of a picture in pixels, unless --side says otherwise
@@ -194,14 +193,9 @@ def _seen(network: networks.Network, image: Tensor, side: int | None) -> tuple[T
         seen = pictures.canvas(pictures.Picture("", "", "yours", image), network)
         factor = pictures.OBJECT / max(H, W)
         return seen, factor, (network.side / 2 - factor * W / 2, network.side / 2 - factor * H / 2)
-    resized = None
-    with contextlib.suppress(ValueError, OSError):  # weights of a study, a module of the user
-        resized = resizing(DetectorRecipe.of(checkpoint.read(Path(network.id))["recipe"]).data)
-    if resized is not None and side is None:
-        nothing = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}
-        nothing["ignore"] = torch.zeros(0, dtype=torch.bool)
-        image, _ = resized(image, nothing, torch.Generator())
-    most = side or (LONGEST if resized is not None else network.side)
+    if side is None:
+        image = resized(image, network.resize)
+    most = side or (network.side if network.resize is None else LONGEST)
     h, w = image.shape[1:]
     if max(h, w) > most:
         size = max(1, round(h * most / max(h, w))), max(1, round(w * most / max(h, w)))

@@ -13,8 +13,8 @@ from pathlib import Path
 from pliant.app import arguments
 from pliant.app.data import told
 from pliant.app.progress import progress
-from pliant.train import DetectorRecipe, fit_detector, log, parameters
-from pliant.train.build import augmentation, build_data, build_detector, resizing
+from pliant.train import DetectorRecipe, build_detector, fit_detector, log, parameters
+from pliant.train.build import augmentation, build_data, resizing
 from pliant.train.distributed import Ranks, start
 
 

@@ -18,7 +18,9 @@ from pliant.data.images import image_size, read_image
 
 # What is in a picture: boxes (n, 4) float32 x1 y1 x2 y2, labels (n,) int64, ignore (n,) bool, image_id int.
 Target = dict[str, Any]
-AREA_RANGES = {"small": (0.0, 32.0**2), "medium": (32.0**2, 96.0**2), "large": (96.0**2, 1e10)}
+# Least and most area of objects that COCO calls small, medium and large, in square pixels.
+LARGEST = 1e10
+AREA_RANGES = {"small": (0.0, 32.0**2), "medium": (32.0**2, 96.0**2), "large": (96.0**2, LARGEST)}
 SLACK = 1.0  # pixels by which annotators' boxes may stick out without being mentioned
 
 

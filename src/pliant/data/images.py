@@ -34,7 +34,6 @@ def read_image(path: Path, size: tuple[int, int] | None = None) -> Tensor:
         FileNotFoundError: there is no such file.
         BrokenImage: it cannot be read, or has another size.
     """
-    import numpy as np
     from PIL import Image
 
     path = Path(path)
@@ -42,21 +41,33 @@ def read_image(path: Path, size: tuple[int, int] | None = None) -> Tensor:
         raise FileNotFoundError(f"{path} is missing")
     try:
         with Image.open(path) as opened:
-            picture = _upright(opened, size)
-            if picture.mode == "F":
-                raise ValueError("its pixels are floating-point numbers, whose range nobody knows")
-            if picture.mode.startswith("I"):
-                wide = np.array(picture).astype(np.int64).clip(0, 65535)
-                grey = ((wide + 128) // 257).astype(np.uint8)
-                array = np.repeat(grey[:, :, None], 3, 2)
-            else:
-                # Pillow wants a palette with transparency to go by way of RGBA.
-                array = np.array((picture.convert("RGBA") if picture.mode == "P" else picture).convert("RGB"))
+            image = pixels(opened, size)
     except Exception as error:  # Pillow's decoders raise whatever a broken file brings about
         raise BrokenImage(f"{path} cannot be read: {' '.join(str(error).split()) or type(error).__name__}") from error
-    H, W = array.shape[:2]
+    _, H, W = image.shape
     if size is not None and size != (H, W):
         raise BrokenImage(f"{path} has {W}×{H} pixels, its annotations are for {size[1]}×{size[0]}")
+    return image
+
+
+def pixels(picture: Image, size: tuple[int, int] | None = None) -> Tensor:
+    """Return an image of Pillow's as uint8 (3, H, W); see :func:`read_image`.
+
+    Raises:
+        ValueError: its pixels are floating-point numbers.
+    """
+    import numpy as np
+
+    picture = _upright(picture, size)
+    if picture.mode == "F":
+        raise ValueError("its pixels are floating-point numbers, whose range nobody knows")
+    if picture.mode.startswith("I"):
+        wide = np.array(picture).astype(np.int64).clip(0, 65535)
+        grey = ((wide + 128) // 257).astype(np.uint8)
+        array = np.repeat(grey[:, :, None], 3, 2)
+    else:
+        # Pillow wants a palette with transparency to go by way of RGBA.
+        array = np.array((picture.convert("RGBA") if picture.mode == "P" else picture).convert("RGB"))
     return torch.from_numpy(array).permute(2, 0, 1).contiguous()
 
 

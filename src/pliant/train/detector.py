@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from pliant._files import replacing
 from pliant.data import Batch, Detection, Target, Transform, batches
 from pliant.data.drawing import seed_of
+from pliant.models import checkpoint
 from pliant.nn.histograms import OffsetHistory, summed
-from pliant.train import checkpoint
 from pliant.train.distributed import Ranks, load_optimizer, shard, whole
 from pliant.train.evaluation import evaluate
 from pliant.train.log import Log, Record

@@ -12,47 +12,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from pliant.data import Detection, Target, Transform
+from pliant.data.coco import AREA_RANGES, LARGEST
+from pliant.models.predictor import detect
 from pliant.train.distributed import Ranks
-
-# Areas in square pixels of the ground truth's pictures: COCO's.
-AREAS = {"small": (0.0, 32.0**2), "medium": (32.0**2, 96.0**2), "large": (96.0**2, 1e10)}
-
-
-@torch.no_grad()
-def detect(
-    model: nn.Module, images: Sequence[Tensor], *, resize: Transform | None = None, device: torch.device | str = "cpu"
-) -> list[dict[str, Tensor]]:
-    """Detect objects in pictures of any size, in evaluation mode.
-
-    Args:
-        model: a detector of :mod:`pliant.models`.
-        images: (3, H, W) each, uint8.
-        resize: what training did to the size of pictures; boxes are scaled back to the pictures given here.
-        device: where the model is.
-
-    Returns:
-        For each picture ``boxes (n, 4)``, ``scores (n,)`` and ``labels (n,)`` on the CPU, sorted by score.
-    """
-    inputs, scales = [], []
-    for image in images:
-        h, w = image.shape[-2:]
-        if resize is not None:
-            nothing = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}
-            nothing["ignore"] = torch.zeros(0, dtype=torch.bool)
-            image, _ = resize(image, nothing, torch.Generator())
-        H, W = image.shape[-2:]
-        scales.append(torch.tensor([w / W, h / H, w / W, h / H]))
-        inputs.append(image.to(device).float() / 255)
-    training = model.training
-    model.eval()
-    try:
-        found = model(inputs, None)
-    finally:
-        model.train(training)
-    return [
-        {"boxes": d["boxes"].float().cpu() * s, "scores": d["scores"].float().cpu(), "labels": d["labels"].cpu()}
-        for d, s in zip(found, scales, strict=True)
-    ]
 
 
 def evaluate(
@@ -113,7 +75,7 @@ def evaluate(
         every.update(part)
         broken |= faults
     detections = [line for picture in sorted(every) for line in every[picture]]
-    areas = getattr(dataset, "area_ranges", AREAS)
+    areas = getattr(dataset, "area_ranges", AREA_RANGES)
     scores = average_precision(dataset.coco(), detections, areas=areas, max_detections=max_detections)
     return {**scores, "broken": sorted(broken)} if broken else scores
 
@@ -152,7 +114,7 @@ def average_precision(
     truth: dict[str, Any],
     detections: Sequence[dict[str, Any]],
     *,
-    areas: Mapping[str, tuple[float, float]] = AREAS,
+    areas: Mapping[str, tuple[float, float]] = AREA_RANGES,
     max_detections: int = 100,
 ) -> dict[str, Any]:
     """Return COCO's average precision of boxes.
@@ -187,7 +149,7 @@ def average_precision(
     evaluation = COCOeval_faster(reference, _loaded(reference, detections), "bbox", print_function=lambda *_: None)
     parameters = evaluation.params
     parameters.maxDets = [max_detections]
-    parameters.areaRng = [[0.0, 1e10], *(list(areas[size]) for size in ("small", "medium", "large"))]
+    parameters.areaRng = [[0.0, LARGEST], *(list(areas[size]) for size in ("small", "medium", "large"))]
     parameters.areaRngLbl = ["all", "small", "medium", "large"]
     evaluation.evaluate()
     evaluation.accumulate()

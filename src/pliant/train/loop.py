@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pliant.models import checkpoint
 from pliant.nn import parameter_groups
-from pliant.train import checkpoint
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 

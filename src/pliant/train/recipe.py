@@ -10,9 +10,8 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from pliant.models.recipe import ModelRecipe, recorded
 from pliant.nn import parameter_groups
-
-Version = Literal["v1", "v2"] | None
 
 
 @dataclass(frozen=True)
@@ -52,49 +51,6 @@ class DataRecipe:
     crop: int = 0
     flip: float = 0.5
     colour: float = 0.0
-
-
-@dataclass(frozen=True)
-class ModelRecipe:
-    """Which network.
-
-    Args:
-        detector: Faster R-CNN or R-FCN.
-        depth: of the ResNet: 10, 18, 26, 50 or 101.
-        width: channels of its first stage; 64 is the usual network.
-        stem: "imagenet" is 7×7 with stride 2 and a pooling, "small" suits pictures of a hundred pixels.
-        deform: version of the deformable convolutions of conv2, conv3, conv4 and conv5; null is an ordinary one.
-        offset_groups: of every deformable convolution.
-        mask_scale: largest mask of version 2; 2 starts as the ordinary convolution does.
-        frozen_bn: batch normalization with fixed statistics and weights.
-        frozen_stages: the first 0 to 5 of stem, conv2 … conv5 are not trained; needs frozen_bn.
-        stride: of conv5; 16 is with dilation 2, as in the papers.
-        dilations: of the 3×3 convolutions of conv2, conv3, conv4 and conv5; null is 1, and 2 in conv5 at stride 16.
-        neck: feature pyramid or conv4 (Faster R-CNN).
-        roi_pool: "align", "deform" or "modulated" (Faster R-CNN), "ps" or "deform_ps" (R-FCN); null is the plain one.
-        mimic: R-CNN feature mimicking on proposals of these (Faster R-CNN).
-        mimic_options: further arguments of FeatureMimic, such as {"size": 64}.
-        options: further arguments of the detector, such as {"channels": 64, "hidden": 256}.
-        weights: file with ImageNet weights of the backbone.
-    """
-
-    detector: Literal["faster_rcnn", "rfcn"] = "faster_rcnn"
-    depth: Literal[10, 18, 26, 50, 101] = 18
-    width: int = 64
-    stem: Literal["imagenet", "small"] = "imagenet"
-    deform: tuple[Version, Version, Version, Version] = (None, None, None, None)
-    offset_groups: int = 1
-    mask_scale: float = 2.0
-    frozen_bn: bool = False
-    frozen_stages: int = 0
-    stride: Literal[16, 32] = 32
-    dilations: tuple[int, int, int, int] | None = None
-    neck: Literal["fpn", "c4"] = "fpn"
-    roi_pool: Literal["align", "deform", "modulated", "ps", "deform_ps"] | None = None
-    mimic: Literal["foreground", "background", "both"] | None = None
-    mimic_options: dict[str, Any] = field(default_factory=dict)
-    options: dict[str, Any] = field(default_factory=dict)
-    weights: str | None = None
 
 
 @dataclass(frozen=True)
@@ -201,21 +157,16 @@ class DetectorRecipe:
         """
         parts: dict[str, Any] = {"data": DataRecipe, "model": ModelRecipe, "optimiser": OptimiserRecipe}
         try:
-            made = {name: part(**_tuples(values[name])) for name, part in parts.items()}
-            return cls(**{**values, **made})
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"the recipe is one of another version: {error}") from error
+            made = {name: recorded(part, values[name]) for name, part in parts.items()}
+        except KeyError as error:
+            raise ValueError(f"the recipe was recorded by another version: {error} is missing") from error
+        return recorded(cls, {**values, **made})
 
     def differences(self, other: DetectorRecipe) -> list[str]:
         """Return the names of the settings in which two recipes differ, `data.flip` for example."""
         # JSON has no tuples: a recipe read from it is the same.
         mine, others = (_flat(json.loads(json.dumps(dataclasses.asdict(recipe)))) for recipe in (self, other))
         return sorted(name for name in mine.keys() | others.keys() if mine.get(name) != others.get(name))
-
-
-def _tuples(values: dict[str, Any]) -> dict[str, Any]:
-    """Return `values` with tuples for JSON's lists."""
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

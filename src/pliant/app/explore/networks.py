@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import zipfile
-import zlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,18 +13,19 @@ import torch
 from torch import Tensor, nn
 
 from pliant._files import load
-from pliant.data import Crowns
+from pliant.data import Crowns, Transform
 from pliant.data.drawing import CANVAS
 from pliant.data.fashion_mnist import CLASSES
+from pliant.models import Predictor, build_detector, checkpoint
+from pliant.models import bundled as detectors
 from pliant.models.two_stage import TwoStage
 from pliant.studies.detection import contestants as detection
 from pliant.studies.detection import protocol
 from pliant.studies.geometry import contestants as geometry
-from pliant.train import DetectorRecipe, checkpoint
-from pliant.train.build import build_detector, load_detector
+from pliant.train import DetectorRecipe
 
 BUNDLED = Path(__file__).with_name("bundled")
-# What comes with the package: name of the file, its label on the page and a line about it.
+# The networks that come with the package: name of the file, label on the page, and a line about it.
 SMALL = {
     "deform-v2-3": ("Piece of clothing, modulated", "Names it. Three modulated deformable layers: deform-v2-3."),
     "mdconv-c3-c5-mdpool": ("Clothes in a scene", "Finds them. Everything deformable, modulated: mdconv-c3-c5-mdpool."),
@@ -52,7 +51,8 @@ class Network:
         about: one line about it.
         model: a `geometry.Net` or a detector, in evaluation mode.
         classes: what it tells apart.
-        side: longer side of pictures as it sees them, in pixels; what is shown to a classifier is square.
+        side: longer side of images as it sees them, in pixels; a classifier sees a square.
+        resize: what training did to the size of images; None leaves it.
     """
 
     id: str
@@ -61,6 +61,7 @@ class Network:
     model: nn.Module
     classes: tuple[str, ...]
     side: int
+    resize: Transform | None = None
 
     @property
     def detects(self) -> bool:
@@ -73,7 +74,7 @@ class Network:
         Recording a pass hooks modules and sets their mode: two passes at a time would see each other's maps.
         """
         shared = {id(tensor): tensor for tensor in (*self.model.parameters(), *self.model.buffers())}
-        return Network(self.id, self.label, self.about, copy.deepcopy(self.model, shared), self.classes, self.side)
+        return replace(self, model=copy.deepcopy(self.model, shared))
 
     def body(self) -> nn.Module:
         """Return what turns a prepared picture into the last map that is looked from."""
@@ -122,7 +123,10 @@ def bundled() -> list[Network]:
         ValueError: a file is damaged.
     """
     return [
-        _of_study(name, unpack(BUNDLED / f"{name}.npz"), name, label, about) for name, (label, about) in SMALL.items()
+        _of_checkpoint(detectors.read(name), name, label, about)
+        if name in detectors.NAMES
+        else _of_study(name, detectors.unpack(BUNDLED / f"{name}.npz"), name, label, about)
+        for name, (label, about) in SMALL.items()
     ]
 
 
@@ -144,40 +148,12 @@ def read(path: Path) -> Network:
         raise ValueError(f"{path} is damaged or no file of weights that torch.save wrote; {TAKEN}") from error
     if isinstance(state, dict) and "recipe" in state:
         state = checkpoint.read(path)
-        recipe = DetectorRecipe.of(state["recipe"])
-        data = recipe.data
-        side = data.long_side or 2 * data.short_side or data.crop or data.size or SIDES.get(data.source, 320)
         label = f"{path.parent.name}/{path.name}" if path.parent.name else path.name
-        about = f"Finds {_listed(state['classes'])}."
-        return Network(str(path), label, about, load_detector(state), tuple(state["classes"]), min(side, LONGEST))
+        return _of_checkpoint(state, str(path), label, f"Finds {_listed(state['classes'])}.")
     name = path.stem.rsplit("-", 2)[0]
     if name not in {*geometry.CONTESTANTS, *detection.CONTESTANTS} or not isinstance(state, dict):
         raise ValueError(f"{path} does not say for which network its weights are; {TAKEN}")
     return _of_study(name, state, str(path), path.stem, "Weights of a study.")
-
-
-def unpack(path: Path) -> dict[str, Tensor]:
-    """Return the state dict that `pack` made a file of.
-
-    Raises:
-        OSError: the file is missing.
-        ValueError: it is damaged.
-    """
-    import numpy as np
-
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            state = {name: torch.from_numpy(arrays[name]) for name in arrays.files}
-    except (ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(f"{path} is damaged; install pliant again") from error
-    scales = {name: state.pop(name) for name in list(state) if name.endswith(":scale")}
-    for name, tensor in state.items():
-        if tensor.dtype == torch.int8:
-            rows = scales[f"{name}:scale"].float().view(-1, *[1] * (tensor.dim() - 1))
-            state[name] = tensor.float() * rows
-        elif tensor.dtype == torch.float16:
-            state[name] = tensor.float()
-    return state
 
 
 def _code_in(path: Path) -> str:
@@ -186,6 +162,14 @@ def _code_in(path: Path) -> str:
         return ", ".join(sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))[:3])
     except Exception:  # of a damaged file it raises whatever it stumbles over
         return ""
+
+
+def _of_checkpoint(state: dict[str, Any], id: str, label: str, about: str) -> Network:
+    """Return the network of a run's checkpoint, with the side of the images that it was trained on."""
+    data = DetectorRecipe.of(state["recipe"]).data
+    side = data.long_side or 2 * data.short_side or data.crop or data.size or SIDES.get(data.source, 320)
+    predictor = Predictor.of(state)
+    return Network(id, label, about, predictor.model, predictor.classes, min(side, LONGEST), predictor.resize)
 
 
 def _of_study(name: str, state: dict[str, Tensor], id: str, label: str, about: str) -> Network:

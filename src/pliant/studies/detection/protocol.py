@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from pliant.data import Composed, Crowns, Target
+from pliant.models import ModelRecipe
 from pliant.studies.detection.contestants import find
-from pliant.train.recipe import DataRecipe, DetectorRecipe, ModelRecipe, OptimiserRecipe
+from pliant.train.recipe import DataRecipe, DetectorRecipe, OptimiserRecipe
 
 DATA = ("composed", "crowns")
 # Objects of a scene to train on, drawn from a wider range than those of a test scene: a scene costs what it costs, and
