@@ -88,7 +88,10 @@ def test_pretrained_weights_are_loaded_once(tmp_path: Path) -> None:
     ("settings", "sentence"),
     [
         ({"roi_pool": "ps"}, "FasterRCNN: roi_pool must be one of 'align', 'deform', 'modulated', got 'ps'"),
-        ({"detector": "rfcn", "roi_pool": "align", "options": {}}, "RFCN: roi_pool must be 'ps' or 'deform_ps', got 'align'"),
+        (
+            {"detector": "rfcn", "roi_pool": "align", "options": {}},
+            "RFCN: roi_pool must be 'ps' or 'deform_ps', got 'align'",
+        ),
         ({"detector": "rfcn", "mimic": "both"}, r"model\.mimic needs faster_rcnn, got rfcn"),
         ({"options": {"fc": 3}}, "model.options or model.mimic_options: .*'fc'"),
         ({"frozen_stages": 2}, "frozen_stages must be 0 to 5 and needs frozen_bn"),
