@@ -97,9 +97,9 @@ def test_what_is_no_network_gets_a_sentence(tmp_path: Path) -> None:
     torch.save({"x": torch.ones(1)}, unfit)
     torch.save(DeformConv2d(1, 1, 3), module)
     for path, match in (
-        (text, "damaged or no file of weights .*; taken are best.pt and last.pt of `pliant train detector`"),
-        (other, "does not say for which network its weights are; taken are best.pt and last.pt"),
-        (module, r"holds code \(pliant.ops.deform_conv2d.module.DeformConv2d.*\) that loading it would run; taken"),
+        (text, "damaged, or not a file of weights .*; use best.pt or last.pt of `pliant train detector`"),
+        (other, "does not say which network its weights belong to; use best.pt or last.pt"),
+        (module, r"holds code \(pliant.ops.deform_conv2d.module.DeformConv2d.*\) that loading would run; use"),
         (unfit, "do not fit the contestant plain"),
     ):
         with pytest.raises(ValueError, match=match):

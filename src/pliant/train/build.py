@@ -22,11 +22,11 @@ from pliant.train.recipe import DataRecipe
 
 
 def build_data(recipe: DataRecipe, split: Literal["train", "test"]) -> Detection | None:
-    """Return one part of a recipe's data; None where the recipe names no test pictures.
+    """Return the training or test data of a recipe; None if the recipe names no test images.
 
     Raises:
-        ValueError: the recipe lacks what its source needs.
-        OSError: there are no such files.
+        ValueError: the recipe lacks a setting that its source needs.
+        OSError: a file does not exist.
     """
     if recipe.source == "composed":
         count = recipe.count if split == "train" else recipe.test_count
@@ -44,12 +44,12 @@ def build_data(recipe: DataRecipe, split: Literal["train", "test"]) -> Detection
 
 
 def resizing(recipe: DataRecipe) -> Transform | None:
-    """Return what happens to the size of every picture, if anything."""
+    """Return the resizing of every image; None leaves images as they are."""
     return predictor.resizing(recipe.short_side, recipe.long_side)
 
 
 def augmentation(recipe: DataRecipe) -> Transform:
-    """Return what happens to training pictures, in this order: resizing, scale, crop, mirroring, colour."""
+    """Return the transforms of training images, in this order: resizing, scale, crop, mirroring, colour."""
     resize = resizing(recipe)
     steps = [] if resize is None else [resize]
     if tuple(recipe.scale) != (1.0, 1.0):

@@ -1,4 +1,4 @@
-"""How a detector is trained: data, network, optimiser, loop."""
+"""Recipes of detectors: data, network, optimiser, loop."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from pliant.nn import parameter_groups
 
 @dataclass(frozen=True)
 class DataRecipe:
-    """Which pictures, and what is done to them.
+    """Which images, and what is done to them.
 
     Args:
-        source: composed scenes, photographs of tree crowns, or a folder of pictures with annotations in COCO's form.
-        images: folder of the training pictures (source coco).
+        source: composed scenes, photographs of tree crowns, or a folder of images with annotations in COCO's form.
+        images: folder of the training images (source coco).
         annotations: their annotation file (source coco).
-        test_images: folder of the test pictures (source coco); that of the training pictures by default.
-        test_annotations: annotation file of the test pictures (source coco); none means no evaluation.
+        test_images: folder of the test images (source coco); that of the training images by default.
+        test_annotations: annotation file of the test images (source coco); none means no evaluation.
         count: training scenes (source composed).
         test_count: test scenes (source composed).
         size: side of a scene (composed) or tile (crowns) in pixels; null takes the usual one.
         seed: of the scenes (source composed).
-        short_side: pictures are resized to this shorter side in pixels; 0 leaves them as they are.
-        long_side: unless the longer side became larger than this then; 0 is no limit.
-        scale: training pictures are then resized by a factor between these two, log-uniform.
-        crop: a random part of at most so many pixels each way is cut out of training pictures; 0 takes all.
-        flip: probability that a training picture is mirrored.
-        colour: largest change of brightness, contrast and saturation of training pictures, as a share.
+        short_side: images are resized to this shorter side in pixels; 0 leaves them as they are.
+        long_side: images are resized less where their longer side would exceed this many pixels; 0 is no limit.
+        scale: training images are then resized by a random factor between these two, log-uniform.
+        crop: a random window of at most this many pixels each way is cut out of training images; 0 keeps all.
+        flip: probability that a training image is mirrored.
+        colour: largest change of brightness, contrast and saturation of training images, as a share.
     """
 
     source: Literal["composed", "crowns", "coco"] = "composed"
@@ -55,7 +55,7 @@ class DataRecipe:
 
 @dataclass(frozen=True)
 class OptimiserRecipe:
-    """How weights move.
+    """How weights are updated.
 
     Args:
         name: SGD with momentum, or AdamW.
@@ -64,9 +64,9 @@ class OptimiserRecipe:
         weight_decay: on every weight.
         offset_lr_mult: learning rate of offset branches relative to lr; null takes each layer's own.
         warmup: steps in which the learning rate rises linearly to lr.
-        milestones: after these shares of all steps the learning rate is multiplied by gamma.
-        gamma: see milestones.
-        clip: largest norm of the gradient, all weights together; null does not clip.
+        milestones: fractions of all steps after which the learning rate is multiplied by gamma.
+        gamma: factor at each milestone.
+        clip: largest norm of the gradient of all weights together; null does not clip.
     """
 
     name: Literal["sgd", "adamw"] = "sgd"
@@ -87,7 +87,7 @@ class OptimiserRecipe:
             )
 
     def rate(self, step: int, steps: int) -> float:
-        """Return the learning rate of `step` of `steps`, from 0, as a share of `lr`.
+        """Return the learning rate of step `step` (from 0) of `steps`, as a fraction of `lr`.
 
         >>> recipe = OptimiserRecipe(warmup=4, milestones=(0.5,))
         >>> [recipe.rate(step, 10) for step in (0, 3, 4, 5, 9)]
@@ -98,7 +98,7 @@ class OptimiserRecipe:
         return float(warm * self.gamma**passed)
 
     def build(self, model: nn.Module) -> torch.optim.Optimizer:
-        """Return the optimizer; each of its groups keeps its learning rate before `rate` under "base"."""
+        """Return the optimizer; each parameter group holds under "base" the learning rate that `rate` scales."""
         groups = parameter_groups(model, self.lr, self.offset_lr_mult)
         for group in groups:
             group["base"] = group["lr"]
@@ -109,22 +109,22 @@ class OptimiserRecipe:
 
 @dataclass(frozen=True)
 class DetectorRecipe:
-    """All that decides about a trained detector, except software.
+    """Everything that determines a trained detector, except software.
 
     Args:
-        data: which pictures.
+        data: which images.
         model: which network.
-        optimiser: how weights move.
-        epochs: passes over the training pictures.
+        optimiser: how weights are updated.
+        epochs: passes over the training images.
         steps: of the optimiser, instead of epochs.
-        batch: pictures a step, of all processes together.
-        workers: processes that read pictures, for each that trains; 0 reads in the latter.
+        batch: images per step, of all processes together.
+        workers: processes that read images, per training process; 0 reads in the training process itself.
         seed: of weights, order, augmentation and sampling.
-        precision: float32, or bfloat16 for what tolerates it (autocast).
-        evaluate_every: epochs from one evaluation to the next; the end is always one.
-        save_every: steps from one checkpoint to the next, besides the end of every epoch; 0 is none.
-        max_detections: the most in a picture and class that count in evaluation.
-        shard: split the network among processes (FSDP2) instead of keeping all of it in each.
+        precision: float32, or bfloat16 where autocast uses it.
+        evaluate_every: epochs between evaluations; the end of training is always evaluated.
+        save_every: steps between checkpoints, besides those at the end of every epoch; 0 writes only the latter.
+        max_detections: most detections per image and class that count in evaluation.
+        shard: split the network among processes (FSDP2) instead of keeping a copy in each.
     """
 
     data: DataRecipe = DataRecipe()
@@ -150,10 +150,10 @@ class DetectorRecipe:
 
     @classmethod
     def of(cls, values: dict[str, Any]) -> DetectorRecipe:
-        """Return the recipe that :func:`dataclasses.asdict` made `values` of, by way of JSON or not.
+        """Return the recipe of which :func:`dataclasses.asdict` made `values`, directly or through JSON.
 
         Raises:
-            ValueError: `values` are of another version.
+            ValueError: `values` were recorded by another version.
         """
         parts: dict[str, Any] = {"data": DataRecipe, "model": ModelRecipe, "optimiser": OptimiserRecipe}
         try:
