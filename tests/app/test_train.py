@@ -104,7 +104,7 @@ def test_interrupted_run_goes_on(
         f"Resume with: pliant train detector --out {folder} --resume"
     )
     assert app.main(["train", "detector", *cut, "--resume"]) == 0
-    assert "Goes on after step 1 of 4." in capsys.readouterr().out
+    assert "Resumes after step 1 of 4." in capsys.readouterr().out
     assert [r["loss"] for r in lines(folder)] == [r["loss"] for r in lines(tmp_path / "whole")]
 
 
@@ -321,7 +321,7 @@ def test_bar_tells_what_lines_tell(capsys: pytest.CaptureFixture[str]) -> None:
         out = " ".join(capsys.readouterr().out.split())
         assert "A net. Resumes after step 2 of 10." in out
         assert "left out: x.jpg cannot be read" in out
-        assert "epoch 1: loss 0.500, learning rate 0.1, 7 pictures/s" in out
+        assert "epoch 1: loss 0.500, learning rate 0.1, 7 images/s" in out
         assert "epoch 1: AP 25.0, AP50 –, AP75 0.0 (2 s)" in out
 
 
