@@ -61,33 +61,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Draw, write the page, and say where it is."""
-    if not 0 < args.error < 1 or (args.evaluations is not None and args.evaluations < 2):
-        raise ValueError(
-            f"--error must lie between 0 and 1 and --evaluations be at least 2, got {args.error} and {args.evaluations}"
-        )
-    if args.side is not None and args.side < 8:
-        raise ValueError(f"--side must be at least 8 pixels, got {args.side}")
+    _check_settings(args)
     network = _network(args.model)
     with warnings.catch_warnings():
         # Pillow warns of suspiciously large images; here they are refused.
         warnings.simplefilter("error")
         image = read_image(args.image)
-    seen, factor, shift = _seen(network, image, args.side)
     _, H, W = image.shape
-    for name, numbers in (("--point", args.point), ("--box", args.box)):
-        if numbers is not None and not all(0 <= v <= (W, H)[i % 2] for i, v in enumerate(numbers)):
-            said = ",".join(f"{v:g}" for v in numbers)
-            raise ValueError(f"{name} {said} is outside of {args.image}, which has {W} × {H} pixels")
-    if args.box is not None and not (args.box[0] < args.box[2] and args.box[1] < args.box[3]):
-        said = ",".join(f"{v:g}" for v in args.box)
-        raise ValueError(f"--box {said} must be X1,Y1,X2,Y2 with X1 < X2 and Y1 < Y2")
+    _check_place(args, W, H)
+    seen, factor, shift = _seen(network, image, args.side)
     point, box = (_moved(numbers, seen, factor, shift) for numbers in (args.point, args.box))
     square = isinstance(network.model, Net)  # a classifier of the geometry study: one grey object
-    picture = seen[:1] if square else seen
+    input = seen[:1] if square else seen
     drawn = seen[0] if square else seen.permute(1, 2, 0)
     try:
         look = view(
-            network.model, picture, image=drawn.double().numpy(), layer=args.layer, classes=network.classes,
+            network.model, input, image=drawn.double().numpy(), layer=args.layer, classes=network.classes,
             point=None if point is None else (point[0], point[1]),
             box=None if box is None else (box[0], box[1], box[2], box[3]),
         )  # fmt: skip
@@ -97,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
         if not _OWN.fullmatch(args.model):
             raise
         said = str(error).partition("\n")[0]
-        raise ValueError(f"--model {args.model} fails on an image {tuple(picture[None].shape)}: {said}") from error
+        raise ValueError(f"--model {args.model} fails on an image {tuple(input[None].shape)}: {said}") from error
     evaluations = args.evaluations or max(LEAST, min(MOST, MOST * EASY**2 // (seen.shape[1] * seen.shape[2])))
     found, notes = figures.figures(
         look, error=args.error, evaluations=evaluations, tell=lambda name: print(f"  {name}.png", flush=True)
@@ -111,14 +100,40 @@ def run(args: argparse.Namespace) -> int:
         "image": f"{args.image}, {W} × {H} pixels, seen at {seen.shape[2]} × {seen.shape[1]}",
     }
     if square:
-        with torch.no_grad():
-            chances = network.model(picture[None])[0].softmax(0)
-        best = chances.topk(min(3, len(chances)))
-        named = zip(best.indices.tolist(), best.values.tolist(), strict=True)
-        facts["answer"] = ", ".join(f"{network.classes[i]} {chance:.0%}" for i, chance in named)
+        facts["answer"] = _answer(network, input)
     path = write(args.out, f"{network.label} looks at {args.image.name}", found, notes, facts)
     print(f"{len(found)} figures and the page {path}")
     return 0
+
+
+def _check_settings(args: argparse.Namespace) -> None:
+    """Refuse settings that fit no image."""
+    if not 0 < args.error < 1 or (args.evaluations is not None and args.evaluations < 2):
+        raise ValueError(
+            f"--error must lie between 0 and 1 and --evaluations be at least 2, got {args.error} and {args.evaluations}"
+        )
+    if args.side is not None and args.side < 8:
+        raise ValueError(f"--side must be at least 8 pixels, got {args.side}")
+
+
+def _check_place(args: argparse.Namespace, W: int, H: int) -> None:
+    """Refuse a point or a box that is not in an image of W × H pixels."""
+    for name, numbers in (("--point", args.point), ("--box", args.box)):
+        if numbers is not None and not all(0 <= v <= (W, H)[i % 2] for i, v in enumerate(numbers)):
+            said = ",".join(f"{v:g}" for v in numbers)
+            raise ValueError(f"{name} {said} is outside of {args.image}, which has {W} × {H} pixels")
+    if args.box is not None and not (args.box[0] < args.box[2] and args.box[1] < args.box[3]):
+        said = ",".join(f"{v:g}" for v in args.box)
+        raise ValueError(f"--box {said} must be X1,Y1,X2,Y2 with X1 < X2 and Y1 < Y2")
+
+
+@torch.no_grad()
+def _answer(network: networks.Network, input: Tensor) -> str:
+    """Return the most likely classes of a classifier in words."""
+    chances = network.model(input[None])[0].softmax(0)
+    best = chances.topk(min(3, len(chances)))
+    named = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    return ", ".join(f"{network.classes[i]} {chance:.0%}" for i, chance in named)
 
 
 def write(
