@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+import pliant
 from pliant.data import Resize, read_image
 from pliant.models import FeatureMimic, ModelRecipe, Predictor, build_detector, bundled, checkpoint, strip_training_only
 from pliant.models.predictor import detect, load_detector
@@ -16,7 +17,7 @@ from pliant.models.recipe import recorded
 
 # Written by a run of training at commit 2c5a1ce, before this module existed.
 RECORDED = Path(__file__).with_name("recorded.pt")
-SCENES = sorted((Path(__file__).parents[2] / "src/pliant/app/explore/bundled").glob("scene-*.png"))
+SCENES = sorted((Path(pliant.__file__).parent / "app/explore/bundled").glob("scene-*.png"))
 
 
 @pytest.fixture(scope="module")

@@ -39,7 +39,7 @@ def build_data(recipe: DataRecipe, split: Literal["train", "test"]) -> Detection
         if annotations is None:
             return None
     if images is None or annotations is None:
-        raise ValueError("source coco needs data.images, a folder, and data.annotations, a file in COCO's form")
+        raise ValueError("source coco needs data.images, a folder, and data.annotations, a file in COCO's format")
     return CocoDetection(Path(images), Path(annotations))
 
 

@@ -87,7 +87,7 @@ def start(device: str = "cpu") -> Iterator[Ranks]:
     dist.init_process_group("nccl" if where.type == "cuda" else "gloo")
     try:
         with warnings.catch_warnings():
-            # The weights of 1×1 convolutions are contiguous in both memory formats; DDP copies their gradients once.
+            # The weights of 1×1 convolutions are contiguous in both memory formats: one more copy of their gradients.
             warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
             yield Ranks(dist.get_rank(), world, where)
     finally:

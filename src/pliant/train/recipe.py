@@ -19,7 +19,7 @@ class DataRecipe:
     """Which images, and what is done to them.
 
     Args:
-        source: composed scenes, photographs of tree crowns, or a folder of images with annotations in COCO's form.
+        source: composed scenes, photographs of tree crowns, or a folder of images with annotations in COCO's format.
         images: folder of the training images (source coco).
         annotations: their annotation file (source coco).
         test_images: folder of the test images (source coco); that of the training images by default.
