@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
 import torch
+
+# Where networks and images are so small that a second thread costs more than it saves.
+SMALL = ("app/test_show.py", "app/test_train.py", "models/", "train/")
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -12,3 +18,13 @@ def _deterministic() -> None:
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = True
     torch.set_num_threads(2)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread(request: pytest.FixtureRequest, _deterministic: None) -> Iterator[None]:
+    """Compute on one thread in the tests of `SMALL`."""
+    before = torch.get_num_threads()
+    if request.path.relative_to(Path(__file__).parent).as_posix().startswith(SMALL):
+        torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

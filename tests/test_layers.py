@@ -10,7 +10,7 @@ import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "pliant"
 # `pliant` is the front door, which re-exports ops and nn; testing holds cases and knows no operator.
-LAYERS = "app | studies | show train interop | models data | pliant | nn | ops | _check _files _native testing"
+LAYERS = "app | studies | show train interop | models | data | pliant | nn | ops | _check _files _native testing"
 LEVEL = {room: level for level, rooms in enumerate(LAYERS.split("|")) for room in rooms.split()}
 # Inside an operator's folder: who may import whom; triton may be a folder of its own.
 INSIDE = {"__init__": (), "reference": (), "triton": ("triton",), "op": ("reference", "triton"), "module": ("op",)}

@@ -7,7 +7,6 @@ import json
 import re
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -19,12 +18,12 @@ from pliant import app
 from pliant.app import show
 from pliant.app.explore import networks
 from pliant.data import read_image
+from pliant.models import build_detector, checkpoint
 from pliant.nn import DeformConv2d, DeformRoIPool
 from pliant.show import figures
 from pliant.show.view import view
 from pliant.studies.geometry import build
-from pliant.train import DataRecipe, DetectorRecipe, ModelRecipe, checkpoint
-from pliant.train.build import build_detector
+from pliant.train import DataRecipe, DetectorRecipe, ModelRecipe
 
 CLASSES = ("leaf", "stone", "bird")
 
@@ -38,14 +37,6 @@ def scatter(model: nn.Module) -> nn.Module:
         elif isinstance(layer, DeformRoIPool):
             nn.init.normal_(layer.offset_fc[-1].bias, std=0.5)
     return model
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Any:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +95,7 @@ def test_a_detector_and_a_photograph_become_a_folder(
     assert {"offsets-1.png", "offsets-2.png", "masks-1.png", "dilation.png"} <= files
     page = (out / "report.html").read_text(encoding="utf-8")
     assert "200 × 150 pixels, seen at 85 × 64" in page
-    # Nothing is fetched: every picture is inside, and there is no address.
+    # Nothing is fetched: every figure is inside, and there is no address.
     text = re.sub(r"base64,[A-Za-z0-9+/=]+", "", page)
     assert not re.search(r"(https?:)?//[a-z]|url\(|<link|<script|@import", text)
     assert page.count('src="data:image/png;base64,') == len(files) - 1
@@ -112,7 +103,7 @@ def test_a_detector_and_a_photograph_become_a_folder(
         with Image.open(out / name) as picture:
             assert picture.format == "PNG"
             assert min(picture.size) > 90
-    assert capsys.readouterr().out.endswith(f"{len(files) - 1} pictures and the page {out / 'report.html'}\n")
+    assert capsys.readouterr().out.endswith(f"{len(files) - 1} figures and the page {out / 'report.html'}\n")
 
 
 def test_weights_of_a_study_and_a_picture_of_one_object(
@@ -166,7 +157,7 @@ def test_any_module_of_the_user_is_drawn(
     assert "" not in __import__("sys").path
     capsys.readouterr()
     for model, says in (
-        ("ownnets:grey", "--model ownnets:grey fails on a picture (1, 3, 75, 100): Given groups=1"),
+        ("ownnets:grey", "--model ownnets:grey fails on an image (1, 3, 75, 100): Given groups=1"),
         ("ownnets:nothing", "nothing() must return a torch.nn.Module, got int"),
         ("ownnets:nobody", "ownnets has no function nobody"),
         ("nowhere.at:all", "there is no module nowhere"),
@@ -259,8 +250,8 @@ def test_figures_of_extreme_pictures_have_a_sensible_size(detector: Path) -> Non
         (("--image", "nowhere.png"), "nowhere.png is missing"),
         (("--image", "BROKEN"), "cannot be read"),
         (("--model", "nowhere.pt"), "nowhere.pt"),
-        (("--model", "BROKEN"), "is damaged or no file of weights"),
-        (("--point", "300,20"), "--point 300,20 is not on"),
+        (("--model", "BROKEN"), "is damaged, or not a file of weights"),
+        (("--point", "300,20"), "--point 300,20 is outside of"),
         (("--box", "50,20,40,60"), "--box 50,20,40,60 must be X1,Y1,X2,Y2 with"),
         (("--layer", "head"), "'head' made no map"),
         (("--layer", "fc1"), "'pool"),
@@ -291,4 +282,4 @@ def test_numbers_are_checked_where_they_are_read(capsys: pytest.CaptureFixture[s
     for words in (("--point", "3"), ("--point", "a,b"), ("--box", "1,2,3"), ("--point", "nan,1")):
         with pytest.raises(SystemExit):
             shown("--model", "m", "--image", "i", "--out", "o", *words)
-        assert "numbers with commas between them" in capsys.readouterr().err
+        assert "numbers separated by commas" in capsys.readouterr().err

@@ -15,7 +15,8 @@ from pliant import app
 from pliant.app import arguments, eval, predict
 from pliant.app.progress import Bar, Plain
 from pliant.data import Composed
-from pliant.train import DetectorRecipe, checkpoint, log
+from pliant.models import checkpoint
+from pliant.train import DetectorRecipe, log
 
 NETWORK = """
 model:
@@ -28,14 +29,6 @@ optimiser: {lr: 0.01, warmup: 2}
 batch: 4
 epochs: 2
 """
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Any:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -107,11 +100,11 @@ def test_interrupted_run_goes_on(
     assert "4 steps." in out
     folder = tmp_path / "cut"
     assert err.strip() == (
-        f"Interrupted after step 1 of 4, which {folder}/last.pt holds. "
-        f"Go on with: pliant train detector --out {folder} --resume"
+        f"Interrupted after step 1 of 4, saved in {folder}/last.pt. "
+        f"Resume with: pliant train detector --out {folder} --resume"
     )
     assert app.main(["train", "detector", *cut, "--resume"]) == 0
-    assert "Goes on after step 1 of 4." in capsys.readouterr().out
+    assert "Resumes after step 1 of 4." in capsys.readouterr().out
     assert [r["loss"] for r in lines(folder)] == [r["loss"] for r in lines(tmp_path / "whole")]
 
 
@@ -140,9 +133,9 @@ def test_evaluation_on_other_data(run: Path, tmp_path: Path, capsys: pytest.Capt
     annotations.write_text(json.dumps(truth))
     capsys.readouterr()
     assert app.main(words) == 2
-    assert "knows the classes T-shirt" in capsys.readouterr().err
+    assert "has the classes T-shirt" in capsys.readouterr().err
     assert app.main(["eval", str(run / "last.pt"), "--data.source", "coco"]) == 2
-    assert "no test pictures" in capsys.readouterr().err
+    assert "no test images" in capsys.readouterr().err
 
 
 def test_pictures_of_ones_own(run: Path, config: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -155,7 +148,7 @@ def test_pictures_of_ones_own(run: Path, config: str, tmp_path: Path, capsys: py
     own = ["--images", str(images), f"--annotations={annotations}"]
     assert app.main(["train", "detector", "--config", config, *own, "--epochs", "1", "--out", str(out)]) == 0
     said, err = capsys.readouterr()
-    assert "4 pictures of coco" in said
+    assert "4 images of coco" in said
     # Every fault of the file is told, not the first alone, up to a number.
     assert err.count("is of image 77, which is not listed; left out\n") == 20
     assert err.endswith("… and 10 more like these\n")
@@ -165,7 +158,7 @@ def test_pictures_of_ones_own(run: Path, config: str, tmp_path: Path, capsys: py
     assert json.loads((run / "evaluation.json").read_text())["pictures"] == 4
     capsys.readouterr()
     assert app.main(["eval", str(run / "last.pt"), *own, "--split", "train"]) == 2
-    assert "which --split train asks for" in capsys.readouterr().err
+    assert "--split train takes the training data" in capsys.readouterr().err
 
 
 def test_prediction_of_a_folder(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -174,10 +167,10 @@ def test_prediction_of_a_folder(run: Path, tmp_path: Path, capsys: pytest.Captur
     (images / "empty").mkdir()
     words = ["predict", str(run / "best.pt"), "--out", str(tmp_path / "out")]
     assert app.main([*words, str(images)]) == 0
-    assert "in 3 pictures" in capsys.readouterr().out
+    assert "in 3 images" in capsys.readouterr().out
     assert len(list((tmp_path / "out").glob("*.png"))) == 3
     assert app.main([*words, str(images / "empty")]) == 2
-    assert capsys.readouterr().err == f"pliant predict: the folder {images / 'empty'} has no pictures\n"
+    assert capsys.readouterr().err == f"pliant predict: the folder {images / 'empty'} has no images\n"
 
 
 def test_prediction(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -195,7 +188,7 @@ def test_prediction(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert app.main(["predict", *words, "--out", str(out)]) == 1
     said, err = capsys.readouterr()
     assert err.count("\n") == 1 and "broken.jpg cannot be read" in err
-    assert "in 3 pictures" in said
+    assert "in 3 images" in said
     names = {f"{first.stem}.png", f"{first.stem}-2.png", f"{second.stem}.png", "detections.json"}
     assert {p.name for p in out.iterdir()} == names
     with Image.open(out / f"{first.stem}-2.png") as picture:
@@ -232,7 +225,7 @@ def test_boxes_are_drawn_where_they_are() -> None:
         (["train", "detector", "--batch", "0"], "batch must be at least 1, got 0"),
         (["train", "detector", "--optimiser.clip", "0"], "clip above 0 or null, got 0.02, 100 and 0"),
         (["train", "detector", "--config", "/no/where.yaml"], "File does not exist"),
-        (["train", "detector", "--out", "/no/where", "--resume"], "there is no run to go on with in /no/where"),
+        (["train", "detector", "--out", "/no/where", "--resume"], "there is no run to resume in /no/where"),
         (["train", "detector", "--device", "cuda:99"], "device 'cuda:99' cannot be used here"),
         (["train", "detector", "--data.source", "coco"], "source coco needs data.images"),
         (["train", "detector", "--model.options", "{fc: 3}"], "model.options or model.mimic_options"),
@@ -268,9 +261,9 @@ def test_options_are_not_guessed(words: list[str], capsys: pytest.CaptureFixture
 def test_runs_are_not_overwritten(run: Path, config: str, capsys: pytest.CaptureFixture[str]) -> None:
     before = (run / "last.pt").read_bytes()
     assert app.main(["train", "detector", "--config", config, "--out", str(run)]) == 2
-    assert "holds a run; go on with it (--resume) or choose another folder (--out)" in capsys.readouterr().err
+    assert "holds a run; resume it (--resume) or choose another folder (--out)" in capsys.readouterr().err
     assert app.main(["train", "detector", "--out", str(run), "--resume", "--batch", "2"]) == 2
-    assert "holds a run of other settings (batch)" in capsys.readouterr().err
+    assert "holds a run with other settings (batch)" in capsys.readouterr().err
     assert (run / "last.pt").read_bytes() == before
 
 
@@ -292,7 +285,7 @@ def test_interrupted_at_once(
     assert capsys.readouterr().err == "\nInterrupted: nothing is kept.\n"
     (tmp_path / "last.pt").touch()
     assert app.main(["train", "detector", "--config", config, "--out", str(tmp_path)]) == 130
-    kept = f"{tmp_path}/last.pt is the last checkpoint, and --resume goes on from it"
+    kept = f"{tmp_path}/last.pt is the last checkpoint; --resume continues from it"
     assert capsys.readouterr().err == f"\nInterrupted: {kept}.\n"
 
 
@@ -326,9 +319,9 @@ def test_bar_tells_what_lines_tell(capsys: pytest.CaptureFixture[str]) -> None:
             bar.record({**step, "broken": ["x.jpg cannot be read"]})
             bar.record(scores)
         out = " ".join(capsys.readouterr().out.split())
-        assert "A net. Goes on after step 2 of 10." in out
+        assert "A net. Resumes after step 2 of 10." in out
         assert "left out: x.jpg cannot be read" in out
-        assert "epoch 1: loss 0.500, learning rate 0.1, 7 pictures/s" in out
+        assert "epoch 1: loss 0.500, learning rate 0.1, 7 images/s" in out
         assert "epoch 1: AP 25.0, AP50 –, AP75 0.0 (2 s)" in out
 
 

@@ -98,9 +98,9 @@ def test_coco_gives_back_what_is_used(folder: Path) -> None:
         ({"category_id": None}, "annotation 9 has no category_id; left out"),
         ({"image_id": 8}, "annotation 9 is of image 8, which is not listed; left out"),
         ({"category_id": 1}, "annotation 9 is of category 1, which is not listed; left out"),
-        ({"category_id": "cat"}, "annotation 9 has an image_id or category_id that is no whole number; left out"),
+        ({"category_id": "cat"}, "annotation 9 has an image_id or category_id that is not an integer; left out"),
         ({"bbox": [60, 1, 5, 5]}, "annotation 9 lies outside of image 40, its box is [60.0, 1.0, 5.0, 5.0]; left out"),
-        ({"bbox": [5, 5, 1e-9, 2]}, "annotation 9 has a box of 1e-09×2 pixels, nothing in float32; left out"),
+        ({"bbox": [5, 5, 1e-9, 2]}, "annotation 9 has a box of 1e-09×2 pixels, without area in float32; left out"),
         ({"bbox": [-9, 1, 9, 5]}, "annotation 9 lies outside of image 40"),
     ],
 )
@@ -115,14 +115,14 @@ def test_annotations_without_id_or_form(folder: Path) -> None:
     _, problems = _annotated(folder, {"image_id": 40, "category_id": 3}, 5)
     assert problems == [
         "truth.json: annotation number 2 has no bbox; left out",
-        "truth.json: annotation number 3 is no object; left out",
+        "truth.json: annotation number 3 is not an object; left out",
     ]
 
 
 def test_boxes_that_stick_out_are_cut(folder: Path) -> None:
     whole = {"id": 9, "image_id": 40, "category_id": 3, "bbox": [40, 20, 30, 10.5]}
     data, problems = _annotated(folder, whole, {**whole, "id": 10, "bbox": [-0.5, 2, 5, 5]})
-    assert problems == ["truth.json: annotation 9 sticks out of image 40 by 20 pixels; cut"]
+    assert problems == ["truth.json: annotation 9 extends beyond image 40 by 20 pixels; cut"]
     assert data[0][1]["boxes"].tolist() == [[40, 20, 50, 30], [0, 2, 4.5, 7]]
     assert [a["area"] for a in data.coco()["annotations"]][:2] == [100, 22.5]
 
@@ -154,9 +154,9 @@ def test_broken_pictures_are_left_out_with_their_annotations(folder: Path) -> No
         "image 1: .*gone.png is missing; left out with its annotations",
         "image 40 is listed twice; left out",
         "image 2 has no file_name; left out",
-        "image number 5 has no whole-number id; left out",
+        "image number 5 has no integer id; left out",
         "image 3: .*text.png cannot be read: .*; left out with its annotations",
-        "image number 7 has no whole-number id; left out",
+        "image number 7 has no integer id; left out",
     )
     import re
 
@@ -175,7 +175,7 @@ def test_categories(folder: Path) -> None:
     with pytest.warns(UserWarning, match="category number 1 repeats id 3; left out and 1 more"):
         data = _data(folder, categories=[{"id": 3, "name": "cat"}, {"id": 3, "name": "x"}, {"name": "y"}, {"id": 18}])
     assert data.classes == ("cat", "18")
-    with pytest.raises(ValueError, match="lists no category"):
+    with pytest.raises(ValueError, match="lists no categories"):
         _data(folder, categories=[])
 
 
@@ -194,8 +194,8 @@ def test_files_that_are_nothing(folder: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"the annotation file .*truth\.json is missing"):
         CocoDetection(folder, path)
     for content, sentence in (
-        ("{", "half-written or no JSON"),
-        ("[]", "not in COCO's form, it has no list of images"),
+        ("{", "incomplete or not JSON"),
+        ("[]", "not in COCO's format: it has no list of images"),
         ('{"images": [], "annotations": {}}', "no list of annotations"),
     ):
         path.write_text(content)
@@ -203,14 +203,14 @@ def test_files_that_are_nothing(folder: Path) -> None:
             CocoDetection(folder, path)
         assert str(path) in str(error.value)
     path.write_bytes(b"\xff\xfe{")
-    with pytest.raises(ValueError, match="half-written or no JSON"):
+    with pytest.raises(ValueError, match="incomplete or not JSON"):
         CocoDetection(folder, path)
     path.write_text(json.dumps(TRUTH))
     with pytest.raises(FileNotFoundError, match=r"the folder .*nowhere is missing"):
         CocoDetection(folder / "nowhere", path)
-    with pytest.raises(ValueError, match=r"no picture that is in .*; truth\.json: image 40: .* is missing"):
+    with pytest.raises(ValueError, match=r"no image that is in .*; truth\.json: image 40: .* is missing"):
         CocoDetection(folder / "sub", path)
-    with pytest.raises(IndexError, match="2 pictures, got index 2"):
+    with pytest.raises(IndexError, match="2 images, got index 2"):
         _data(folder)[2]
 
 

@@ -15,8 +15,9 @@ from pliant.app.explore import networks
 from pliant.app.explore.networks import Network
 from pliant.app.explore.pictures import Gallery
 from pliant.app.explore.server import Server
+from pliant.models import checkpoint
 from pliant.nn import DeformConv2d
-from pliant.train import DataRecipe, DetectorRecipe, ModelRecipe, build_detector, checkpoint
+from pliant.train import DataRecipe, DetectorRecipe, ModelRecipe, build_detector
 
 
 @pytest.fixture(scope="session")

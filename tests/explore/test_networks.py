@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -9,13 +10,14 @@ from torch import nn
 
 from pliant.app.explore import networks
 from pliant.app.explore.networks import BUNDLED, SMALL, Network
-from pliant.app.explore.pack import pack
-from pliant.models import ResNet
+from pliant.app.explore.pack import about
+from pliant.models import ResNet, checkpoint
+from pliant.models import bundled as detectors
 from pliant.models.two_stage import TwoStage
 from pliant.nn import DeformConv2d
 from pliant.show.recording import record
 from pliant.studies.geometry import build
-from pliant.train import DataRecipe, DetectorRecipe, build_data, checkpoint
+from pliant.train import DataRecipe, DetectorRecipe, build_data
 
 
 def test_bundled_networks_are_deformable_and_small(bundled: dict[str, Network]) -> None:
@@ -23,23 +25,15 @@ def test_bundled_networks_are_deformable_and_small(bundled: dict[str, Network]) 
     for network in bundled.values():
         assert any(isinstance(layer, DeformConv2d) for layer in network.model.modules())
         assert not network.model.training
-    assert sum(path.stat().st_size for path in BUNDLED.iterdir()) < 900_000
+    assert sum(path.stat().st_size for folder in (BUNDLED, detectors.FOLDER) for path in folder.iterdir()) < 900_000
 
 
-def test_packed_weights_are_off_by_half_a_step_of_their_row(tmp_path: Path) -> None:
-    state = build("deform-v1-1").state_dict()
-    state["classifier.weight"][3] = 0
-    pack(state, tmp_path / "net.npz", 31)
-    found = networks.unpack(tmp_path / "net.npz")
-    assert found.keys() == state.keys()
-    for name, tensor in state.items():
-        there = found[name]
-        assert there.dtype == tensor.dtype and there.shape == tensor.shape
-        if tensor.dim() > 1:
-            # Half a step, and what the scale loses in half precision over up to 31 steps.
-            step = tensor.flatten(1).abs().amax(1) / 31
-            bound = (0.5 * step + 31 * step * 2**-11 + 31 * 2**-24).view(-1, *[1] * (tensor.dim() - 1))
-            assert bool(((there - tensor).abs() <= bound + 1e-6).all()), name
+@pytest.mark.parametrize("name", detectors.NAMES)
+def test_bundled_detector_has_the_settings_of_the_study(name: str) -> None:
+    state = detectors.read(name)
+    del state["model"]
+    # JSON has no tuples.
+    assert state == json.loads(json.dumps(about(name)))
 
 
 @pytest.mark.parametrize("stem", ["imagenet", "small"])
@@ -103,19 +97,12 @@ def test_what_is_no_network_gets_a_sentence(tmp_path: Path) -> None:
     torch.save({"x": torch.ones(1)}, unfit)
     torch.save(DeformConv2d(1, 1, 3), module)
     for path, match in (
-        (text, "damaged or no file of weights .*; taken are best.pt and last.pt of `pliant train detector`"),
-        (other, "does not say for which network its weights are; taken are best.pt and last.pt"),
-        (module, r"holds code \(pliant.ops.conv.modules.DeformConv2d.*\) that loading it would run; taken"),
+        (text, "damaged, or not a file of weights .*; use best.pt or last.pt of `pliant train detector`"),
+        (other, "does not say which network its weights belong to; use best.pt or last.pt"),
+        (module, r"holds code \(pliant.ops.conv.modules.DeformConv2d.*\) that loading would run; use"),
         (unfit, "do not fit the contestant plain"),
     ):
         with pytest.raises(ValueError, match=match):
             networks.read(path)
     with pytest.raises(FileNotFoundError):
         networks.read(tmp_path / "none.pt")
-
-
-def test_damaged_file_of_the_package_gets_a_sentence(tmp_path: Path) -> None:
-    data = (BUNDLED / "deform-v1-3.npz").read_bytes()
-    (tmp_path / "half.npz").write_bytes(data[: len(data) // 2])
-    with pytest.raises(ValueError, match="install pliant again"):
-        networks.unpack(tmp_path / "half.npz")

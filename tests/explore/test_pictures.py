@@ -42,9 +42,9 @@ def claimed(width: int, height: int) -> bytes:
 @pytest.mark.parametrize(
     ("data", "sentence"),
     [
-        (b"", "no picture in one of the formats"),
-        (b"hello", "no picture in one of the formats"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n", "no picture in one of the formats"),
+        (b"", "not an image in one of the formats"),
+        (b"hello", "not an image in one of the formats"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n", "not an image in one of the formats"),
         (file("RGB", (400, 300))[:200], "damaged"),
         (file("RGB", (400, 300), "JPEG")[:-300], "damaged"),
         (claimed(7000, 7000), "7000 × 7000 pixels; at most 40 million"),

@@ -119,9 +119,9 @@ def test_broken_files_get_a_sentence_and_the_server_goes_on(server: Server) -> N
 
 def test_size_is_limited_before_anything_is_read(server: Server) -> None:
     for length, status, text in (
-        (str(21 << 20), 413, "at most 20 are taken"),
-        ("-1", 411, "must be said"),
-        ("many", 411, "must be said"),
+        (str(21 << 20), 413, "at most 20 are accepted"),
+        ("-1", 411, "must state the size"),
+        ("many", 411, "must state the size"),
     ):
         with socket.create_connection(("127.0.0.1", server.server_port), timeout=30) as connection:
             lines = (

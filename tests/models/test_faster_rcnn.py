@@ -364,14 +364,17 @@ def test_backbone_loads_imagenet(detector: Make, backbone: Make, tmp_path: Any) 
         ({"pooled": 0}, "channels, hidden and pooled must be at least 1, got 256, 8 and 0"),
         ({"levels": (3, 2)}, r"levels must be some of 0, 1, 2 and 3, in this order, got \(3, 2\)"),
         ({"levels": (0, 1)}, r"levels must be some of 0, 1, 2 and 3, in this order, got \(0, 1\)"),
-        ({"mean": (0.5,)}, "mean and std must have a value for each of the 3 channels of pictures"),
+        ({"mean": (0.5,)}, "mean and std must have a value for each of the 3 channels of images"),
         ({"nms_threshold": 2.0}, r"nms_threshold must be from 0 to 1, got 2\.0"),
         ({"positive_share": -0.1}, r"positive_share must be from 0 to 1, got -0\.1"),
         ({"positive_iou": float("nan")}, "positive_iou must be from 0 to 1, got nan"),
         ({"box_std": (1.0, 1.0)}, r"box_std must be four positive numbers, got \(1\.0, 1\.0\)"),
         ({"box_std": (1, 1, 0, 1)}, r"box_std must be four positive numbers, got \(1, 1, 0, 1\)"),
         ({"roi_canonical": 0.0}, r"roi_canonical must be positive, got 0\.0"),
-        ({"anchor_sizes": [[8.0]]}, "anchor_sizes must have as many sizes for each of the 5 maps that propose"),
+        (
+            {"anchor_sizes": [[8.0]]},
+            "anchor_sizes must have an equal number of sizes for each of the 5 maps of the RPN",
+        ),
     ],
 )
 def test_errors(options: dict[str, Any], sentence: str, backbone: Make) -> None:
@@ -385,7 +388,7 @@ def test_errors_of_backbone_pictures_and_targets(detector: Make, scenes: Make) -
     with pytest.raises(TypeError, match=r"^FasterRCNN: backbone must be a pliant.models.ResNet, got Linear$"):
         FasterRCNN(nn.Linear(1, 1), 2)
     net, (images, targets) = detector(), scenes()
-    with pytest.raises(ValueError, match=r"^FasterRCNN: images must hold at least one picture$"):
+    with pytest.raises(ValueError, match=r"^FasterRCNN: images must hold at least one image$"):
         net([], [])
     with pytest.raises(
         TypeError, match=r"images\[1\] must be a floating-point tensor with values in 0 to 1, got torch"
@@ -393,15 +396,15 @@ def test_errors_of_backbone_pictures_and_targets(detector: Make, scenes: Make) -
         net([images[0], images[1].byte()], targets)
     with pytest.raises(ValueError, match=r"images\[0\] must have shape \(3, H, W\), got \(64, 64\)$"):
         net([images[0][0], images[1]], targets)
-    with pytest.raises(ValueError, match=r"in training every picture needs a target, got none for 2; or call eval"):
+    with pytest.raises(ValueError, match=r"in training every image needs a target, got none for 2; or call eval"):
         net(images)
-    with pytest.raises(ValueError, match=r"in training every picture needs a target, got 1 for 2"):
+    with pytest.raises(ValueError, match=r"in training every image needs a target, got 1 for 2"):
         net(images, targets[:1])
     with pytest.raises(TypeError, match=r"targets\[1\] must be a dictionary of tensors, got NoneType$"):
         net(images, [targets[0], None])
     misnamed, lists = {"box": targets[0]["boxes"]}, {"boxes": [], "labels": []}
     for wrong, kinds in ((misnamed, "box Tensor"), (lists, "boxes list, labels list")):
-        with pytest.raises(TypeError, match=f"must have tensors boxes, labels and maybe ignore, got {kinds}$"):
+        with pytest.raises(TypeError, match=f"must have tensors boxes, labels and optionally ignore, got {kinds}$"):
             net(images, [wrong, targets[1]])
     wrong = targets[0] | {"labels": targets[0]["labels"].float()}
     with pytest.raises(TypeError, match=r"targets\[0\] must have integer labels, got torch.float32$"):

@@ -5,12 +5,11 @@ import dataclasses
 import pytest
 import torch
 
-from pliant.models import FasterRCNN
+from pliant.models import FasterRCNN, build_detector
 from pliant.nn import DeformConv2d
 from pliant.studies.detection import CONTESTANTS, DATA, QUICK, Protocol, Task
 from pliant.studies.detection.contestants import find
 from pliant.studies.detection.protocol import Images, size_of
-from pliant.train.build import build_detector
 
 NETS = [name for name, c in CONTESTANTS.items() if c.learned]
 

@@ -3,10 +3,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from pliant.models import build_detector
 from pliant.nn import DeformConv2d
 from pliant.studies.detection import Protocol, Task, measures
 from pliant.studies.detection.protocol import Kept
-from pliant.train.build import build_detector
 
 
 class Two:

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from pliant.app import main
+from pliant.models import build_detector
 from pliant.studies.detection import Protocol, Study, Task, pretraining
 from pliant.studies.detection.protocol import Images
 from pliant.studies.detection.single import averaged, run_one
-from pliant.train.build import build_detector
 
 TINY = ["study", "detection", "--quick", "--epochs", "1", "--scenes", "16"]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -108,15 +107,6 @@ class Oracle(nn.Module):
         (y1, x1), (y2, x2) = at.amin(0).tolist(), at.amax(0).tolist()
         box = torch.tensor([[x1, y1, x2 + 1, y2 + 1]], dtype=torch.float32)
         return {"boxes": box, "scores": torch.ones(1), "labels": torch.tensor([label])}
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Compute with one thread: these networks are too small to be shared, above all between processes."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

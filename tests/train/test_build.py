@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from pliant.data import CocoDetection, Composed, Crowns
-from pliant.models import FasterRCNN
+from pliant.models import FasterRCNN, build_detector
 from pliant.nn import DeformConv2d
 from pliant.train import DataRecipe, DetectorRecipe, ModelRecipe, OptimiserRecipe, fit_detector
-from pliant.train.build import augmentation, build_data, build_detector, resizing
+from pliant.train.build import augmentation, build_data, resizing
 
 SMALL = {"channels": 8, "hidden": 16, "rpn_samples": 32, "post_nms": (40, 20), "rois": 16}
 RECIPE = ModelRecipe(width=8, stem="small", options=SMALL)
@@ -87,7 +87,11 @@ def test_pretrained_weights_are_loaded_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"roi_pool": "ps"}, r"model\.roi_pool of faster_rcnn must be one of align, deform, modulated, got ps"),
+        ({"roi_pool": "ps"}, "FasterRCNN: roi_pool must be one of 'align', 'deform', 'modulated', got 'ps'"),
+        (
+            {"detector": "rfcn", "roi_pool": "align", "options": {}},
+            "RFCN: roi_pool must be 'ps' or 'deform_ps', got 'align'",
+        ),
         ({"detector": "rfcn", "mimic": "both"}, r"model\.mimic needs faster_rcnn, got rfcn"),
         ({"options": {"fc": 3}}, "model.options or model.mimic_options: .*'fc'"),
         ({"frozen_stages": 2}, "frozen_stages must be 0 to 5 and needs frozen_bn"),

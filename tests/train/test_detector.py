@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from pliant.train import DetectorRecipe, OptimiserRecipe, checkpoint, detector, fit_detector
+from pliant.models import checkpoint
+from pliant.train import DetectorRecipe, OptimiserRecipe, detector, fit_detector
 
 RECIPE = DetectorRecipe(epochs=3, batch=4, optimiser=OptimiserRecipe(lr=0.05, warmup=3))
 MEASURED = ("step", "epoch", "loss", "loss_class", "loss_box", "lr", "gradient_norm")
@@ -101,7 +102,7 @@ def test_resumed_run_is_the_uninterrupted_one(detector: Any, scenes: Any, tmp_pa
             os.kill(os.getpid(), signal.SIGINT)
             os.kill(os.getpid(), signal.SIGINT)
 
-    with pytest.raises(KeyboardInterrupt, match=f"after step {stop} of 12, which .*last.pt holds"):
+    with pytest.raises(KeyboardInterrupt, match=f"after step {stop} of 12, saved in .*last.pt"):
         fit_detector(
             made(detector, noise=0.2), data, recipe, transform=shifted, test=test, folder=tmp_path, on_record=interrupt
         )
@@ -276,18 +277,18 @@ def test_loss_that_is_not_finite_stops(detector: Any, scenes: Any, tmp_path: Pat
 def test_other_runs_are_refused(detector: Any, scenes: Any, tmp_path: Path) -> None:
     run = tmp_path / "run"
     one = replace(RECIPE, epochs=1)
-    with pytest.raises(ValueError, match="holds no checkpoint to go on from; start without --resume"):
+    with pytest.raises(ValueError, match="holds no checkpoint to resume from; start without --resume"):
         fit_detector(made(detector), scenes(8), one, folder=run, resume=True)
     fit_detector(made(detector), scenes(8), one, folder=run)
-    with pytest.raises(ValueError, match="holds a run; go on with it"):
+    with pytest.raises(ValueError, match="holds a run; resume it"):
         fit_detector(made(detector), scenes(8), one, folder=run)
     other = replace(one, seed=1, workers=3, data=replace(one.data, flip=0.25))
-    with pytest.raises(ValueError, match=r"a run of other settings \(data.flip, seed\); choose another folder"):
+    with pytest.raises(ValueError, match=r"a run with other settings \(data.flip, seed\); choose another folder"):
         fit_detector(made(detector), scenes(8), other, folder=run, resume=True)
 
 
 def test_batches_must_fit(detector: Any, scenes: Any) -> None:
-    with pytest.raises(ValueError, match="a batch of 4 is more than the 3 training pictures"):
+    with pytest.raises(ValueError, match="a batch of 4 is larger than the data: 3 training images"):
         fit_detector(made(detector), scenes(3), RECIPE)
 
 
@@ -322,7 +323,7 @@ def test_damaged_and_foreign_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"x\.pt is not a checkpoint of a detector; give the last.pt"):
         checkpoint.read(path)
     checkpoint.write(path, {"format": 99, "recipe": {}})
-    with pytest.raises(ValueError, match="has format 99, this version reads 1"):
+    with pytest.raises(ValueError, match="has format 99, this version of pliant reads format 1"):
         checkpoint.read(path)
     with pytest.raises(FileNotFoundError):
         checkpoint.read(tmp_path / "y.pt")

@@ -21,8 +21,8 @@ from typing import Any
 import pytest
 import torch
 
-from pliant.models import FasterRCNN, ResNet
-from pliant.train import DetectorRecipe, OptimiserRecipe, Ranks, checkpoint, evaluate, fit_detector
+from pliant.models import FasterRCNN, ResNet, checkpoint
+from pliant.train import DetectorRecipe, OptimiserRecipe, Ranks, evaluate, fit_detector
 from pliant.train.distributed import start
 
 RECIPE = DetectorRecipe(epochs=2, batch=4, optimiser=OptimiserRecipe(lr=0.02, warmup=3, clip=1.0))
@@ -225,7 +225,7 @@ def test_sharded_run_goes_on(found: dict[str, Any]) -> None:
 
 def test_every_rank_learns_that_the_folder_is_taken(found: dict[str, Any]) -> None:
     assert len(found["refusals"]) == 2
-    assert all("holds a run; go on with it" in refusal for refusal in found["refusals"])
+    assert all("holds a run; resume it" in refusal for refusal in found["refusals"])
 
 
 def test_only_rank_0_writes(folder: Path) -> None:
@@ -235,7 +235,7 @@ def test_only_rank_0_writes(folder: Path) -> None:
 
 
 def test_batches_are_shared_alike(detector: Any, scenes: Any) -> None:
-    with pytest.raises(ValueError, match="a batch of 4 cannot be shared by 3 processes alike"):
+    with pytest.raises(ValueError, match="a batch of 4 cannot be divided equally among 3 processes"):
         fit_detector(made(detector), scenes(PICTURES), RECIPE, ranks=Ranks(world=3))
 
 

@@ -120,5 +120,5 @@ def test_unreadable_pictures_are_named_and_count_as_empty(oracle: Any, scenes: A
 
 
 def test_no_pictures(oracle: Any, scenes: Any) -> None:
-    with pytest.raises(ValueError, match="no pictures to evaluate"):
+    with pytest.raises(ValueError, match="no images to evaluate"):
         evaluate(oracle(), scenes(0))

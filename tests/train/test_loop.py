@@ -73,7 +73,7 @@ def test_a_loss_that_is_not_finite_is_an_error() -> None:
 
 
 def test_nothing_to_evaluate() -> None:
-    with pytest.raises(ValueError, match="no pictures"):
+    with pytest.raises(ValueError, match="no images"):
         accuracy(nn.Linear(2, 2), [])
 
 

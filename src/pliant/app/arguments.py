@@ -1,4 +1,4 @@
-"""Arguments of commands that take recipes: YAML, overrides, and one sentence where they do not fit."""
+"""Arguments of commands that take recipes: YAML, overrides, and one sentence for input that cannot be used."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 
 def parser(prog: str, description: str) -> ArgumentParser:
-    """Return a parser that knows full names only: a mistyped setting is an error, not another setting."""
+    """Return a parser that accepts full names only: a mistyped setting is an error, not another setting."""
     return ArgumentParser(prog=prog, description=description, allow_abbrev=False, exit_on_error=False)
 
 
 def spelled_out(words: Sequence[str], images: str, annotations: str) -> list[str]:
-    """Return the arguments with ``--images DIR --annotations FILE``, data in COCO's form, in a recipe's own names.
+    """Return the arguments with ``--images DIR --annotations FILE`` replaced by the recipe's names for data from COCO.
 
     >>> spelled_out(["--images", "a", "--annotations=b.json"], "data.images", "data.annotations")
     ['--data.source=coco', '--data.images', 'a', '--data.source=coco', '--data.annotations=b.json']
@@ -31,7 +31,7 @@ def parse(parser: ArgumentParser, words: Sequence[str]) -> Any:
     """Return the values of the arguments.
 
     Raises:
-        ValueError: they do not fit.
+        ValueError: they cannot be used.
     """
     try:
         return parser.parse_args(list(words))

@@ -1,4 +1,4 @@
-"""The data of a command; what is wrong in its files is told, a line for each fault."""
+"""The data of a command; every fault in its files is printed as one line."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import TypeVar
 
 from pliant.data import Detection
 
-TOLD = 20  # faults of a file; an annotation file can have as many as annotations
+TOLD = 20  # most faults printed per file; every annotation can be one
 Data = TypeVar("Data", bound=Detection | None)
 
 
 def told(build: Callable[[], Data], aloud: bool = True) -> Data:
-    """Return the data that `build` reads, and print the faults that it knows of."""
+    """Return the data that `build` reads, and print the faults found in it."""
     with warnings.catch_warnings():
-        # Of the same faults, the first one alone.
+        # The warning repeats the first of the faults printed below.
         warnings.filterwarnings("ignore", message="coco: ")
         data = build()
     problems = getattr(data, "problems", [])

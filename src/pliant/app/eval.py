@@ -15,8 +15,9 @@ from pliant._files import replacing
 from pliant.app import arguments
 from pliant.app.data import told
 from pliant.app.progress import percent
-from pliant.train import DataRecipe, DetectorRecipe, checkpoint, evaluate, log
-from pliant.train.build import build_data, load_detector, resizing
+from pliant.models import Predictor, checkpoint
+from pliant.train import DataRecipe, DetectorRecipe, evaluate, log
+from pliant.train.build import build_data, resizing
 from pliant.train.distributed import start
 
 COLUMNS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
@@ -26,7 +27,7 @@ def main(words: Sequence[str]) -> int:
     """Evaluate as the arguments say, print a table, write JSON; return the exit status."""
     parser = arguments.parser("pliant eval", "Measure the average precision of a detector on the data of its run.")
     parser.add_argument("checkpoint", type=str, help="best.pt or last.pt of a run")
-    parser.add_class_arguments(DataRecipe, "data", help="other data than the run's")
+    parser.add_class_arguments(DataRecipe, "data", help="other data than that of the run")
     parser.add_argument(
         "--images", metavar="DIR", default=SUPPRESS, help="short for --data.source coco --data.test_images DIR"
     )
@@ -37,30 +38,32 @@ def main(words: Sequence[str]) -> int:
         help="short for --data.source coco --data.test_annotations FILE",
     )
     parser.add_argument("--split", choices=["test", "train"], default="test", help="which part of the data")
-    parser.add_argument("--batch", type=int, help="pictures at a time (default: as in training)")
-    parser.add_argument("--workers", type=int, default=0, help="processes that read pictures")
-    parser.add_argument("--max_detections", type=int, help="the most in a picture and class (default: as in training)")
+    parser.add_argument("--batch", type=int, help="images per forward pass (default: as in training)")
+    parser.add_argument("--workers", type=int, default=0, help="processes that read images")
+    parser.add_argument("--max_detections", type=int, help="most per image and class (default: as in training)")
     parser.add_argument("--device", type=str, default="cpu", help="such as cuda")
-    parser.add_argument("--json", type=str, help="file of the result (default: evaluation.json beside the checkpoint)")
+    parser.add_argument("--json", type=str, help="file for the result (default: evaluation.json beside the checkpoint)")
 
     given, words = list(words), arguments.spelled_out(words, "data.test_images", "data.test_annotations")
     args = arguments.parse(parser, words)
     if args.split == "train" and words != given:
-        raise ValueError("--images and --annotations are other pictures than the run's, which --split train asks for")
+        raise ValueError(
+            "--images and --annotations replace the test data, --split train takes the training data of the run"
+        )
     path = Path(args.checkpoint)
     state = checkpoint.read(path)
     recipe = DetectorRecipe.of(state["recipe"])
-    # What is not said is the run's.
+    # Settings that are not given are those of the run.
     parser.set_defaults({f"data.{name}": value for name, value in asdict(recipe.data).items()})
     args = parser.instantiate(arguments.parse(parser, words))
     data = told(partial(build_data, args.data, args.split))
     if data is None:
-        raise ValueError("the run has no test pictures; give some with --images and --annotations, or --split train")
+        raise ValueError("the run has no test images; name some with --images and --annotations, or use --split train")
     if tuple(data.category_ids) != tuple(state["category_ids"]):
-        raise ValueError(f"{path} knows the classes {', '.join(state['classes'])}, the data {', '.join(data.classes)}")
+        raise ValueError(f"{path} has the classes {', '.join(state['classes'])}, the data {', '.join(data.classes)}")
     with start(args.device) as ranks:
         scores = evaluate(
-            load_detector(state).to(ranks.device), data, batch=args.batch or recipe.batch, workers=args.workers,
+            Predictor.of(state, ranks.device).model, data, batch=args.batch or recipe.batch, workers=args.workers,
             resize=resizing(args.data), max_detections=args.max_detections or recipe.max_detections, ranks=ranks,
         )  # fmt: skip
     if ranks.rank:

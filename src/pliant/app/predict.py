@@ -1,4 +1,4 @@
-"""``pliant predict``: detect objects in pictures."""
+"""``pliant predict``: detect objects in images."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ from torch import Tensor
 
 from pliant._files import replacing
 from pliant.data import read_image
-from pliant.train import DetectorRecipe, checkpoint, detect
-from pliant.train.build import load_detector, resizing
+from pliant.models import Predictor
 from pliant.train.distributed import resolve
 from pliant.train.evaluation import coco_results
 
@@ -26,19 +25,18 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what ``pliant predict`` takes."""
     parser.add_argument("checkpoint", type=Path, help="best.pt or last.pt of a run")
-    parser.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="pictures, or folders of them")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="gets a PNG each and detections.json")
-    parser.add_argument("--threshold", type=float, default=0.5, metavar="SCORE", help="least score (default: 0.5)")
+    parser.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="images, or folders of them")
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="for a PNG per image and detections.json"
+    )
+    parser.add_argument("--threshold", type=float, default=0.5, metavar="SCORE", help="lowest score (default: 0.5)")
     parser.add_argument("--device", default="cpu", help="such as cuda (default: cpu)")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write pictures with boxes and detections.json; return 1 if a picture could not be read."""
-    state = checkpoint.read(args.checkpoint)
-    recipe = DetectorRecipe.of(state["recipe"])
-    device, resize = resolve(args.device), resizing(recipe.data)
-    paths = _pictures(args.images)
-    model = load_detector(state).to(device)
+    """Write images with boxes and detections.json; return 1 if an image could not be read."""
+    device, paths = resolve(args.device), _images(args.images)
+    predictor = Predictor.load(args.checkpoint, device)
     args.out.mkdir(parents=True, exist_ok=True)
     lines: list[dict[str, Any]] = []
     broken = 0
@@ -49,20 +47,20 @@ def run(args: argparse.Namespace) -> int:
             print(f"pliant predict: {error}", file=sys.stderr)
             broken += 1
             continue
-        found = detect(model, [image], resize=resize, device=device)[0]
+        (found,) = predictor([image])
         kept = {key: value[found["scores"] >= args.threshold] for key, value in found.items()}
-        drawn(image, kept, state["classes"]).save(args.out / name)
-        results = coco_results(kept, number, state["category_ids"])
+        drawn(image, kept, predictor.classes).save(args.out / name)
+        results = coco_results(kept, number, predictor.category_ids)
         lines += [{**line, "file_name": str(path)} for line in results]
-        print(f"{path}: {said(kept['labels'].tolist(), state['classes'])}")
+        print(f"{path}: {said(kept['labels'].tolist(), predictor.classes)}")
     with replacing(args.out / "detections.json") as part:
         part.write_text(json.dumps(lines, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    print(f"{len(lines)} objects in {len(paths) - broken} pictures: {args.out}/")
+    print(f"{len(lines)} objects in {len(paths) - broken} images: {args.out}/")
     return 1 if broken else 0
 
 
 def said(labels: Sequence[int], classes: Sequence[str]) -> str:
-    """Return what was found in words.
+    """Return the number of detections per class in words.
 
     >>> said([1, 0, 1], ("cat", "dog")), said([], ("cat", "dog"))
     ('1 cat, 2 dog', 'nothing')
@@ -72,7 +70,7 @@ def said(labels: Sequence[int], classes: Sequence[str]) -> str:
 
 
 def drawn(image: Tensor, found: dict[str, Tensor], classes: Sequence[str]) -> Image:
-    """Return a picture (3, H, W) with boxes, classes and scores on it; the best are drawn last."""
+    """Return an image (3, H, W) with boxes, classes and scores drawn on it, the best on top."""
     from PIL import Image, ImageDraw
 
     picture = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
@@ -91,21 +89,21 @@ def drawn(image: Tensor, found: dict[str, Tensor], classes: Sequence[str]) -> Im
     return picture
 
 
-def _pictures(given: Sequence[Path]) -> list[Path]:
-    """Return the pictures themselves: in the place of a folder those in it, by name, whatever Pillow reads."""
+def _images(given: Sequence[Path]) -> list[Path]:
+    """Return the paths of the images; a folder stands for the files in it that Pillow reads, ordered by name."""
     from PIL import Image
 
     kinds, paths = Image.registered_extensions(), []
     for path in given:
         inside = sorted(p for p in path.iterdir() if p.suffix.lower() in kinds) if path.is_dir() else [path]
         if not inside:
-            raise ValueError(f"the folder {path} has no pictures")
+            raise ValueError(f"the folder {path} has no images")
         paths += inside
     return paths
 
 
 def _names(paths: Sequence[Path]) -> list[str]:
-    """Return a file name for each picture; those that share one are numbered."""
+    """Return a file name for each image; those that share one are numbered."""
     names: list[str] = []
     for path in paths:
         name, number = f"{path.stem}.png", 1

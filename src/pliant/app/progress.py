@@ -13,10 +13,10 @@ EVERY = 10.0  # seconds from one plain line to the next
 
 
 class Plain:
-    """Plain lines: one in `EVERY` seconds, and one an evaluation.
+    """Plain lines: at most one per `EVERY` seconds, and one per evaluation.
 
     Args:
-        about: what is trained, told at the start.
+        about: what is trained, printed at the start.
     """
 
     def __init__(self, about: str) -> None:
@@ -31,13 +31,13 @@ class Plain:
         pass
 
     def start(self, step: int, steps: int) -> None:
-        """Say what begins after `step` of `steps`."""
+        """Print that training starts after `step` of `steps`."""
         print(self.about + went_on(step, steps), flush=True)
         self.before, self.steps = step, steps
         self.started = self.told = time.monotonic()
 
     def record(self, record: Record) -> None:
-        """Print a line, unless the last one is young."""
+        """Print a line, unless the last one is recent."""
         for reason in record.get("broken", ()):
             print(f"left out: {reason}", flush=True)
         if record["kind"] == "evaluation":
@@ -56,7 +56,7 @@ class Bar:
     """A bar with the time left, on a terminal.
 
     Args:
-        about: what is trained, told at the start.
+        about: what is trained, printed at the start.
     """
 
     def __init__(self, about: str) -> None:
@@ -75,7 +75,7 @@ class Bar:
         self.bar.stop()
 
     def start(self, step: int, steps: int) -> None:
-        """Say what begins after `step` of `steps`, and draw the bar."""
+        """Print that training starts after `step` of `steps`, and draw the bar."""
         self._say(self.about + went_on(step, steps))
         self.task = self.bar.add_task("", total=steps, completed=step)
         self.bar.start()
@@ -102,20 +102,20 @@ def went_on(step: int, steps: int) -> str:
     """Return the end of the first line.
 
     >>> went_on(0, 10), went_on(4, 10)
-    (' 10 steps.', ' Goes on after step 4 of 10.')
+    (' 10 steps.', ' Resumes after step 4 of 10.')
     """
-    return f" Goes on after step {step} of {steps}." if step else f" {steps} steps."
+    return f" Resumes after step {step} of {steps}." if step else f" {steps} steps."
 
 
 def trained(record: Record) -> str:
     """Return a step in a line.
 
     >>> trained({"epoch": 2, "loss": 0.51234, "lr": 0.02, "images_per_second": 31.7})
-    'epoch 2: loss 0.512, learning rate 0.02, 32 pictures/s'
+    'epoch 2: loss 0.512, learning rate 0.02, 32 images/s'
     """
     return (
         f"epoch {record['epoch']}: loss {record['loss']:.3f}, learning rate {record['lr']:.3g}, "
-        f"{record['images_per_second']:.0f} pictures/s"
+        f"{record['images_per_second']:.0f} images/s"
     )
 
 
@@ -130,7 +130,7 @@ def evaluated(record: Record) -> str:
 
 
 def percent(share: float) -> str:
-    """Return a share in percent, a dash where there is none.
+    """Return a fraction in percent, a dash for NaN.
 
     >>> percent(0.1234), percent(float("nan"))
     ('12.3', '–')

@@ -1,9 +1,8 @@
-"""``pliant show``: draw what a network looks at in a picture, as PNGs and one page."""
+"""``pliant show``: draw where a network looks in an image, as PNGs and one page."""
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import importlib
 import re
 import sys
@@ -18,15 +17,15 @@ from torch import Tensor, nn
 
 from pliant.app.explore import networks, pictures
 from pliant.data import read_image
+from pliant.models.predictor import resized
 from pliant.show import figures
 from pliant.show.view import view
 from pliant.studies.geometry.contestants import Net
 from pliant.studies.report import page
-from pliant.train import DetectorRecipe, checkpoint, log
-from pliant.train.build import resizing
+from pliant.train import log
 
-MOST, LEAST, EASY = 60, 12, 512  # evaluations, and the side of a picture up to which there are most
-LONGEST = 1333  # side of a picture in pixels, unless --side says otherwise
+MOST, LEAST, EASY = 60, 12, 512  # most and fewest evaluations; side of an image up to which they are not reduced
+LONGEST = 1333  # side of an image in pixels, unless --side says otherwise
 OURS = "One of the networks that come with the package."
 _OWN = re.compile(r"[^\W\d][\w.]*:[^\W\d]\w*")  # MODULE:FUNCTION
 
@@ -36,59 +35,48 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model", required=True, metavar="CHECKPOINT",
         help="best.pt or last.pt of a run of pliant train, weights of a study, MODULE:FUNCTION, which returns any "
-        f"module that takes pictures (1, 3, H, W) in 0 … 1, or one of the package: {', '.join(networks.SMALL)}",
+        f"module that takes images (1, 3, H, W) in 0 … 1, or a network of the package: {', '.join(networks.SMALL)}",
     )  # fmt: skip
-    parser.add_argument("--image", type=Path, required=True, metavar="FILE", help="a picture of any size and kind")
+    parser.add_argument("--image", type=Path, required=True, metavar="FILE", help="an image of any size and kind")
     place = parser.add_mutually_exclusive_group()
     place.add_argument(
         "--point", type=_numbers(2), metavar="X,Y",
-        help="where to look, in pixels of the file (default: the best detection, or the middle)",
+        help="the place to explain, in pixels of the file (default: the best detection, or the middle)",
     )  # fmt: skip
     place.add_argument("--box", type=_numbers(4), metavar="X1,Y1,X2,Y2", help="an object, in pixels of the file")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="gets the pictures and report.html")
-    parser.add_argument("--layer", metavar="NAME", help="whose map is looked at (default: the last stage)")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="for the figures and report.html")
+    parser.add_argument("--layer", metavar="NAME", help="layer whose output is explained (default: the last stage)")
     parser.add_argument(
         "--side", type=int, metavar="PIXELS",
-        help="shrink larger pictures to this longer side (default: what the network was trained on)",
+        help="shrink larger images to this longer side (default: that of the training images)",
     )  # fmt: skip
     parser.add_argument(
         "--error", type=float, default=figures.ERROR, help=f"bound of saliency regions (default: {figures.ERROR})"
     )
     parser.add_argument(
         "--evaluations", type=int, metavar="N",
-        help=f"forwards a search for one may take (default: {MOST}, fewer for pictures larger than {EASY} × {EASY})",
+        help=f"most forward passes per saliency region (default: {MOST}, fewer for images larger than {EASY} × {EASY})",
     )  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> int:
     """Draw, write the page, and say where it is."""
-    if not 0 < args.error < 1 or (args.evaluations is not None and args.evaluations < 2):
-        raise ValueError(
-            f"--error must lie between 0 and 1 and --evaluations be at least 2, got {args.error} and {args.evaluations}"
-        )
-    if args.side is not None and args.side < 8:
-        raise ValueError(f"--side must be at least 8 pixels, got {args.side}")
+    _check_settings(args)
     network = _network(args.model)
     with warnings.catch_warnings():
-        # Pillow warns of pictures that are suspiciously large; here they are refused.
+        # Pillow warns of suspiciously large images; here they are refused.
         warnings.simplefilter("error")
         image = read_image(args.image)
-    seen, factor, shift = _seen(network, image, args.side)
     _, H, W = image.shape
-    for name, numbers in (("--point", args.point), ("--box", args.box)):
-        if numbers is not None and not all(0 <= v <= (W, H)[i % 2] for i, v in enumerate(numbers)):
-            said = ",".join(f"{v:g}" for v in numbers)
-            raise ValueError(f"{name} {said} is not on {args.image}, which has {W} × {H} pixels")
-    if args.box is not None and not (args.box[0] < args.box[2] and args.box[1] < args.box[3]):
-        said = ",".join(f"{v:g}" for v in args.box)
-        raise ValueError(f"--box {said} must be X1,Y1,X2,Y2 with X1 < X2 and Y1 < Y2")
+    _check_place(args, W, H)
+    seen, factor, shift = _seen(network, image, args.side)
     point, box = (_moved(numbers, seen, factor, shift) for numbers in (args.point, args.box))
     square = isinstance(network.model, Net)  # a classifier of the geometry study: one grey object
-    picture = seen[:1] if square else seen
+    input = seen[:1] if square else seen
     drawn = seen[0] if square else seen.permute(1, 2, 0)
     try:
         look = view(
-            network.model, picture, image=drawn.double().numpy(), layer=args.layer, classes=network.classes,
+            network.model, input, image=drawn.double().numpy(), layer=args.layer, classes=network.classes,
             point=None if point is None else (point[0], point[1]),
             box=None if box is None else (box[0], box[1], box[2], box[3]),
         )  # fmt: skip
@@ -98,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
         if not _OWN.fullmatch(args.model):
             raise
         said = str(error).partition("\n")[0]
-        raise ValueError(f"--model {args.model} fails on a picture {tuple(picture[None].shape)}: {said}") from error
+        raise ValueError(f"--model {args.model} fails on an image {tuple(input[None].shape)}: {said}") from error
     evaluations = args.evaluations or max(LEAST, min(MOST, MOST * EASY**2 // (seen.shape[1] * seen.shape[2])))
     found, notes = figures.figures(
         look, error=args.error, evaluations=evaluations, tell=lambda name: print(f"  {name}.png", flush=True)
@@ -109,17 +97,43 @@ def run(args: argparse.Namespace) -> int:
         notes.append(str(reason.args[0]))
     facts = {
         "network": f"{args.model}. {network.about}",
-        "picture": f"{args.image}, {W} × {H} pixels, seen at {seen.shape[2]} × {seen.shape[1]}",
+        "image": f"{args.image}, {W} × {H} pixels, seen at {seen.shape[2]} × {seen.shape[1]}",
     }
     if square:
-        with torch.no_grad():
-            chances = network.model(picture[None])[0].softmax(0)
-        best = chances.topk(min(3, len(chances)))
-        named = zip(best.indices.tolist(), best.values.tolist(), strict=True)
-        facts["answer"] = ", ".join(f"{network.classes[i]} {chance:.0%}" for i, chance in named)
+        facts["answer"] = _answer(network, input)
     path = write(args.out, f"{network.label} looks at {args.image.name}", found, notes, facts)
-    print(f"{len(found)} pictures and the page {path}")
+    print(f"{len(found)} figures and the page {path}")
     return 0
+
+
+def _check_settings(args: argparse.Namespace) -> None:
+    """Refuse settings that fit no image."""
+    if not 0 < args.error < 1 or (args.evaluations is not None and args.evaluations < 2):
+        raise ValueError(
+            f"--error must lie between 0 and 1 and --evaluations be at least 2, got {args.error} and {args.evaluations}"
+        )
+    if args.side is not None and args.side < 8:
+        raise ValueError(f"--side must be at least 8 pixels, got {args.side}")
+
+
+def _check_place(args: argparse.Namespace, W: int, H: int) -> None:
+    """Refuse a point or a box that is not in an image of W × H pixels."""
+    for name, numbers in (("--point", args.point), ("--box", args.box)):
+        if numbers is not None and not all(0 <= v <= (W, H)[i % 2] for i, v in enumerate(numbers)):
+            said = ",".join(f"{v:g}" for v in numbers)
+            raise ValueError(f"{name} {said} is outside of {args.image}, which has {W} × {H} pixels")
+    if args.box is not None and not (args.box[0] < args.box[2] and args.box[1] < args.box[3]):
+        said = ",".join(f"{v:g}" for v in args.box)
+        raise ValueError(f"--box {said} must be X1,Y1,X2,Y2 with X1 < X2 and Y1 < Y2")
+
+
+@torch.no_grad()
+def _answer(network: networks.Network, input: Tensor) -> str:
+    """Return the most likely classes of a classifier in words."""
+    chances = network.model(input[None])[0].softmax(0)
+    best = chances.topk(min(3, len(chances)))
+    named = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    return ", ".join(f"{network.classes[i]} {chance:.0%}" for i, chance in named)
 
 
 def write(
@@ -132,11 +146,11 @@ def write(
     """Write figures as PNGs, and report.html with all of them inside; return its path.
 
     Args:
-        out: folder, made when missing.
+        out: folder, created if missing.
         title: of the page.
         found: from :func:`pliant.show.figures.figures`.
         notes: a sentence for each figure that was left out.
-        facts: what the page says first: name → text.
+        facts: the first lines of the page: name → text.
 
     Raises:
         OSError: it could not be written.
@@ -154,24 +168,24 @@ def write(
 
 
 def _network(model: str) -> networks.Network:
-    """Return the network of a checkpoint, one of the package, or the module that a function returns.
+    """Return the network of a checkpoint, a network of the package, or the module that a function returns.
 
     Raises:
-        OSError: there is no such file.
-        ValueError: it is something else, or there is no such function.
+        OSError: the file does not exist.
+        ValueError: the file is something else, or the function does not exist.
     """
     if model in networks.SMALL and not Path(model).exists():
         return next(replace(network, label=model, about=OURS) for network in networks.bundled() if network.id == model)
     if not _OWN.fullmatch(model) or Path(model).exists():
         return networks.read(Path(model))
     module, name = model.split(":")
-    sys.path.insert(0, "")  # where the command was started, as with python -m
+    sys.path.insert(0, "")  # the folder in which the command was started, as with python -m
     try:
         made = getattr(importlib.import_module(module), name)()
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module}.".startswith(f"{error.name}."):
             raise
-        raise ValueError(f"--model {model}: there is no module {error.name} here or among what is installed") from error
+        raise ValueError(f"--model {model}: there is no module {error.name}, neither here nor installed") from error
     except AttributeError as error:
         if error.name != name:
             raise
@@ -184,24 +198,19 @@ def _network(model: str) -> networks.Network:
 
 
 def _seen(network: networks.Network, image: Tensor, side: int | None) -> tuple[Tensor, float, tuple[float, float]]:
-    """Return a picture (3, H, W) in 0 … 1 as a network sees it, the factor of its pixels, and where (0, 0) goes (x, y).
+    """Return an image (3, H, W) in 0 … 1 as a network sees it, its scale, and where (x, y) its pixel (0, 0) lies.
 
-    A detector sees what its recipe says, and without one a picture no larger than those it was trained on. A
-    classifier of the geometry study sees one object in a square, as `pliant explore` draws it.
+    For a detector the image is resized as its recipe says, without a recipe to at most the size of the training images.
+    A classifier of the geometry study sees one object in a square, as `pliant explore` draws it.
     """
     _, H, W = image.shape
     if isinstance(network.model, Net):
         seen = pictures.canvas(pictures.Picture("", "", "yours", image), network)
         factor = pictures.OBJECT / max(H, W)
         return seen, factor, (network.side / 2 - factor * W / 2, network.side / 2 - factor * H / 2)
-    resized = None
-    with contextlib.suppress(ValueError, OSError):  # weights of a study, a module of the user
-        resized = resizing(DetectorRecipe.of(checkpoint.read(Path(network.id))["recipe"]).data)
-    if resized is not None and side is None:
-        nothing = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}
-        nothing["ignore"] = torch.zeros(0, dtype=torch.bool)
-        image, _ = resized(image, nothing, torch.Generator())
-    most = side or (LONGEST if resized is not None else network.side)
+    if side is None:
+        image = resized(image, network.resize)
+    most = side or (network.side if network.resize is None else LONGEST)
     h, w = image.shape[1:]
     if max(h, w) > most:
         size = max(1, round(h * most / max(h, w))), max(1, round(w * most / max(h, w)))
@@ -212,16 +221,16 @@ def _seen(network: networks.Network, image: Tensor, side: int | None) -> tuple[T
 def _moved(
     numbers: tuple[float, ...] | None, seen: Tensor, factor: float, shift: tuple[float, float]
 ) -> tuple[float, ...] | None:
-    """Return x and y in turn, from pixels of the file to those of the picture that is seen."""
+    """Return coordinates x, y, x, y … in pixels of the file as pixels of the image that the network sees."""
     if numbers is None:
         return None
     sides = (seen.shape[2], seen.shape[1])
-    last = 1e-3 if len(numbers) == 2 else 0.0  # a point lies on a pixel, a box may end behind the last
+    last = 1e-3 if len(numbers) == 2 else 0.0  # a point lies inside of a pixel, a box may end at the last edge
     return tuple(min(max(v * factor + shift[i % 2], 0.0), sides[i % 2] - last) for i, v in enumerate(numbers))
 
 
 def _numbers(count: int):  # type: ignore[no-untyped-def]
-    """Return what reads so many numbers with commas between them."""
+    """Return a function that reads this many numbers separated by commas."""
 
     def read(text: str) -> tuple[float, ...]:
         try:
@@ -229,7 +238,7 @@ def _numbers(count: int):  # type: ignore[no-untyped-def]
         except ValueError:
             found = ()
         if len(found) != count or not all(v == v and abs(v) < 1e9 for v in found):
-            raise argparse.ArgumentTypeError(f"must be {count} numbers with commas between them, got {text!r}")
+            raise argparse.ArgumentTypeError(f"must be {count} numbers separated by commas, got {text!r}")
         return found
 
     return read

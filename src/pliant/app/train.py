@@ -1,4 +1,4 @@
-"""``pliant train detector``: train, and go on where a run stopped."""
+"""``pliant train detector``: train a detector, or resume a run."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from pathlib import Path
 from pliant.app import arguments
 from pliant.app.data import told
 from pliant.app.progress import progress
-from pliant.train import DetectorRecipe, fit_detector, log, parameters
-from pliant.train.build import augmentation, build_data, build_detector, resizing
+from pliant.train import DetectorRecipe, build_detector, fit_detector, log, parameters
+from pliant.train.build import augmentation, build_data, resizing
 from pliant.train.distributed import Ranks, start
 
 
@@ -22,7 +22,7 @@ def main(words: Sequence[str]) -> int:
     """Train as the arguments say; return the exit status."""
     detector = arguments.parser("pliant train detector", "Train a detector; the settings are those of DetectorRecipe.")
     detector.add_argument(
-        "--config", action="config", help="YAML or JSON file of settings, such as a run's recipe.json"
+        "--config", action="config", help="YAML or JSON file of settings, such as the recipe.json of a run"
     )
     detector.add_class_arguments(DetectorRecipe, None)
     detector.add_argument(
@@ -32,23 +32,21 @@ def main(words: Sequence[str]) -> int:
         "--annotations", metavar="FILE", default=SUPPRESS, help="short for --data.source coco --data.annotations FILE"
     )
     detector.add_argument("--out", type=str, default="runs/detector", help="folder of the run")
-    detector.add_argument("--resume", action="store_true", help="go on with the run in --out, with its settings")
+    detector.add_argument("--resume", action="store_true", help="resume the run in --out, with its settings")
     detector.add_argument("--device", type=str, default="cpu", help="such as cuda")
     detector.add_argument("--tensorboard", action="store_true", help="write curves for TensorBoard into --out")
     parser = arguments.parser("pliant train", "Train a network.")
-    parser.add_subcommands(dest="what", metavar="WHAT").add_subcommand(
-        "detector", detector, help="a detector of objects"
-    )
+    parser.add_subcommands(dest="what", metavar="WHAT").add_subcommand("detector", detector, help="an object detector")
 
     if not words:
         raise ValueError("say what to train: pliant train detector")
     words = arguments.spelled_out(words, "data.images", "data.annotations")
     args = arguments.parse(parser, words).detector
     if args.resume:
-        # The run's settings come before those given here, which may only say the same.
+        # Settings given here override those of the run; fit_detector refuses a difference.
         written = Path(args.out) / "recipe.json"
         if not written.exists():
-            raise ValueError(f"there is no run to go on with in {args.out}: {written} is missing")
+            raise ValueError(f"there is no run to resume in {args.out}: {written} is missing")
         at = words.index("detector") + 1
         args = arguments.parse(parser, [*words[:at], "--config", str(written), *words[at:]]).detector
     values = detector.instantiate(args)
@@ -63,8 +61,8 @@ def _train(recipe: DetectorRecipe, folder: Path, resume: bool, ranks: Ranks, ten
     model = build_detector(recipe.model, len(train.classes), seed=recipe.seed, pretrained=not resume)
     shared = f" on {ranks.world} processes" if ranks.world > 1 else ""
     bar = progress(
-        f"{recipe.model.detector}, {parameters(model) / 1e6:.2f} M parameters; {len(train)} pictures of "
-        f"{recipe.data.source}, {len(train.classes)} classes; {recipe.batch} a step{shared}. The run is {folder}/."
+        f"{recipe.model.detector}, {parameters(model) / 1e6:.2f} M parameters; {len(train)} images of "
+        f"{recipe.data.source}, {len(train.classes)} classes; {recipe.batch} per step{shared}. The run is {folder}/."
     )
     status, said = 0, ""
     try:
@@ -75,8 +73,8 @@ def _train(recipe: DetectorRecipe, folder: Path, resume: bool, ranks: Ranks, ten
                 on_record=bar.record,
             )  # fmt: skip
     except KeyboardInterrupt as error:
-        again = f"Go on with: pliant train detector --out {folder} --resume"
-        # At once, it has nothing to say.
+        again = f"Resume with: pliant train detector --out {folder} --resume"
+        # Interrupted at once, the error has no arguments.
         status, said = 130, f"Interrupted {error}. {again}" if error.args else f"Interrupted: {_kept(folder)}."
     except FloatingPointError as error:
         status, said = 1, f"Stopped: {error}."
@@ -94,11 +92,11 @@ def _train(recipe: DetectorRecipe, folder: Path, resume: bool, ranks: Ranks, ten
 
 def _kept(folder: Path) -> str:
     last = folder / "last.pt"
-    return f"{last} is the last checkpoint, and --resume goes on from it" if last.exists() else "nothing is kept"
+    return f"{last} is the last checkpoint; --resume continues from it" if last.exists() else "nothing is kept"
 
 
 def _outcome(folder: Path) -> str:
-    """Return what a finished run came to."""
+    """Return the result of a finished run in one sentence."""
     scores = [r for r in log.read(folder / "metrics.jsonl") if r["kind"] == "evaluation" and r["AP"] is not None]
     if not scores:
         return f"Done: {folder}/last.pt."

@@ -1,4 +1,4 @@
-"""Detection data in COCO's form: read from files, and written."""
+"""Detection data in COCO's format: read from files, and written."""
 
 from __future__ import annotations
 
@@ -16,30 +16,32 @@ from torch.utils.data import Dataset
 
 from pliant.data.images import image_size, read_image
 
-# What is in a picture: boxes (n, 4) float32 x1 y1 x2 y2, labels (n,) int64, ignore (n,) bool, image_id int.
+# The objects in an image: boxes (n, 4) float32 x1 y1 x2 y2, labels (n,) int64, ignore (n,) bool, image_id int.
 Target = dict[str, Any]
-AREA_RANGES = {"small": (0.0, 32.0**2), "medium": (32.0**2, 96.0**2), "large": (96.0**2, 1e10)}
-SLACK = 1.0  # pixels by which annotators' boxes may stick out without being mentioned
+# Least and most area of objects that COCO calls small, medium and large, in square pixels.
+LARGEST = 1e10
+AREA_RANGES = {"small": (0.0, 32.0**2), "medium": (32.0**2, 96.0**2), "large": (96.0**2, LARGEST)}
+SLACK = 1.0  # pixels by which a box may extend beyond its image without being mentioned
 
 
 class CocoDetection(Dataset[tuple[Tensor, Target]]):
-    """Pictures of a folder with an annotation file in COCO's form.
+    """Images of a folder with an annotation file in COCO's format.
 
-    Labels count the categories by their ids, which are kept for `coco()`. Crowds (`iscrowd`, or `ignore` of other
-    tools) are marked ignore. Pictures without annotations stay: they are all background.
+    Labels number the categories in the order of their ids, which are kept for `coco()`. Crowds (`iscrowd`, or `ignore`
+    of other tools) are marked ignore. Images without annotations are kept as background.
 
-    What is wrong in the file is left out and told in one warning; `problems` has a sentence for each case, with file,
-    id and what was done:
+    Faulty entries of the file are left out, and one warning is given; `problems` has a sentence for each of them, with
+    file, id and what was done:
 
-    * a picture that is missing, listed twice, or listed without whole-number id or file name: left out;
-    * an annotation without box, picture or category, or of a picture or category that is not listed: left out;
-    * a box that is not four finite numbers, has no area, or lies outside its picture: left out;
-    * a box that sticks out of its picture: cut (mentioned beyond `SLACK` pixels).
+    * an image that is missing, listed twice, or listed without integer id or file name: left out;
+    * an annotation without box, image or category, or of an image or category that is not listed: left out;
+    * a box that is not four finite numbers, has no area, or lies outside of its image: left out;
+    * a box that extends beyond its image: cut (mentioned beyond `SLACK` pixels).
 
-    A file that turns out to be broken when it is read raises `BrokenImage` from the item; `batches` goes on.
+    Reading an item whose image file is broken raises `BrokenImage`; `batches` continues with the next image.
 
     Args:
-        images: folder that the file names are relative to.
+        images: folder to which the file names are relative.
         annotations: JSON file.
 
     Attributes:
@@ -49,8 +51,8 @@ class CocoDetection(Dataset[tuple[Tensor, Target]]):
         problems: sentences.
 
     Raises:
-        FileNotFoundError: folder or file are missing.
-        ValueError: the file is not in COCO's form, or nothing in it can be used.
+        FileNotFoundError: the folder or the file is missing.
+        ValueError: the file is not in COCO's format, or nothing in it can be used.
     """
 
     area_ranges = AREA_RANGES
@@ -59,7 +61,7 @@ class CocoDetection(Dataset[tuple[Tensor, Target]]):
         self.images, self.annotations = Path(images), Path(annotations)
         truth = _read(self.annotations)
         if not self.images.is_dir():
-            raise FileNotFoundError(f"coco: the folder {self.images} is missing; name the one with the pictures")
+            raise FileNotFoundError(f"coco: the folder {self.images} is missing; name the one with the images")
         self.problems: list[str] = []
         self._left_out: set[int] = set()
         names = self._categories(truth["categories"])
@@ -68,7 +70,7 @@ class CocoDetection(Dataset[tuple[Tensor, Target]]):
         files = self._files(truth["images"])
         if not files:
             first = f"; {self.problems[0]}" if self.problems else ""
-            raise ValueError(f"coco: {self.annotations} has no picture that is in {self.images}{first}")
+            raise ValueError(f"coco: {self.annotations} has no image that is in {self.images}{first}")
         self._ids = tuple(files)
         self._names = tuple(name for name, _ in files.values())
         self._sizes = tuple(size for _, size in files.values())
@@ -81,20 +83,20 @@ class CocoDetection(Dataset[tuple[Tensor, Target]]):
         return len(self._ids)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Target]:
-        """Return picture `index`, uint8 (3, H, W), and its target.
+        """Return image `index`, uint8 (3, H, W), and its target.
 
         Raises:
-            FileNotFoundError, BrokenImage: the file is gone, broken or another one.
+            FileNotFoundError, BrokenImage: the file is missing, broken, or of another size.
         """
         if not 0 <= index < len(self):
-            raise IndexError(f"coco: {self.annotations} has {len(self)} pictures, got index {index}")
+            raise IndexError(f"coco: {self.annotations} has {len(self)} images, got index {index}")
         image = read_image(self.images / self._names[index], self._sizes[index])
         return image, {key: v.clone() if isinstance(v, Tensor) else v for key, v in self._targets[index].items()}
 
     def coco(self) -> dict[str, Any]:
-        """Return the ground truth in COCO's form, of what is used: ids of pictures and categories are the file's.
+        """Return the ground truth that is used, in COCO's format, with the ids of images and categories of the file.
 
-        Annotations are numbered anew; their areas are the file's, or the box's where it gives none.
+        Annotations are numbered anew; their areas are those of the file, or of the box if the file has none.
         """
         return ground_truth(self._targets, self._sizes, self._names, self.classes, self.category_ids, self._areas)
 
@@ -106,21 +108,21 @@ class CocoDetection(Dataset[tuple[Tensor, Target]]):
         for place, entry in enumerate(listed):
             id = _whole(entry.get("id")) if isinstance(entry, dict) else None
             if id is None or id in names:
-                fault = "has no whole-number id" if id is None else f"repeats id {id}"
+                fault = "has no integer id" if id is None else f"repeats id {id}"
                 self._problem(f"category number {place} {fault}")
             else:
                 names[id] = str(entry.get("name", id))
         if not names:
-            raise ValueError(f"coco: {self.annotations} lists no category; nothing can be learned from it")
+            raise ValueError(f"coco: {self.annotations} lists no categories")
         return names
 
     def _files(self, listed: list[Any]) -> dict[int, tuple[str, tuple[int, int]]]:
-        """Return file name and (H, W) of every picture by its id."""
+        """Return the file name and (H, W) of every image by its id."""
         files: dict[int, tuple[str, tuple[int, int]]] = {}
         for place, entry in enumerate(listed):
             id = _whole(entry.get("id")) if isinstance(entry, dict) else None
             if id is None:
-                self._problem(f"image number {place} has no whole-number id")
+                self._problem(f"image number {place} has no integer id")
                 continue
             name = entry.get("file_name")
             if id in files or not isinstance(name, str) or not name:
@@ -142,7 +144,7 @@ class CocoDetection(Dataset[tuple[Tensor, Target]]):
         return files
 
     def _boxes(self, listed: list[Any]) -> tuple[list[Target], list[list[float]]]:
-        """Return the target of every picture, and the areas of its boxes."""
+        """Return the target of every image, and the areas of its boxes."""
         label = {id: k for k, id in enumerate(self.category_ids)}
         place = {id: k for k, id in enumerate(self._ids)}
         rows: list[list[_Row]] = [[] for _ in self._ids]
@@ -151,7 +153,7 @@ class CocoDetection(Dataset[tuple[Tensor, Target]]):
             try:
                 image, category, (x, y, w, h) = _fields(entry)
                 if image in self._left_out and image not in place:
-                    continue  # said already
+                    continue  # reported already
                 if image not in place:
                     raise _Fault(f"is of image {image}, which is not listed")
                 if category not in label:
@@ -162,13 +164,13 @@ class CocoDetection(Dataset[tuple[Tensor, Target]]):
                     raise _Fault(f"lies outside of image {image}, its box is {[x, y, w, h]}")
                 kept = array("f", cut)  # float32, as the boxes of a target
                 if kept[2] <= kept[0] or kept[3] <= kept[1]:
-                    raise _Fault(f"has a box of {w:g}×{h:g} pixels, nothing in float32")
+                    raise _Fault(f"has a box of {w:g}×{h:g} pixels, without area in float32")
             except _Fault as fault:
                 self._problem(f"{name} {fault}")
                 continue
             out = max(cut[0] - x, cut[1] - y, x + w - cut[2], y + h - cut[3])
             if out > SLACK:
-                self._problem(f"{name} sticks out of image {image} by {out:g} pixels", "cut")
+                self._problem(f"{name} extends beyond image {image} by {out:g} pixels", "cut")
             area = _number(entry.get("area")) or 0.0
             if area <= 0:
                 area = (cut[2] - cut[0]) * (cut[3] - cut[1])
@@ -196,19 +198,19 @@ class _Row(NamedTuple):
 
 
 class _Fault(Exception):
-    """What is wrong with an annotation."""
+    """A fault of an annotation."""
 
 
 def _fields(entry: Any) -> tuple[int, int, tuple[float, float, float, float]]:
     """Return image id, category id and x y w h of an annotation."""
     if not isinstance(entry, dict):
-        raise _Fault("is no object")
+        raise _Fault("is not an object")
     missing = [key for key in ("image_id", "category_id", "bbox") if entry.get(key) is None]
     if missing:
         raise _Fault(f"has no {' and no '.join(missing)}")
     image, category = _whole(entry["image_id"]), _whole(entry["category_id"])
     if image is None or category is None:
-        raise _Fault("has an image_id or category_id that is no whole number")
+        raise _Fault("has an image_id or category_id that is not an integer")
     box = entry["bbox"] if isinstance(entry["bbox"], list) else []
     numbers = [number for number in map(_number, box) if number is not None]
     if len(numbers) != 4 or len(box) != 4:
@@ -227,15 +229,15 @@ def ground_truth(
     category_ids: Sequence[int],
     areas: Sequence[Sequence[float]] | None = None,
 ) -> dict[str, Any]:
-    """Return targets in COCO's form, ready for JSON; `ignore` becomes `iscrowd`.
+    """Return targets in COCO's format, ready for JSON; `ignore` becomes `iscrowd`.
 
     Args:
-        targets: one a picture.
-        sizes: (H, W) of every picture.
-        names: its file.
+        targets: one per image.
+        sizes: (H, W) of every image.
+        names: file name of every image.
         classes: name of every label.
-        category_ids: its COCO id.
-        areas: of every object of every picture; None takes the boxes'.
+        category_ids: COCO's id of every label.
+        areas: of every object of every image; None takes the areas of the boxes.
     """
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
@@ -264,10 +266,10 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         truth = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"coco: {path} is half-written or no JSON ({error}); fetch it again") from error
+        raise ValueError(f"coco: {path} is incomplete or not JSON ({error}); fetch it again") from error
     for key in ("images", "annotations", "categories"):
         if not isinstance(truth, dict) or not isinstance(truth.get(key), list):
-            raise ValueError(f"coco: {path} is not in COCO's form, it has no list of {key}")
+            raise ValueError(f"coco: {path} is not in COCO's format: it has no list of {key}")
     return dict(truth)
 
 
@@ -282,6 +284,6 @@ def _number(value: Any) -> float | None:
 
 
 def _whole(value: Any) -> int | None:
-    """Return a whole number, or None; 3.0 is one."""
+    """Return an integer, or None; 3.0 is one."""
     number = _number(value)
     return int(value) if number is not None and number.is_integer() else None

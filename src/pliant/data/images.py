@@ -34,7 +34,6 @@ def read_image(path: Path, size: tuple[int, int] | None = None) -> Tensor:
         FileNotFoundError: there is no such file.
         BrokenImage: the file cannot be read, or the image has another size.
     """
-    import numpy as np
     from PIL import Image
 
     path = Path(path)
@@ -42,21 +41,33 @@ def read_image(path: Path, size: tuple[int, int] | None = None) -> Tensor:
         raise FileNotFoundError(f"{path} is missing")
     try:
         with Image.open(path) as opened:
-            image = _upright(opened, size)
-            if image.mode == "F":
-                raise ValueError("its pixels are floating-point numbers of unknown range")
-            if image.mode.startswith("I"):
-                wide = np.array(image).astype(np.int64).clip(0, 65535)
-                grey = ((wide + 128) // 257).astype(np.uint8)
-                array = np.repeat(grey[:, :, None], 3, 2)
-            else:
-                # Pillow warns of a palette with transparency that is not converted by way of RGBA.
-                array = np.array((image.convert("RGBA") if image.mode == "P" else image).convert("RGB"))
+            image = pixels(opened, size)
     except Exception as error:  # Pillow's decoders raise many kinds of exceptions on a broken file
         raise BrokenImage(f"{path} cannot be read: {' '.join(str(error).split()) or type(error).__name__}") from error
-    H, W = array.shape[:2]
+    _, H, W = image.shape
     if size is not None and size != (H, W):
         raise BrokenImage(f"{path} has {W}×{H} pixels, its annotations are for {size[1]}×{size[0]}")
+    return image
+
+
+def pixels(opened: Image, size: tuple[int, int] | None = None) -> Tensor:
+    """Return a Pillow image as uint8 (3, H, W); see :func:`read_image`.
+
+    Raises:
+        ValueError: its pixels are floating-point numbers.
+    """
+    import numpy as np
+
+    image = _upright(opened, size)
+    if image.mode == "F":
+        raise ValueError("its pixels are floating-point numbers of unknown range")
+    if image.mode.startswith("I"):
+        wide = np.array(image).astype(np.int64).clip(0, 65535)
+        grey = ((wide + 128) // 257).astype(np.uint8)
+        array = np.repeat(grey[:, :, None], 3, 2)
+    else:
+        # Pillow warns of a palette with transparency that is not converted by way of RGBA.
+        array = np.array((image.convert("RGBA") if image.mode == "P" else image).convert("RGB"))
     return torch.from_numpy(array).permute(2, 0, 1).contiguous()
 
 

@@ -12,34 +12,34 @@ from pliant.models.fpn import FPN
 from pliant.models.mimic import FeatureMimic
 from pliant.models.resnet import ResNet
 from pliant.models.rpn import RPN
-from pliant.models.two_stage import TwoStage
+from pliant.models.two_stage import HeadSettings, TwoStage
 from pliant.nn import DeformRoIPool
 from pliant.ops import roi_align
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-POOLS = {"align": None, "deform": 1, "modulated": 2}
+VERSIONS = {"align": None, "deform": 1, "modulated": 2}  # of DeformRoIPool
 
 
 class RoIPooling(nn.Module):
     """Pool every RoI from the map that suits its size, all with the same (deformable) pooling.
 
     The map is the coarsest one whose stride is at most ``16·√(w·h)/canonical``, else the finest: for a pyramid of
-    strides 4 to 32 and canonical 224 that is level ``⌊4 + log2(√(w·h)/224)⌋``. RoIs are brought to the pixels of their
-    map, so that one branch serves all maps: its offsets are in extents of the RoI. (The authors' released pyramid
-    has a branch for each level.)
+    strides 4 to 32 and canonical 224 that is level ``⌊4 + log2(√(w·h)/224)⌋``. RoIs are scaled to the pixels of their
+    map, and offsets are in units of the RoI's width and height, so that one branch serves all maps. (The authors'
+    released pyramid has a branch per level.)
 
     Args:
         kind: "align", "deform" (offsets) or "modulated" (offsets and mask).
         channels: of the maps.
         strides: of the maps, finest first.
         size: bins in each direction.
-        sampling_ratio: samples of a bin in each direction.
+        sampling_ratio: samples per bin in each direction.
         canonical: side of the RoIs that are pooled at stride 16, in pixels.
-        hidden: widths of the fully connected layers before the offsets; None takes the paper's, none for "deform",
-            1024 twice for "modulated".
+        hidden: widths of the fully connected layers before the offsets; None takes the papers': no such layer for
+            "deform", (1024, 1024) for "modulated".
 
     Shape:
-        maps, RoIs (R, 5) in pixels of the picture → (R, channels, size, size).
+        maps, RoIs (R, 5) in pixels of the image → (R, channels, size, size).
     """
 
     def __init__(
@@ -54,12 +54,12 @@ class RoIPooling(nn.Module):
         hidden: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
-        if kind not in POOLS:
-            raise ValueError(f"FasterRCNN: roi_pool must be one of {', '.join(map(repr, POOLS))}, got {kind!r}")
+        if kind not in VERSIONS:
+            raise ValueError(f"FasterRCNN: roi_pool must be one of {', '.join(map(repr, VERSIONS))}, got {kind!r}")
         if not canonical > 0:
             raise ValueError(f"FasterRCNN: roi_canonical must be positive, got {canonical}")
         self.strides, self.size, self.sampling_ratio, self.canonical = tuple(strides), size, sampling_ratio, canonical
-        version = POOLS[kind]
+        version = VERSIONS[kind]
         self.deform = None
         if version is not None:
             self.deform = DeformRoIPool(size, channels, 1.0, sampling_ratio, version=version, hidden=hidden)
@@ -67,7 +67,7 @@ class RoIPooling(nn.Module):
     def forward(self, maps: Sequence[Tensor], rois: Tensor) -> Tensor:
         level = self.levels(rois)
         if torch.compiler.is_exporting():
-            # A graph that stands alone cannot ask how many RoIs a map has: pool all from all, and choose.
+            # The number of RoIs per map is not known in an exported graph: pool all RoIs from every map, then choose.
             every = [self.pool(x, rois, stride) for x, stride in zip(maps, self.strides, strict=True)]
             chosen = every[0]
             for i, candidate in enumerate(every[1:], 1):
@@ -103,49 +103,49 @@ class RoIPooling(nn.Module):
 
 
 class FasterRCNN(TwoStage):
-    """Detect objects: boxes proposed by an RPN are pooled, described by two fully connected layers, named and moved.
+    """Detect objects: the RPN's boxes are pooled, pass two fully connected layers, and are classified and moved.
 
     ``neck="fpn"``: proposals and pooling on a feature pyramid. ``neck="c4"``: proposals on conv4, pooling on conv5
-    after a 1×1 convolution, as in both papers, which have conv5 at stride 16: `ResNet(…, stride=16)`. How it is called
-    and what it returns: :class:`pliant.models.two_stage.TwoStage`. The defaults are the papers' settings where they
-    say any.
+    after a 1×1 convolution, as in both papers, which have conv5 at stride 16: `ResNet(…, stride=16)`. For calls and
+    results see :class:`pliant.models.two_stage.TwoStage`. The defaults are the papers' settings where these are given.
 
     Args:
         backbone: a ResNet.
         classes: C, of the foreground.
         neck: "fpn" or "c4".
         roi_pool: "align", "deform" (DCNv1) or "modulated" (DCNv2).
-        mimic: trains with R-CNN feature mimicking; see :class:`pliant.models.FeatureMimic`.
+        mimic: R-CNN feature mimicking in training; see :class:`pliant.models.FeatureMimic`.
         channels: of the pyramid, or of the 1×1 convolution on conv5.
         hidden: width of the two fully connected layers.
-        levels: which of the backbone's maps the pyramid stands on; the last one, 3, always.
-        anchor_sizes: roots of the anchors' areas in pixels, for each map that proposes, finest first; None: 8 times
+        levels: the backbone's maps, 0 to 3, on which the pyramid is built; 3 is always among them.
+        anchor_sizes: square roots of the anchors' areas in pixels, for each map of the RPN, finest first; None: 8 times
             the stride (pyramid), or 2, 4, 8, 16 and 32 times the stride (conv4), which is 32 to 512.
         anchor_ratios: height / width.
-        rpn_channels: None: those of the pyramid, 512 on conv4.
-        rpn_samples: anchors a picture that the RPN's losses see.
-        pre_nms: of each map, in training and in evaluation; None: 2000 and 1000 (pyramid), 12000 and 6000 (conv4).
-        post_nms: proposals of a picture, in training and in evaluation.
-        rpn_nms: threshold of the proposals' suppression.
-        rois: proposals a picture that the head's losses see.
+        rpn_channels: of the RPN's 3×3 convolution; None: as many as the pyramid has, 512 on conv4.
+        rpn_samples: anchors per image that the RPN's losses see.
+        pre_nms: best anchors per map before suppression, in training and in evaluation; None: 2000 and 1000 (pyramid),
+            12000 and 6000 (conv4).
+        post_nms: proposals per image, in training and in evaluation.
+        rpn_nms: IoU with a better proposal above which one is dropped.
+        rois: proposals per image that the head's losses see.
         positive_share: largest share of positives among them.
-        positive_iou: from which a proposal is positive.
-        hard: online hard example mining; see TwoStage.
+        positive_iou: IoU with a true box from which a proposal is positive.
+        hard: online hard example mining; see HeadSettings.
         pooled: bins in each direction.
-        sampling_ratio: samples of a bin in each direction.
+        sampling_ratio: samples per bin in each direction.
         roi_canonical: side of the RoIs that are pooled at stride 16 of the pyramid, in pixels.
-        roi_hidden: widths before the offsets of the pooling; None: the papers'.
-        class_agnostic: move boxes without regard to their class.
+        roi_hidden: widths of the layers before the offsets of the pooling; see RoIPooling.
+        class_agnostic: one set of deltas for all classes.
         box_std: scale of the head's deltas.
-        score_threshold: detections scored lower are dropped.
-        nms_threshold: of the detections' suppression.
-        max_detections: of a picture.
-        mean: of pictures, a value a channel.
-        std: of pictures, a value a channel.
+        score_threshold: boxes with a lower score are dropped.
+        nms_threshold: IoU with a better detection of the same class above which a box is dropped.
+        max_detections: most detections per image.
+        mean: of images, per channel.
+        std: of images, per channel.
 
     Raises:
-        TypeError: the backbone is not a ResNet; pictures are not floating-point.
-        ValueError: an unknown neck or pooling, settings or pictures or targets that do not fit.
+        TypeError: the backbone is not a ResNet; images are not floating-point.
+        ValueError: an unknown neck or pooling; settings, images or targets that do not fit.
 
     Source: Ren et al., NIPS 2015; Lin et al., CVPR 2017; Dai et al., ICCV 2017; Zhu et al., CVPR 2019.
 
@@ -193,20 +193,10 @@ class FasterRCNN(TwoStage):
         mean: Sequence[float] = IMAGENET_MEAN,
         std: Sequence[float] = IMAGENET_STD,
     ) -> None:
-        super().__init__(
-            backbone,
-            classes,
-            rois=rois,
-            positive_share=positive_share,
-            positive_iou=positive_iou,
-            hard=hard,
-            box_std=box_std,
-            score_threshold=score_threshold,
-            nms_threshold=nms_threshold,
-            max_detections=max_detections,
-            mean=mean,
-            std=std,
+        head = HeadSettings(
+            rois, positive_share, positive_iou, hard, box_std, score_threshold, nms_threshold, max_detections
         )
+        super().__init__(backbone, classes, head, mean, std)
         if min(channels, hidden, pooled) < 1:
             raise ValueError(
                 f"FasterRCNN: channels, hidden and pooled must be at least 1, got {channels}, {hidden} and {pooled}"
@@ -234,29 +224,17 @@ class FasterRCNN(TwoStage):
             anchor_sizes = [[factor * stride for factor in factors] for stride in rpn_strides]
         if len(anchor_sizes) != len(rpn_strides) or len({len(sizes) for sizes in anchor_sizes}) != 1:
             raise ValueError(
-                f"FasterRCNN: anchor_sizes must have as many sizes for each of the {len(rpn_strides)} maps that "
-                f"propose, got {anchor_sizes!r}"
+                f"FasterRCNN: anchor_sizes must have an equal number of sizes for each of the {len(rpn_strides)} maps "
+                f"of the RPN, got {anchor_sizes!r}"
             )
         self.rpn = RPN(
-            rpn_in,
-            rpn_strides,
-            anchor_sizes,
-            anchor_ratios,
-            hidden=rpn_channels,
-            samples=rpn_samples,
-            pre_nms=pre_nms,
-            post_nms=post_nms,
-            nms_threshold=rpn_nms,
-        )
+            rpn_in, rpn_strides, anchor_sizes, anchor_ratios, hidden=rpn_channels, samples=rpn_samples,
+            pre_nms=pre_nms, post_nms=post_nms, nms_threshold=rpn_nms,
+        )  # fmt: skip
         self.pool = RoIPooling(
-            roi_pool,
-            channels,
-            pool_strides,
-            size=pooled,
-            sampling_ratio=sampling_ratio,
-            canonical=roi_canonical,
+            roi_pool, channels, pool_strides, size=pooled, sampling_ratio=sampling_ratio, canonical=roi_canonical,
             hidden=roi_hidden,
-        )
+        )  # fmt: skip
         self.fc1 = nn.Linear(channels * pooled**2, hidden)
         self.fc2 = nn.Linear(hidden, hidden)
         self.classifier = nn.Linear(hidden, classes + 1)
@@ -273,15 +251,15 @@ class FasterRCNN(TwoStage):
             mimic.attach(self)
         self.mimic = mimic
 
-    def maps(self, pictures: Tensor) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
-        found = self.backbone(pictures)
+    def maps(self, images: Tensor) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+        found = self.backbone(images)
         if isinstance(self.neck, FPN):
             levels = self.neck([found[i] for i in self.levels])
             return levels, levels[: len(self.levels)]
         return [found[2]], [F.relu(self.neck(found[3]))]
 
     def describe(self, maps: Sequence[Tensor], rois: Tensor) -> Tensor:
-        """Return the features (R, hidden) of RoIs (R, 5), what the last two layers see."""
+        """Return the features (R, hidden) of RoIs (R, 5), the input of classifier and regressor."""
         x = F.relu(self.fc1(self.pool(maps, rois).flatten(1)))
         return F.relu(self.fc2(x))
 
@@ -290,5 +268,5 @@ class FasterRCNN(TwoStage):
         deltas = self.regressor(features)
         return self.classifier(features), deltas.unflatten(1, (-1, 4)), features
 
-    def more_losses(self, pictures: Tensor, rois: Tensor, labels: Tensor, features: Tensor) -> dict[str, Tensor]:
-        return {} if self.mimic is None else self.mimic(self, pictures, rois, labels, features)
+    def more_losses(self, images: Tensor, rois: Tensor, labels: Tensor, features: Tensor) -> dict[str, Tensor]:
+        return {} if self.mimic is None else self.mimic(self, images, rois, labels, features)

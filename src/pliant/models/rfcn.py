@@ -1,4 +1,4 @@
-"""R-FCN: score maps that know which part of an object they score, with or without deformable pooling."""
+"""R-FCN: position-sensitive score maps, one set per part of an object, with or without deformable pooling."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from torch import Tensor, nn
 from pliant.models.faster_rcnn import IMAGENET_MEAN, IMAGENET_STD
 from pliant.models.resnet import ResNet
 from pliant.models.rpn import RPN
-from pliant.models.two_stage import TwoStage
+from pliant.models.two_stage import HeadSettings, TwoStage
 from pliant.nn import DeformPSRoIPool
 from pliant.ops import deform_psroi_pool
 
 
 class PartScores(nn.Module):
-    """Score RoIs by parts: bin (i, j) of k × k looks at maps of its own, and the bins are averaged.
+    """Score RoIs by parts: each bin (i, j) of k × k is pooled from its own maps, and the bins are averaged.
 
     ``score[r, c] = mean_b pool(maps)[r, c, b]``, with ``maps = conv(features)``, 1×1 to outputs·k² channels, pooled by
     :func:`pliant.ops.deform_psroi_pool` without offsets or by :class:`pliant.nn.DeformPSRoIPool`.
 
     Args:
         channels: of the features.
-        outputs: scores of a RoI.
+        outputs: scores per RoI.
         bins: k.
         stride: of the features.
-        classes: whose bins move apart from each other, a divisor of `outputs`; None: bins do not move.
+        classes: number of classes with their own offsets, a divisor of `outputs`; None: bins do not move.
 
     Shape:
         features (N, channels, H, W), RoIs (R, 5) → (R, outputs).
@@ -53,14 +53,14 @@ class PartScores(nn.Module):
 class RFCN(TwoStage):
     """Detect objects by convolutions alone: after the proposals there is only pooling and averaging.
 
-    Proposals on conv4. conv5, which should be at stride 16 (`ResNet(…, stride=16)`), goes through a 1×1 convolution to
-    `width` maps, and these through 1×1 convolutions to k²·(C + 1) maps of scores and 4·k² of box deltas (the same for
-    all classes), from which RoIs are pooled part by part. ``roi_pool="deform_ps"``: each bin moves, by offsets that
-    convolutions make for every class. Both ways pool alike (:func:`pliant.ops.deform_psroi_pool`), so that offsets are
-    all that differs. How it is called and what it returns: :class:`pliant.models.two_stage.TwoStage`.
+    The RPN works on conv4. conv5, which should be at stride 16 (`ResNet(…, stride=16)`), goes through a 1×1 convolution
+    to `width` maps, and these through 1×1 convolutions to k²·(C + 1) score maps and 4·k² maps of box deltas (shared by
+    all classes), from which RoIs are pooled part by part. ``roi_pool="deform_ps"``: each bin moves by an offset that
+    convolutions predict per class. Both kinds use the same pooling (:func:`pliant.ops.deform_psroi_pool`) and differ in
+    the offsets alone. For calls and results see :class:`pliant.models.two_stage.TwoStage`.
 
-    The released code predicts 8·k² deltas, four of them for the background, which nothing trains; they are left out.
-    Its other settings are the defaults: 300 proposals, of which the 128 of largest loss count.
+    The released code predicts 8·k² maps of deltas. Half of them belong to the background and are never trained; they
+    are left out here. Its other settings are the defaults: 300 proposals, of which the 128 of largest loss count.
 
     Args:
         backbone: a ResNet.
@@ -68,27 +68,27 @@ class RFCN(TwoStage):
         roi_pool: "ps" or "deform_ps".
         width: channels between conv5 and the score maps.
         bins: k, parts in each direction.
-        anchor_sizes: roots of the anchors' areas in pixels; None: 4, 8, 16 and 32 times the stride of conv4.
+        anchor_sizes: square roots of the anchors' areas in pixels; None: 4, 8, 16 and 32 times the stride of conv4.
         anchor_ratios: height / width.
-        rpn_channels: of the RPN's convolution.
-        rpn_samples: anchors a picture that the RPN's losses see.
-        pre_nms: in training and in evaluation.
-        post_nms: proposals of a picture, in training and in evaluation.
-        rpn_nms: threshold of the proposals' suppression.
-        hard: proposals a picture that count, those of largest loss; None draws `rois` of them instead.
+        rpn_channels: of the RPN's 3×3 convolution.
+        rpn_samples: anchors per image that the RPN's losses see.
+        pre_nms: best anchors before suppression, in training and in evaluation.
+        post_nms: proposals per image, in training and in evaluation.
+        rpn_nms: IoU with a better proposal above which one is dropped.
+        hard: proposals per image that count, those of largest loss; None draws `rois` of them instead.
         rois: see `hard`.
         positive_share: largest share of positives among `rois`.
-        positive_iou: from which a proposal is positive.
-        box_std: scale of the deltas.
-        score_threshold: detections scored lower are dropped.
-        nms_threshold: of the detections' suppression.
-        max_detections: of a picture.
-        mean: of pictures, a value a channel.
-        std: of pictures, a value a channel.
+        positive_iou: IoU with a true box from which a proposal is positive.
+        box_std: scale of the head's deltas.
+        score_threshold: boxes with a lower score are dropped.
+        nms_threshold: IoU with a better detection of the same class above which a box is dropped.
+        max_detections: most detections per image.
+        mean: of images, per channel.
+        std: of images, per channel.
 
     Raises:
-        TypeError: the backbone is not a ResNet; pictures are not floating-point.
-        ValueError: an unknown pooling, settings or pictures or targets that do not fit.
+        TypeError: the backbone is not a ResNet; images are not floating-point.
+        ValueError: an unknown pooling; settings, images or targets that do not fit.
 
     Source: Dai et al., "R-FCN", NIPS 2016; Dai et al., "Deformable Convolutional Networks", ICCV 2017, section 2.2.
 
@@ -124,36 +124,20 @@ class RFCN(TwoStage):
         mean: Sequence[float] = IMAGENET_MEAN,
         std: Sequence[float] = IMAGENET_STD,
     ) -> None:
-        super().__init__(
-            backbone,
-            classes,
-            rois=rois,
-            positive_share=positive_share,
-            positive_iou=positive_iou,
-            hard=hard,
-            box_std=box_std,
-            score_threshold=score_threshold,
-            nms_threshold=nms_threshold,
-            max_detections=max_detections,
-            mean=mean,
-            std=std,
+        head = HeadSettings(
+            rois, positive_share, positive_iou, hard, box_std, score_threshold, nms_threshold, max_detections
         )
+        super().__init__(backbone, classes, head, mean, std)
         if roi_pool not in ("ps", "deform_ps"):
             raise ValueError(f"RFCN: roi_pool must be 'ps' or 'deform_ps', got {roi_pool!r}")
         if width < 1 or bins < 1:
             raise ValueError(f"RFCN: width and bins must be at least 1, got {width} and {bins}")
         _, _, conv4, conv5 = backbone.strides
+        sizes = [factor * conv4 for factor in (4, 8, 16, 32)] if anchor_sizes is None else anchor_sizes
         self.rpn = RPN(
-            backbone.channels[2],
-            [conv4],
-            [[factor * conv4 for factor in (4, 8, 16, 32)] if anchor_sizes is None else anchor_sizes],
-            anchor_ratios,
-            hidden=rpn_channels,
-            samples=rpn_samples,
-            pre_nms=pre_nms,
-            post_nms=post_nms,
-            nms_threshold=rpn_nms,
-        )
+            backbone.channels[2], [conv4], [sizes], anchor_ratios, hidden=rpn_channels, samples=rpn_samples,
+            pre_nms=pre_nms, post_nms=post_nms, nms_threshold=rpn_nms,
+        )  # fmt: skip
         self.neck = nn.Conv2d(backbone.channels[3], width, 1)
         nn.init.kaiming_normal_(self.neck.weight, nonlinearity="relu")
         nn.init.zeros_(self.neck.bias)  # type: ignore[arg-type]
@@ -161,8 +145,8 @@ class RFCN(TwoStage):
         self.classifier = PartScores(width, classes + 1, bins, conv5, classes + 1 if deform else None)
         self.regressor = PartScores(width, 4, bins, conv5, 1 if deform else None)
 
-    def maps(self, pictures: Tensor) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
-        found = self.backbone(pictures)
+    def maps(self, images: Tensor) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+        found = self.backbone(images)
         return [found[2]], [F.relu(self.neck(found[3]))]
 
     def head(self, maps: Sequence[Tensor], rois: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,8 +1,9 @@
-"""What detectors of two stages share: pictures in, proposals sampled, losses or detections out."""
+"""What detectors of two stages share: images in, proposals sampled, losses or detections out."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -17,49 +18,68 @@ from pliant.ops import batched_nms
 Target = dict[str, Tensor]
 
 
-class TwoStage(nn.Module):
+@dataclass(eq=False)
+class HeadSettings:
+    """How the head is trained, and which of its boxes become detections.
+
+    Args:
+        rois: proposals per image that the head's losses see.
+        positive_share: largest share of positives among them.
+        positive_iou: IoU with a true box from which a proposal is positive; below it is negative.
+        hard: None, or the number of proposals per image that count, those of largest loss (hard example mining);
+            then the head sees all proposals, and `rois` and `positive_share` do not matter.
+        box_std: scale of the head's deltas.
+        score_threshold: boxes with a lower score are dropped.
+        nms_threshold: IoU with a better detection of the same class above which a box is dropped.
+        max_detections: most detections per image.
+    """
+
+    rois: int
+    positive_share: float
+    positive_iou: float
+    hard: int | None
+    box_std: Sequence[float]
+    score_threshold: float
+    nms_threshold: float
+    max_detections: int
+
+    def check(self, name: str) -> None:
+        """Raise ValueError in the name of a detector if a setting is out of its range."""
+        for what in ("positive_share", "positive_iou", "nms_threshold"):
+            if not 0 <= getattr(self, what) <= 1:
+                raise ValueError(f"{name}: {what} must be from 0 to 1, got {getattr(self, what)}")
+        if len(self.box_std) != 4 or min(self.box_std) <= 0:
+            raise ValueError(f"{name}: box_std must be four positive numbers, got {tuple(self.box_std)}")
+        for what in ("rois", "hard", "max_detections"):
+            number = getattr(self, what)
+            if number is not None and number < 1:
+                raise ValueError(f"{name}: {what} must be at least 1, got {number}")
+
+
+class TwoStage(nn.Module, HeadSettings):
     """A backbone, proposals, and a head that classifies and moves them; the subclass has the head.
 
     In training mode ``model(images, targets)`` returns a dictionary of losses, to be summed; in evaluation mode
-    ``model(images)`` returns for each picture a dictionary of `boxes` (n, 4), `scores` (n,) and `labels` (n,), best
-    first, in its own pixels. Pictures may differ in size: they are normalised, padded with 0 to a common multiple of
-    the largest stride, and nothing is proposed in the padding. Without true boxes, or without a proposal, the losses
-    that lack something to look at are 0.
+    ``model(images)`` returns for each image a dictionary of `boxes` (n, 4), `scores` (n,) and `labels` (n,), best
+    first, in pixels of the image. Images may differ in size: they are normalised, padded with 0 to a common multiple of
+    the largest stride, and nothing is proposed in the padding. Losses that have nothing to look at, for lack of true
+    boxes or of proposals, are 0.
+
+    The settings of the head are attributes, and may be changed later.
 
     Args:
         backbone: a ResNet.
         classes: C, of the foreground; labels are 0 to C − 1, and C means background inside.
-        rois: proposals a picture that the head's losses see.
-        positive_share: largest share of positives among them.
-        positive_iou: IoU with a true box from which a proposal is positive; below it is negative.
-        hard: None, or how many of the proposals of a picture count, those of largest loss (hard example mining);
-            then the head sees all proposals, and `rois` and `positive_share` do not matter.
-        box_std: scale of the head's deltas.
-        score_threshold: detections scored lower are dropped.
-        nms_threshold: IoU with a better detection of the same class above which one is dropped.
-        max_detections: of a picture.
-        mean: of pictures, a value a channel.
-        std: of pictures, a value a channel.
+        head: see :class:`HeadSettings`.
+        mean: of images, per channel.
+        std: of images, per channel.
     """
 
     mean: Tensor
     std: Tensor
 
     def __init__(
-        self,
-        backbone: ResNet,
-        classes: int,
-        *,
-        rois: int,
-        positive_share: float,
-        positive_iou: float,
-        hard: int | None,
-        box_std: Sequence[float],
-        score_threshold: float,
-        nms_threshold: float,
-        max_detections: int,
-        mean: Sequence[float],
-        std: Sequence[float],
+        self, backbone: ResNet, classes: int, head: HeadSettings, mean: Sequence[float], std: Sequence[float]
     ) -> None:
         super().__init__()
         name = type(self).__name__
@@ -69,46 +89,34 @@ class TwoStage(nn.Module):
             raise ValueError(f"{name}: classes must be at least 1, got {classes}")
         if len(mean) != backbone.in_channels or len(std) != backbone.in_channels:
             raise ValueError(
-                f"{name}: mean and std must have a value for each of the {backbone.in_channels} channels of pictures, "
+                f"{name}: mean and std must have a value for each of the {backbone.in_channels} channels of images, "
                 f"got {tuple(mean)} and {tuple(std)}"
             )
-        for what, share in (
-            ("positive_share", positive_share), ("positive_iou", positive_iou), ("nms_threshold", nms_threshold)
-        ):  # fmt: skip
-            if not 0 <= share <= 1:
-                raise ValueError(f"{name}: {what} must be from 0 to 1, got {share}")
-        if len(box_std) != 4 or min(box_std) <= 0:
-            raise ValueError(f"{name}: box_std must be four positive numbers, got {tuple(box_std)}")
-        for what, least in (("rois", rois), ("hard", 1 if hard is None else hard), ("max_detections", max_detections)):
-            if least < 1:
-                raise ValueError(f"{name}: {what} must be at least 1, got {least}")
+        head.check(name)
         self.backbone, self.classes = backbone, classes
-        self.rois, self.positive_share, self.positive_iou, self.hard = rois, positive_share, positive_iou, hard
-        self.box_std = tuple(box_std)
-        self.score_threshold, self.nms_threshold = score_threshold, nms_threshold
-        self.max_detections = max_detections
+        vars(self).update(vars(head), box_std=tuple(head.box_std))
         self.register_buffer("mean", torch.tensor(tuple(mean)).reshape(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(tuple(std)).reshape(-1, 1, 1), persistent=False)
         self.rpn: RPN
 
-    def maps(self, pictures: Tensor) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
-        """Return the maps that proposals are made on, and those that the head looks at."""
+    def maps(self, images: Tensor) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+        """Return, for normalised images (N, channels, H, W), the maps of the proposals and the maps of the head."""
         raise NotImplementedError
 
     def head(self, maps: Sequence[Tensor], rois: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return for RoIs (R, 5) logits (R, C + 1), deltas (R, C or 1, 4) and the features (R, …) they come from."""
+        """Return logits (R, C + 1), deltas (R, C or 1, 4) and features (R, …) of RoIs (R, 5)."""
         raise NotImplementedError
 
-    def more_losses(self, pictures: Tensor, rois: Tensor, labels: Tensor, features: Tensor) -> dict[str, Tensor]:
+    def more_losses(self, images: Tensor, rois: Tensor, labels: Tensor, features: Tensor) -> dict[str, Tensor]:
         """Return further losses of training."""
         return {}
 
     def forward(
         self, images: Sequence[Tensor], targets: Sequence[Target] | None = None
     ) -> dict[str, Tensor] | list[dict[str, Tensor]]:
-        pictures, sizes = self.batch(images)
+        padded, sizes = self.batch(images)
         truth = self.truth(targets, len(sizes)) if self.training else None
-        proposal_maps, head_maps = self.maps(pictures)
+        proposal_maps, head_maps = self.maps(padded)
         proposals, present, losses = self.rpn(proposal_maps, sizes, truth)
         if truth is None:
             rois = listed(proposals, present)
@@ -117,13 +125,13 @@ class TwoStage(nn.Module):
         rois, labels, goals = self.sample(proposals, present, truth)
         logits, deltas, features = self.head(head_maps, rois)
         losses |= self.losses(rois, labels, goals, boxes.wide(logits), boxes.wide(deltas), len(sizes))
-        return {**losses, **self.more_losses(pictures, rois, labels, features)}
+        return {**losses, **self.more_losses(padded, rois, labels, features)}
 
     def batch(self, images: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Return normalised pictures padded to one size (N, channels, H, W), and their sizes (N, 2), width first."""
+        """Return normalised images padded to one size (N, channels, H, W), and their own sizes (N, 2), width first."""
         name, C = type(self).__name__, self.backbone.in_channels
         if len(images) == 0:
-            raise ValueError(f"{name}: images must hold at least one picture")
+            raise ValueError(f"{name}: images must hold at least one image")
         for i, image in enumerate(images):
             if not isinstance(image, Tensor) or not image.is_floating_point():
                 kind = image.dtype if isinstance(image, Tensor) else type(image).__name__
@@ -134,32 +142,32 @@ class TwoStage(nn.Module):
                 got = tuple(int(n) for n in image.shape)
                 raise ValueError(f"{name}: images[{i}] must have shape ({C}, H, W), got {got}")
         stride = max(self.backbone.strides)
-        # At least two cells each way: live normalization cannot take one value a channel.
+        # At least two cells each way: batch normalization in training needs more than one value per channel.
         H, W = (max(2, -(-max(image.shape[d] for image in images) // stride)) * stride for d in (1, 2))
         sizes = self.mean.new_tensor([(image.shape[2], image.shape[1]) for image in images], dtype=torch.float32)
         if all(image.shape[1:] == (H, W) for image in images):
-            pictures = (torch.stack(list(images)).to(self.mean.dtype) - self.mean) / self.std
+            padded = (torch.stack(list(images)).to(self.mean.dtype) - self.mean) / self.std
         else:
             normal = [(image.to(self.mean.dtype) - self.mean) / self.std for image in images]
-            pictures = torch.stack([F.pad(x, (0, W - x.shape[2], 0, H - x.shape[1])) for x in normal])
-        # The order that convolutions and RoI pooling like best, and all maps that follow keep it.
-        return pictures.contiguous(memory_format=torch.channels_last), sizes
+            padded = torch.stack([F.pad(x, (0, W - x.shape[2], 0, H - x.shape[1])) for x in normal])
+        # Convolutions and RoI pooling are fastest in this memory format, and all maps that follow keep it.
+        return padded.contiguous(memory_format=torch.channels_last), sizes
 
     def truth(self, targets: Sequence[Target] | None, N: int) -> Truth:
         """Check the targets of a batch and return them padded."""
         name = type(self).__name__
         if targets is None or len(targets) != N:
             got = "none" if targets is None else len(targets)
-            raise ValueError(
-                f"{name}: in training every picture needs a target, got {got} for {N}; or call eval() first"
-            )
+            raise ValueError(f"{name}: in training every image needs a target, got {got} for {N}; or call eval() first")
         for i, target in enumerate(targets):
             if not isinstance(target, Mapping):
                 raise TypeError(f"{name}: targets[{i}] must be a dictionary of tensors, got {type(target).__name__}")
             found, labels, ignore = target.get("boxes"), target.get("labels"), target.get("ignore")
             if not isinstance(found, Tensor) or not isinstance(labels, Tensor) or not isinstance(ignore, Tensor | None):
                 kinds = ", ".join(f"{key} {type(value).__name__}" for key, value in target.items())
-                raise TypeError(f"{name}: targets[{i}] must have tensors boxes, labels and maybe ignore, got {kinds}")
+                raise TypeError(
+                    f"{name}: targets[{i}] must have tensors boxes, labels and optionally ignore, got {kinds}"
+                )
             n = labels.numel()
             if found.shape != (n, 4) or labels.dim() != 1 or (ignore is not None and ignore.shape != (n,)):
                 keys = [key for key in ("boxes", "labels", "ignore") if target.get(key) is not None]
@@ -175,9 +183,9 @@ class TwoStage(nn.Module):
         return Truth.pad(targets, self.mean.device)
 
     def sample(self, proposals: Tensor, present: Tensor, truth: Truth) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the RoIs (R, 5) that are trained on, their labels (R,) and the true boxes they are to move to (R, 4).
+        """Return the RoIs (R, 5) to train on, their labels (R,) and the true box that each is to be moved to (R, 4).
 
-        The true boxes are among the candidates.
+        Besides the proposals, the true boxes themselves are candidates.
         """
         candidates = torch.cat([proposals, truth.boxes], 1)
         present = torch.cat([present, truth.present], 1)
@@ -195,8 +203,8 @@ class TwoStage(nn.Module):
     def losses(
         self, rois: Tensor, labels: Tensor, goals: Tensor, logits: Tensor, deltas: Tensor, N: int
     ) -> dict[str, Tensor]:
-        """Return cross-entropy and, of the positives, smooth L1: means over the RoIs of each picture, then over all."""
-        picture = rois[:, 0].long()
+        """Return cross-entropy and, of positives, smooth L1: means over the RoIs of each image, then over images."""
+        image = rois[:, 0].long()
         positive = (labels < self.classes).nonzero()[:, 0]
         column = labels[positive] if deltas.shape[1] > 1 else torch.zeros_like(positive)
         goal = boxes.encode(goals[positive], rois[positive, 1:], self.box_std)
@@ -205,31 +213,31 @@ class TwoStage(nn.Module):
         entropy = F.cross_entropy(logits, labels, reduction="none")
         if self.hard is not None:
             order = (entropy + box).detach().argsort(descending=True)
-            picture, order, rank = ranked(picture[order], order, N)
-            picture, order = picture[rank < self.hard], order[rank < self.hard]
+            image, order, rank = ranked(image[order], order, N)
+            image, order = image[rank < self.hard], order[rank < self.hard]
             entropy, box = entropy[order], box[order]
-        return {"classification": boxes.mean(entropy, picture, N), "box": boxes.mean(box, picture, N)}
+        return {"classification": boxes.mean(entropy, image, N), "box": boxes.mean(box, image, N)}
 
     def detections(self, rois: Tensor, logits: Tensor, deltas: Tensor, sizes: Tensor) -> list[dict[str, Tensor]]:
-        """Return the detections of each picture, best first."""
+        """Return the detections of each image, best first."""
         N = len(sizes)
         probability = logits.softmax(1)[:, : self.classes]
         row, label = (probability > self.score_threshold).nonzero(as_tuple=True)
-        scores, picture = probability[row, label], rois[row, 0].long()
+        scores, image = probability[row, label], rois[row, 0].long()
         column = label if deltas.shape[1] > 1 else torch.zeros_like(label)
-        found = boxes.clip(boxes.decode(deltas[row, column], rois[row, 1:], self.box_std), sizes[picture])
-        good = (boxes.area(found) > 0).nonzero()[:, 0]  # no area: NaN, or outside
-        found, scores, picture, label = found[good], scores[good], picture[good], label[good]
-        order = batched_nms(found, scores, picture * self.classes + label, self.nms_threshold)
-        picture, order, rank = ranked(picture[order], order, N)
+        found = boxes.clip(boxes.decode(deltas[row, column], rois[row, 1:], self.box_std), sizes[image])
+        good = (boxes.area(found) > 0).nonzero()[:, 0]  # False for NaN, and for boxes outside of the image
+        found, scores, image, label = found[good], scores[good], image[good], label[good]
+        order = batched_nms(found, scores, image * self.classes + label, self.nms_threshold)
+        image, order, rank = ranked(image[order], order, N)
         best = rank < self.max_detections
-        picture, order = picture[best], order[best]
-        parts = order.split(torch.bincount(picture, minlength=N).tolist())
+        image, order = image[best], order[best]
+        parts = order.split(torch.bincount(image, minlength=N).tolist())
         return [{"boxes": found[part], "scores": scores[part], "labels": label[part]} for part in parts]
 
 
 def listed(candidates: Tensor, chosen: Tensor) -> Tensor:
-    """Return the chosen (N, P) of boxes (N, P, 4) as RoIs (R, 5), index of the picture first, picture by picture."""
-    picture, column = chosen.nonzero(as_tuple=True)
-    found = candidates[picture, column]
-    return torch.cat([picture.unsqueeze(1).to(found.dtype), found], 1)
+    """Return the chosen (N, P) of boxes (N, P, 4) as RoIs (R, 5), ordered by image, whose index comes first."""
+    image, column = chosen.nonzero(as_tuple=True)
+    found = candidates[image, column]
+    return torch.cat([image.unsqueeze(1).to(found.dtype), found], 1)

@@ -1,4 +1,4 @@
-"""The training loop of detectors: resumable to the bit, on one process or several."""
+"""The training loop of detectors: resumes bit for bit, on one process or several."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from torch import Tensor, nn
 from pliant._files import replacing
 from pliant.data import Batch, Detection, Target, Transform, batches
 from pliant.data.drawing import seed_of
+from pliant.models import checkpoint
 from pliant.nn.histograms import OffsetHistory, summed
-from pliant.train import checkpoint
 from pliant.train.distributed import Ranks, load_optimizer, shard, whole
 from pliant.train.evaluation import evaluate
 from pliant.train.log import Log, Record
 from pliant.train.recipe import DetectorRecipe
 
-COUNTED = 16  # batches of each evaluation, and process, whose offsets are counted
+COUNTED = 16  # batches per evaluation and process whose offsets are counted
 
 
 def fit_detector(
@@ -46,36 +46,38 @@ def fit_detector(
 ) -> list[Record]:
     """Train a detector.
 
-    Order, augmentation and what the model draws from torch's global generator are functions of the seed, the step and
-    the rank: a run that was stopped anywhere goes on with the same losses, bit for bit on a CPU, and no state of any
-    generator has to be kept. The global generator is left as it was found.
+    Order, augmentation and the model's draws from torch's global generator are functions of the seed, the step and
+    the rank: a run that was stopped anywhere resumes with the same losses, bit for bit on a CPU, and no generator state
+    has to be stored. The global generator is left as it was found.
 
-    The loss is the sum of the model's, and the gradient the mean over ranks. Two ranks with half of the batch each do
-    what one does with all of it if every loss is a mean over pictures and batch normalization is frozen.
+    The loss is the sum of the model's losses, and the gradient is the mean over ranks. Two ranks with half of the batch
+    each compute the gradient of one rank with the whole batch if every loss is a mean over images and batch
+    normalization is frozen.
 
     Args:
         model: a detector of :mod:`pliant.models`; moved to the device of `ranks`.
         train: a data set of :mod:`pliant.data`.
-        recipe: how; its `data` and `model` are only written down.
-        transform: of training pictures.
-        resize: of test pictures.
-        test: what is evaluated on; None evaluates nothing.
-        folder: gets recipe.json, metrics.jsonl, last.pt, and best.pt of the largest AP; None writes nothing.
-        resume: go on with the run in `folder`.
+        recipe: settings of the loop and of the optimiser; its `data` and `model` are only recorded.
+        transform: of training images.
+        resize: of test images.
+        test: data to evaluate on; None evaluates nothing.
+        folder: receives recipe.json, metrics.jsonl, last.pt, and best.pt with the largest AP; None writes nothing.
+        resume: resume the run in `folder`.
         ranks: the processes that train together.
-        tensorboard: write events too.
-        on_start: called on rank 0 when all is ready, with the step it goes on after (0: a new run) and the last one.
+        tensorboard: also write events for TensorBoard.
+        on_start: called on rank 0 before the first step, with the number of steps done (0: a new run) and of all steps.
         on_record: called on rank 0 with every record.
 
     Returns:
-        The records of this call: of every step `loss`, its parts, `lr`, `gradient_norm`, `images_per_second`; of every
-        evaluation the average precisions, and ``offsets``, a histogram of every deformable layer on the first
-        pictures (see :func:`pliant.nn.histograms.summed`).
+        The records of this call: for every step `loss`, its parts, `lr`, `gradient_norm`, `images_per_second`; for
+        every evaluation the average precisions, and ``offsets``, a histogram per deformable layer over the first
+        images (see :func:`pliant.nn.histograms.summed`).
 
     Raises:
-        ValueError: a batch that the ranks cannot share or the data cannot fill; a folder with another run.
+        ValueError: the batch cannot be divided among the ranks, or is larger than the data; the folder holds another
+            run.
         FloatingPointError: loss or gradient are not finite; the last checkpoint is kept.
-        KeyboardInterrupt: SIGINT or SIGTERM, after the step at hand and a checkpoint; a second one comes at once.
+        KeyboardInterrupt: on SIGINT or SIGTERM, after the current step and a checkpoint; on a second one, at once.
         OSError: the folder cannot be written.
     """
     run = _Run(model, train, recipe, transform, resize, test, folder, ranks or Ranks(), on_start, on_record)
@@ -101,10 +103,10 @@ class _Run:
         self.recipe, self.ranks, self.folder, self.on_start, self.on_record = recipe, ranks, folder, on_start, on_record
         self.train, self.test, self.transform, self.resize = train, test, transform, resize
         if recipe.batch % ranks.world:
-            raise ValueError(f"a batch of {recipe.batch} cannot be shared by {ranks.world} processes alike")
+            raise ValueError(f"a batch of {recipe.batch} cannot be divided equally among {ranks.world} processes")
         self.per_epoch = len(train) // recipe.batch
         if not self.per_epoch:
-            raise ValueError(f"a batch of {recipe.batch} is more than the {len(train)} training pictures there are")
+            raise ValueError(f"a batch of {recipe.batch} is larger than the data: {len(train)} training images")
         self.total = recipe.steps or recipe.epochs * self.per_epoch
         self.step, self.evaluated, self.saved = 0, 0, 0
         self.best: Record | None = None
@@ -146,21 +148,21 @@ class _Run:
         return self.records
 
     def _open(self, resume: bool) -> dict[str, Any] | None:
-        """Prepare the folder; return the checkpoint to go on from, the same on every rank."""
+        """Prepare the folder; return the checkpoint to resume from, the same on every rank."""
         state, error = None, None
         if self.folder is not None and self.ranks.rank == 0:
             try:
                 state = _prepare(self.folder, self.recipe, resume)
             except (ValueError, OSError) as e:
                 error = e
-        # Every rank must learn of it, or the others would wait for this one.
+        # Every rank must learn of an error, or the others would wait for this one.
         error = self.ranks.share(error)
         if error is not None:
             raise error
         return self.ranks.share(state)  # type: ignore[no-any-return]
 
     def _batches(self) -> Iterator[Batch]:
-        """Return the batches of this rank from the current step on."""
+        """Yield the batches of this rank from the current step on."""
         while True:
             epoch, done = divmod(self.step, self.per_epoch)
             yield from batches(
@@ -225,7 +227,7 @@ class _Run:
                     workers=self.recipe.workers, max_detections=self.recipe.max_detections, ranks=self.ranks,
                 )  # fmt: skip
         except KeyboardInterrupt:
-            # The step was saved before.
+            # The checkpoint of this step is already written.
             raise self._interrupted() from None
         finally:
             self.stop.at_once = False
@@ -235,7 +237,7 @@ class _Run:
         offsets = summed(one for part in self.ranks.gather(history.records) for one in part)
         self._record({**record, "offsets": offsets} if offsets else record)
         self.evaluated = self.step
-        # The first is the best so far, even where there is nothing to find and AP is NaN.
+        # The first evaluation is the best so far, even if AP is NaN for lack of objects.
         if self.best is None or not self.best["AP"] >= scores["AP"]:
             self.best = {"step": self.step, "AP": scores["AP"]}
             self._save("best.pt")
@@ -248,7 +250,7 @@ class _Run:
             self.on_record(record)
 
     def _save(self, name: str = "last.pt") -> None:
-        """Write a checkpoint; best.pt is for use, without the optimiser's state."""
+        """Write a checkpoint; best.pt, for prediction, has no optimiser state."""
         if self.folder is None:
             return
         state = {
@@ -272,7 +274,7 @@ class _Run:
             return KeyboardInterrupt(f"after step {self.step} of {self.total}")
         if self.saved != self.step:
             self._save()
-        return KeyboardInterrupt(f"after step {self.step} of {self.total}, which {self.folder / 'last.pt'} holds")
+        return KeyboardInterrupt(f"after step {self.step} of {self.total}, saved in {self.folder / 'last.pt'}")
 
     def _not_finite(self, loss: float, parts: dict[str, float], norm: float) -> str:
         bad = [f"{name} is {value}" for name, value in {"the loss": loss, **parts}.items() if not math.isfinite(value)]
@@ -284,40 +286,40 @@ class _Run:
 
 
 def _prepare(folder: Path, recipe: DetectorRecipe, resume: bool) -> dict[str, Any] | None:
-    """Make the folder of a run and write its recipe, or check that both are there; return its checkpoint."""
+    """Create the folder of a run and write its recipe, or check that both exist; return its checkpoint."""
     last, written = folder / "last.pt", folder / "recipe.json"
     if not resume:
         if last.exists():
-            raise ValueError(f"{folder} holds a run; go on with it (--resume) or choose another folder (--out)")
+            raise ValueError(f"{folder} holds a run; resume it (--resume) or choose another folder (--out)")
         folder.mkdir(parents=True, exist_ok=True)
-        # Of a run that ended before its first checkpoint.
+        # Left by a run that ended before its first checkpoint.
         (folder / "metrics.jsonl").unlink(missing_ok=True)
         with replacing(written) as part:
             text = json.dumps(dataclasses.asdict(recipe), indent=2, ensure_ascii=False)
             part.write_text(text + "\n", encoding="utf-8")
         return None
     if not last.exists():
-        raise ValueError(f"{folder} holds no checkpoint to go on from; start without --resume")
+        raise ValueError(f"{folder} holds no checkpoint to resume from; start without --resume")
     state = checkpoint.read(last)
     others = [
         name for name in DetectorRecipe.of(state["recipe"]).differences(recipe) if name not in ("workers", "save_every")
     ]
     if others:
-        raise ValueError(f"{folder} holds a run of other settings ({', '.join(others)}); choose another folder")
+        raise ValueError(f"{folder} holds a run with other settings ({', '.join(others)}); choose another folder")
     return state
 
 
 def _leave_signals_to_parent(worker: int) -> None:
-    """Let Ctrl-C reach the loop only, which wants its next batch before it stops."""
+    """Leave Ctrl-C to the loop, which needs its next batch before it stops."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 class _Stop:
-    """Turn SIGINT and SIGTERM into a question that the loop answers after its step; a second one interrupts."""
+    """Turn SIGINT and SIGTERM into a request that the loop reads after its step; a second one interrupts."""
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM)
-    SAME = 2.0  # seconds: a terminal's Ctrl-C reaches a process, and then once more by way of torchrun
+    SAME = 2.0  # seconds: a terminal's Ctrl-C reaches a process directly, and again through torchrun
 
     def __init__(self) -> None:
         self.asked = self.at_once = False
@@ -325,7 +327,7 @@ class _Stop:
         self.before: dict[int, Any] = {}
 
     def __enter__(self) -> _Stop:
-        # Elsewhere Python lets nobody handle signals.
+        # Python handles signals in the main thread only.
         if threading.current_thread() is threading.main_thread():
             self.before = {number: signal.signal(number, self._ask) for number in self.SIGNALS}
         return self

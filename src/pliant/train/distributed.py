@@ -1,4 +1,4 @@
-"""Several processes that train one model, as torchrun starts them."""
+"""Several processes that train one model, started by torchrun."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among those that train together; alone by default.
+    """This process among those that train together; by default there is only one.
 
     Args:
         rank: number of this process; 0 writes.
-        world: how many there are.
-        device: where this one computes.
+        world: number of processes.
+        device: of this process.
     """
 
     rank: int = 0
@@ -39,7 +39,7 @@ class Ranks:
         return values
 
     def gather(self, value: Any) -> list[Any]:
-        """Return every rank's `value`, in order; whatever can be pickled."""
+        """Return every rank's `value`, in order; values must be picklable."""
         if self.world == 1:
             return [value]
         values = [None] * self.world
@@ -47,7 +47,7 @@ class Ranks:
         return values
 
     def share(self, value: Any) -> Any:
-        """Return rank 0's `value` on every rank; whatever can be pickled."""
+        """Return rank 0's `value` on every rank; it must be picklable."""
         if self.world == 1:
             return value
         values = [value]
@@ -55,26 +55,26 @@ class Ranks:
         return values[0]
 
     def wrap(self, model: nn.Module) -> nn.Module:
-        """Return what to call instead of `model`, so that gradients become the mean over all ranks.
+        """Return the module to call instead of `model`, so that gradients become the mean over all ranks.
 
-        A sharded model (see :func:`shard`) sees to that itself.
+        A sharded model (see :func:`shard`) averages its gradients itself.
         """
         if self.world == 1 or is_sharded(model):
             return model
         devices = [self.device.index] if self.device.type == "cuda" else None
-        # All of a detector's weights are in the graph always, those of branches without a positive RoI too.
+        # All weights of a detector are always in the graph, even in branches without a positive RoI.
         return nn.parallel.DistributedDataParallel(model, device_ids=devices)
 
 
 @contextmanager
 def start(device: str = "cpu") -> Iterator[Ranks]:
-    """Join the processes of torchrun, if it started this one, and leave them in the end.
+    """Join the processes of torchrun, if it started this one, and leave them at the end.
 
     Args:
-        device: "cpu", or "cuda": then each process of a machine takes the GPU of its number.
+        device: "cpu", or "cuda": each process on a machine then takes the GPU with its local rank.
 
     Raises:
-        ValueError: a device that is not there.
+        ValueError: the device is not available.
     """
     where = resolve(device)
     world = int(os.environ.get("WORLD_SIZE", "1"))
@@ -87,22 +87,22 @@ def start(device: str = "cpu") -> Iterator[Ranks]:
     dist.init_process_group("nccl" if where.type == "cuda" else "gloo")
     try:
         with warnings.catch_warnings():
-            # Of 1×1 convolutions, whose weights are contiguous in both orders. One copy of them more.
+            # The weights of 1×1 convolutions are contiguous in both memory formats: one more copy of their gradients.
             warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
             yield Ranks(dist.get_rank(), world, where)
     finally:
         dist.destroy_process_group()
         if where.type == "cpu":
-            # Torch keeps gloo's threads after DDP or FSDP. One that still waits for the interpreter's lock, to free the
-            # last collective's tensors, aborts the process when the interpreter ends: asleep, we hand it the lock.
+            # Torch keeps gloo's threads after DDP or FSDP. A thread that still waits for the interpreter's lock to free
+            # tensors of the last collective aborts the process at exit; sleeping releases the lock to it.
             time.sleep(0.1)
 
 
 def resolve(device: str) -> torch.device:
-    """Return the device of a name, once something was put there.
+    """Return the device of a name, after allocating a tensor on it.
 
     Raises:
-        ValueError: it is not there.
+        ValueError: the device is not available.
     """
     try:
         torch.zeros(1, device=device)
@@ -114,8 +114,8 @@ def resolve(device: str) -> torch.device:
 def shard(model: nn.Module, ranks: Ranks) -> nn.Module:
     """Split weights, gradients and optimiser state of a detector among the ranks (FSDP2) and return it.
 
-    Every stage of the backbone is gathered when it runs and let go after; the rest is one unit. Nothing happens where
-    one process is alone. Load weights before: :func:`whole` reads them back.
+    Every stage of the backbone is gathered when it runs and freed afterwards; the rest is one unit. A single process
+    changes nothing. Load weights before this call; :func:`whole` reads them back.
     """
     if ranks.world == 1:
         return model
@@ -138,7 +138,7 @@ def is_sharded(model: nn.Module) -> bool:
 
 
 def whole(tree: Any) -> Any:
-    """Return a state dictionary with copies of its tensors, whole and on the CPU; all ranks must call it."""
+    """Return a state dictionary with copies of its tensors, unsharded and on the CPU; all ranks must call it."""
     from torch.distributed.tensor import DTensor
 
     if isinstance(tree, DTensor):
@@ -153,7 +153,7 @@ def whole(tree: Any) -> Any:
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Load the whole state of an optimizer, split as its parameters are; all ranks must call it."""
+    """Load an unsharded state into an optimizer, sharding it like the parameters; all ranks must call it."""
     from torch.distributed.tensor import DTensor, distribute_tensor
 
     parameters = [p for group in optimizer.param_groups for p in group["params"]]

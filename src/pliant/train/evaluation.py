@@ -1,4 +1,4 @@
-"""Average precision of a detector, as COCO counts it."""
+"""Average precision of a detector, as COCO defines it."""
 
 from __future__ import annotations
 
@@ -12,47 +12,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from pliant.data import Detection, Target, Transform
+from pliant.data.coco import AREA_RANGES, LARGEST
+from pliant.models.predictor import detect
 from pliant.train.distributed import Ranks
-
-# Areas in square pixels of the ground truth's pictures: COCO's.
-AREAS = {"small": (0.0, 32.0**2), "medium": (32.0**2, 96.0**2), "large": (96.0**2, 1e10)}
-
-
-@torch.no_grad()
-def detect(
-    model: nn.Module, images: Sequence[Tensor], *, resize: Transform | None = None, device: torch.device | str = "cpu"
-) -> list[dict[str, Tensor]]:
-    """Detect objects in pictures of any size, in evaluation mode.
-
-    Args:
-        model: a detector of :mod:`pliant.models`.
-        images: (3, H, W) each, uint8.
-        resize: what training did to the size of pictures; boxes are scaled back to the pictures given here.
-        device: where the model is.
-
-    Returns:
-        For each picture ``boxes (n, 4)``, ``scores (n,)`` and ``labels (n,)`` on the CPU, sorted by score.
-    """
-    inputs, scales = [], []
-    for image in images:
-        h, w = image.shape[-2:]
-        if resize is not None:
-            nothing = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}
-            nothing["ignore"] = torch.zeros(0, dtype=torch.bool)
-            image, _ = resize(image, nothing, torch.Generator())
-        H, W = image.shape[-2:]
-        scales.append(torch.tensor([w / W, h / H, w / W, h / H]))
-        inputs.append(image.to(device).float() / 255)
-    training = model.training
-    model.eval()
-    try:
-        found = model(inputs, None)
-    finally:
-        model.train(training)
-    return [
-        {"boxes": d["boxes"].float().cpu() * s, "scores": d["scores"].float().cpu(), "labels": d["labels"].cpu()}
-        for d, s in zip(found, scales, strict=True)
-    ]
 
 
 def evaluate(
@@ -67,42 +29,42 @@ def evaluate(
 ) -> dict[str, Any]:
     """Run a detector over a data set and return its average precision.
 
-    Of several ranks each takes its share of the pictures and every one gets the result.
+    Each of several ranks takes its share of the images, and all get the result.
 
     Args:
         model: a detector of :mod:`pliant.models`, on the device of `ranks`.
         dataset: of :mod:`pliant.data`; where it has ``area_ranges`` (``{"small": (least, most), …}``, square pixels),
-            they take the place of COCO's.
-        batch: pictures at a time.
+            these replace COCO's.
+        batch: images per forward pass.
         resize: see :func:`detect`.
-        workers: processes that read pictures; 0 reads in this one.
-        max_detections: the most that count in a picture and class, the best first.
+        workers: processes that read images; 0 reads in this one.
+        max_detections: detections per image and class that count, those of the highest score.
         ranks: the processes that share the work.
 
     Returns:
-        See :func:`average_precision`; and ``broken``, the reasons, where pictures could not be read. In those nothing
-        is found.
+        See :func:`average_precision`; and, if images could not be read, ``broken``, the reasons. Such images count as
+        images without detections.
 
     Raises:
-        ValueError: a data set without pictures.
+        ValueError: a data set without images.
     """
     ranks = ranks or Ranks()
     if not len(dataset):
-        raise ValueError("evaluate: there are no pictures to evaluate on")
-    # Every rank runs the model as often as the others, because a sharded one gathers its weights in each forward: who
-    # has less to do repeats pictures, and what is found in them twice is kept once.
+        raise ValueError("evaluate: there are no images to evaluate on")
+    # Every rank runs the model equally often, because a sharded model gathers its weights in each forward pass: a rank
+    # with fewer images repeats some, and their detections are kept once.
     share = math.ceil(len(dataset) / ranks.world)
     mine = [(ranks.rank + i * ranks.world) % len(dataset) for i in range(share)]
     found: dict[int, list[dict[str, Any]]] = {}
     broken: set[str] = set()
-    # With a generator of its own the loader leaves torch's alone.
+    # With its own generator the loader leaves torch's alone.
     loader = DataLoader(
         _Readable(dataset, mine), batch, num_workers=workers, collate_fn=list, generator=torch.Generator()
     )
     for items in loader:
         read = [item for item in items if not isinstance(item, str)]
         broken.update(item for item in items if isinstance(item, str))
-        # Where nothing could be read the model still runs, for the sake of the others.
+        # If nothing could be read, the model still runs: a sharded model waits for every rank.
         images = [image for image, _ in read] or [torch.zeros(3, 64, 64, dtype=torch.uint8)]
         results = detect(model, images, resize=resize, device=ranks.device)
         for (_, target), result in zip(read, results, strict=False):
@@ -113,13 +75,13 @@ def evaluate(
         every.update(part)
         broken |= faults
     detections = [line for picture in sorted(every) for line in every[picture]]
-    areas = getattr(dataset, "area_ranges", AREAS)
+    areas = getattr(dataset, "area_ranges", AREA_RANGES)
     scores = average_precision(dataset.coco(), detections, areas=areas, max_detections=max_detections)
     return {**scores, "broken": sorted(broken)} if broken else scores
 
 
 class _Readable(Dataset[Any]):
-    """Some items of a data set; in the place of a picture that cannot be read comes the reason."""
+    """Some items of a data set; an image that cannot be read is replaced by the reason."""
 
     def __init__(self, dataset: Detection, indices: list[int]) -> None:
         self.dataset, self.indices = dataset, indices
@@ -135,7 +97,7 @@ class _Readable(Dataset[Any]):
 
 
 def coco_results(found: Mapping[str, Tensor], image: int, category_ids: Sequence[int]) -> list[dict[str, Any]]:
-    """Return what was found in a picture in COCO's form for results: one ``bbox`` ``x y w h`` a line.
+    """Return the detections of an image in COCO's format of results, with ``bbox`` as x y w h.
 
     >>> boxes, scores, labels = torch.tensor([[1.0, 2.0, 5.0, 4.0]]), torch.tensor([0.5]), torch.tensor([1])
     >>> coco_results({"boxes": boxes, "scores": scores, "labels": labels}, 7, (1, 18))
@@ -152,29 +114,29 @@ def average_precision(
     truth: dict[str, Any],
     detections: Sequence[dict[str, Any]],
     *,
-    areas: Mapping[str, tuple[float, float]] = AREAS,
+    areas: Mapping[str, tuple[float, float]] = AREA_RANGES,
     max_detections: int = 100,
 ) -> dict[str, Any]:
     """Return COCO's average precision of boxes.
 
-    The mean over the overlaps 0.50, 0.55 … 0.95 and over classes of the precision at 101 recalls. Crowds neither count
-    as missed nor make what is found in them wrong. A class without objects takes no part.
+    This is the precision at 101 recalls, averaged over the IoUs 0.50, 0.55 … 0.95 and over classes. A crowd does not
+    count as missed, and a detection in it does not count as wrong. A class without objects is left out.
 
     Args:
-        truth: ground truth in COCO's form; annotations without ``area`` get their box's, without ``iscrowd`` 0.
-        detections: COCO's form for results.
+        truth: ground truth in COCO's format; ``area`` defaults to the area of the box, ``iscrowd`` to 0.
+        detections: in COCO's format of results.
         areas: least and most area of "small", "medium" and "large" objects, square pixels.
-        max_detections: the most that count in a picture and class, the best first.
+        max_detections: detections per image and class that count, those of the highest score.
 
     Returns:
         ``AP``, ``AP50``, ``AP75``, ``APs``, ``APm``, ``APl`` and ``per_class`` (name → AP), between 0 and 1; NaN where
-        there is no object to find.
+        there are no objects.
     """
     from faster_coco_eval import COCO, COCOeval_faster
 
     truth = copy.deepcopy(truth)
     for number, annotation in enumerate(truth.setdefault("annotations", []), 1):
-        # A match of an annotation whose id is 0 would count as none.
+        # COCO's evaluation takes a match with id 0 for no match.
         annotation["id"] = number
         annotation.setdefault("iscrowd", 0)
         annotation.setdefault("area", annotation["bbox"][2] * annotation["bbox"][3])
@@ -187,11 +149,11 @@ def average_precision(
     evaluation = COCOeval_faster(reference, _loaded(reference, detections), "bbox", print_function=lambda *_: None)
     parameters = evaluation.params
     parameters.maxDets = [max_detections]
-    parameters.areaRng = [[0.0, 1e10], *(list(areas[size]) for size in ("small", "medium", "large"))]
+    parameters.areaRng = [[0.0, LARGEST], *(list(areas[size]) for size in ("small", "medium", "large"))]
     parameters.areaRngLbl = ["all", "small", "medium", "large"]
     evaluation.evaluate()
     evaluation.accumulate()
-    # (overlaps, recalls, classes, areas, 1); −1 where there is nothing to find.
+    # (IoUs, recalls, classes, areas, 1); −1 where there are no objects.
     precision = torch.as_tensor(evaluation.eval["precision"])[..., 0]
     categories = [int(c) for c in parameters.catIds]
     values = [precision[..., 0], precision[0, ..., 0], precision[5, ..., 0], *precision[..., 1:].unbind(-1)]
@@ -206,7 +168,7 @@ def _loaded(reference: Any, detections: Sequence[dict[str, Any]]) -> Any:
 
     if detections:
         return reference.loadRes([dict(d) for d in detections])
-    # loadRes asks the first detection what kind it is.
+    # loadRes reads the kind of all detections from the first one.
     return COCO(
         {"images": reference.dataset["images"], "categories": reference.dataset["categories"], "annotations": []}
     )

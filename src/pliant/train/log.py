@@ -1,4 +1,4 @@
-"""What a run measures, line by line."""
+"""The measurements of a run, one line of JSON each."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ Record = dict[str, Any]
 
 
 class Log:
-    """The file metrics.jsonl of a run, and its events for TensorBoard if asked for.
+    """The file metrics.jsonl of a run and, on request, its events for TensorBoard.
 
     Args:
         folder: of the run; None writes nothing.
-        step: what the run goes on from: lines of later steps, written before it was cut off, are dropped.
-        evaluated: the last step whose evaluation counts.
+        step: step after which the run resumes; lines of later steps, written before it was cut off, are dropped.
+        evaluated: last step whose evaluation is kept.
         tensorboard: also write `folder`/tensorboard.
 
     Raises:
-        ValueError: TensorBoard is asked for and not installed.
+        ValueError: TensorBoard is requested and not installed.
     """
 
     def __init__(self, folder: Path | None, step: int = 0, evaluated: int = 0, *, tensorboard: bool = False) -> None:
@@ -52,7 +52,7 @@ class Log:
             self.events.close()
 
     def write(self, record: Record) -> None:
-        """Add one line; every number in it is a curve in TensorBoard."""
+        """Add one line; every number in it becomes a point of a curve in TensorBoard."""
         if self.file is not None:
             self.file.write(line(record))
         if self.events is not None:
@@ -62,7 +62,7 @@ class Log:
 
 
 def read(path: Path) -> list[Record]:
-    """Return the records of a metrics.jsonl; none if it is not there. A torn last line is left out.
+    """Return the records of a metrics.jsonl, none if the file does not exist. An incomplete last line is left out.
 
     Raises:
         ValueError: another line is damaged.
@@ -80,7 +80,7 @@ def read(path: Path) -> list[Record]:
 
 
 def line(record: Record) -> str:
-    """Return a record as one line of JSON, which has no NaN: null stands for it.
+    """Return a record as one line of JSON, in which null stands for NaN.
 
     >>> line({"AP": float("nan"), "per_class": {"shirt": 0.5}})
     '{"AP": null, "per_class": {"shirt": 0.5}}\\n'
@@ -89,7 +89,7 @@ def line(record: Record) -> str:
 
 
 def finite(value: Any) -> Any:
-    """Return nested values with None for every number that is not finite."""
+    """Return nested values with None in place of every number that is not finite."""
     if isinstance(value, dict):
         return {key: finite(v) for key, v in value.items()}
     if isinstance(value, list | tuple):

@@ -1,4 +1,4 @@
-"""The training loop, evaluation and saved weights."""
+"""Training, evaluation and saved weights of classifiers."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pliant.models import checkpoint
 from pliant.nn import parameter_groups
-from pliant.train import checkpoint
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a classifier is trained: AdamW, a linear warm-up, then half a cosine down to zero.
+    """Training of a classifier: AdamW with a linear warm-up, then half a cosine down to zero.
 
     Args:
-        epochs: passes over the training pictures.
-        batch: pictures a step.
+        epochs: passes over the training images.
+        batch: images per step.
         lr: largest learning rate.
         weight_decay: of AdamW.
-        warmup: share of all steps in which the learning rate rises to `lr`.
+        warmup: fraction of all steps in which the learning rate rises to `lr`.
         offset_lr_mult: learning rate of offset branches relative to `lr`; None takes each layer's own.
     """
 
@@ -38,7 +38,7 @@ class Recipe:
     offset_lr_mult: float | None = None
 
     def rate(self, step: int, steps: int) -> float:
-        """Return the learning rate of `step` of `steps` as a share of `lr`."""
+        """Return the learning rate of step `step` (from 0) of `steps`, as a fraction of `lr`."""
         rise = max(1, round(self.warmup * steps))
         if step < rise:
             return (step + 1) / rise
@@ -52,13 +52,13 @@ def fit(
     recipe: Recipe,
     on_epoch: Callable[[int, float], None] = lambda epoch, loss: None,
 ) -> list[float]:
-    """Train `model` on cross-entropy and return the mean loss of every epoch.
+    """Train `model` with cross-entropy and return the mean loss of every epoch.
 
     Args:
-        model: from pictures to logits.
-        draw: returns the batches (pictures, labels) of an epoch.
-        steps: batches in an epoch.
-        recipe: how.
+        model: from images to logits.
+        draw: returns the batches (images, labels) of an epoch.
+        steps: batches per epoch.
+        recipe: see :class:`Recipe`.
         on_epoch: called after every epoch with its number, from 1, and its mean loss.
 
     Raises:
@@ -90,17 +90,17 @@ def fit(
 
 @torch.no_grad()
 def accuracy(model: nn.Module, batches: Batches) -> float:
-    """Return the share of pictures whose largest logit is their label's, in evaluation mode."""
+    """Return the fraction of images whose largest logit is that of their label, in evaluation mode."""
     model.eval()
     right, count = 0, 0
     for pictures, labels in batches:
         right += int((model(pictures).argmax(1) == labels).sum())
         count += len(labels)
     if not count:
-        raise ValueError("accuracy: there are no pictures to evaluate on")
+        raise ValueError("accuracy: there are no images to evaluate on")
     return right / count
 
 
 def save(model: nn.Module, path: Path) -> None:
-    """Write the weights of `model` to `path`; a crash or a full disk leaves what was there before."""
+    """Write the weights of `model` to `path`; a crash or a full disk leaves the old file as it was."""
     checkpoint.write(path, {name: tensor.cpu() for name, tensor in model.state_dict().items()})

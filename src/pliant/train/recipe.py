@@ -1,4 +1,4 @@
-"""How a detector is trained: data, network, optimiser, loop."""
+"""Recipes of detectors: data, network, optimiser, loop."""
 
 from __future__ import annotations
 
@@ -10,31 +10,30 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from pliant.models.recipe import ModelRecipe, recorded
 from pliant.nn import parameter_groups
-
-Version = Literal["v1", "v2"] | None
 
 
 @dataclass(frozen=True)
 class DataRecipe:
-    """Which pictures, and what is done to them.
+    """Which images, and what is done to them.
 
     Args:
-        source: composed scenes, photographs of tree crowns, or a folder of pictures with annotations in COCO's form.
-        images: folder of the training pictures (source coco).
+        source: composed scenes, photographs of tree crowns, or a folder of images with annotations in COCO's format.
+        images: folder of the training images (source coco).
         annotations: their annotation file (source coco).
-        test_images: folder of the test pictures (source coco); that of the training pictures by default.
-        test_annotations: annotation file of the test pictures (source coco); none means no evaluation.
+        test_images: folder of the test images (source coco); that of the training images by default.
+        test_annotations: annotation file of the test images (source coco); none means no evaluation.
         count: training scenes (source composed).
         test_count: test scenes (source composed).
         size: side of a scene (composed) or tile (crowns) in pixels; null takes the usual one.
         seed: of the scenes (source composed).
-        short_side: pictures are resized to this shorter side in pixels; 0 leaves them as they are.
-        long_side: unless the longer side became larger than this then; 0 is no limit.
-        scale: training pictures are then resized by a factor between these two, log-uniform.
-        crop: a random part of at most so many pixels each way is cut out of training pictures; 0 takes all.
-        flip: probability that a training picture is mirrored.
-        colour: largest change of brightness, contrast and saturation of training pictures, as a share.
+        short_side: images are resized to this shorter side in pixels; 0 leaves them as they are.
+        long_side: images are resized less where their longer side would exceed this many pixels; 0 is no limit.
+        scale: training images are then resized by a random factor between these two, log-uniform.
+        crop: a random window of at most this many pixels each way is cut out of training images; 0 keeps all.
+        flip: probability that a training image is mirrored.
+        colour: largest change of brightness, contrast and saturation of training images, as a share.
     """
 
     source: Literal["composed", "crowns", "coco"] = "composed"
@@ -55,51 +54,8 @@ class DataRecipe:
 
 
 @dataclass(frozen=True)
-class ModelRecipe:
-    """Which network.
-
-    Args:
-        detector: Faster R-CNN or R-FCN.
-        depth: of the ResNet: 10, 18, 26, 50 or 101.
-        width: channels of its first stage; 64 is the usual network.
-        stem: "imagenet" is 7×7 with stride 2 and a pooling, "small" suits pictures of a hundred pixels.
-        deform: version of the deformable convolutions of conv2, conv3, conv4 and conv5; null is an ordinary one.
-        offset_groups: of every deformable convolution.
-        mask_scale: largest mask of version 2; 2 starts as the ordinary convolution does.
-        frozen_bn: batch normalization with fixed statistics and weights.
-        frozen_stages: the first 0 to 5 of stem, conv2 … conv5 are not trained; needs frozen_bn.
-        stride: of conv5; 16 is with dilation 2, as in the papers.
-        dilations: of the 3×3 convolutions of conv2, conv3, conv4 and conv5; null is 1, and 2 in conv5 at stride 16.
-        neck: feature pyramid or conv4 (Faster R-CNN).
-        roi_pool: "align", "deform" or "modulated" (Faster R-CNN), "ps" or "deform_ps" (R-FCN); null is the plain one.
-        mimic: R-CNN feature mimicking on proposals of these (Faster R-CNN).
-        mimic_options: further arguments of FeatureMimic, such as {"size": 64}.
-        options: further arguments of the detector, such as {"channels": 64, "hidden": 256}.
-        weights: file with ImageNet weights of the backbone.
-    """
-
-    detector: Literal["faster_rcnn", "rfcn"] = "faster_rcnn"
-    depth: Literal[10, 18, 26, 50, 101] = 18
-    width: int = 64
-    stem: Literal["imagenet", "small"] = "imagenet"
-    deform: tuple[Version, Version, Version, Version] = (None, None, None, None)
-    offset_groups: int = 1
-    mask_scale: float = 2.0
-    frozen_bn: bool = False
-    frozen_stages: int = 0
-    stride: Literal[16, 32] = 32
-    dilations: tuple[int, int, int, int] | None = None
-    neck: Literal["fpn", "c4"] = "fpn"
-    roi_pool: Literal["align", "deform", "modulated", "ps", "deform_ps"] | None = None
-    mimic: Literal["foreground", "background", "both"] | None = None
-    mimic_options: dict[str, Any] = field(default_factory=dict)
-    options: dict[str, Any] = field(default_factory=dict)
-    weights: str | None = None
-
-
-@dataclass(frozen=True)
 class OptimiserRecipe:
-    """How weights move.
+    """How weights are updated.
 
     Args:
         name: SGD with momentum, or AdamW.
@@ -108,9 +64,9 @@ class OptimiserRecipe:
         weight_decay: on every weight.
         offset_lr_mult: learning rate of offset branches relative to lr; null takes each layer's own.
         warmup: steps in which the learning rate rises linearly to lr.
-        milestones: after these shares of all steps the learning rate is multiplied by gamma.
-        gamma: see milestones.
-        clip: largest norm of the gradient, all weights together; null does not clip.
+        milestones: fractions of all steps after which the learning rate is multiplied by gamma.
+        gamma: factor at each milestone.
+        clip: largest norm of the gradient of all weights together; null does not clip.
     """
 
     name: Literal["sgd", "adamw"] = "sgd"
@@ -131,7 +87,7 @@ class OptimiserRecipe:
             )
 
     def rate(self, step: int, steps: int) -> float:
-        """Return the learning rate of `step` of `steps`, from 0, as a share of `lr`.
+        """Return the learning rate of step `step` (from 0) of `steps`, as a fraction of `lr`.
 
         >>> recipe = OptimiserRecipe(warmup=4, milestones=(0.5,))
         >>> [recipe.rate(step, 10) for step in (0, 3, 4, 5, 9)]
@@ -142,7 +98,7 @@ class OptimiserRecipe:
         return float(warm * self.gamma**passed)
 
     def build(self, model: nn.Module) -> torch.optim.Optimizer:
-        """Return the optimizer; each of its groups keeps its learning rate before `rate` under "base"."""
+        """Return the optimizer; each parameter group holds under "base" the learning rate that `rate` scales."""
         groups = parameter_groups(model, self.lr, self.offset_lr_mult)
         for group in groups:
             group["base"] = group["lr"]
@@ -153,22 +109,22 @@ class OptimiserRecipe:
 
 @dataclass(frozen=True)
 class DetectorRecipe:
-    """All that decides about a trained detector, except software.
+    """Everything that determines a trained detector, except software.
 
     Args:
-        data: which pictures.
+        data: which images.
         model: which network.
-        optimiser: how weights move.
-        epochs: passes over the training pictures.
+        optimiser: how weights are updated.
+        epochs: passes over the training images.
         steps: of the optimiser, instead of epochs.
-        batch: pictures a step, of all processes together.
-        workers: processes that read pictures, for each that trains; 0 reads in the latter.
+        batch: images per step, of all processes together.
+        workers: processes that read images, per training process; 0 reads in the training process itself.
         seed: of weights, order, augmentation and sampling.
-        precision: float32, or bfloat16 for what tolerates it (autocast).
-        evaluate_every: epochs from one evaluation to the next; the end is always one.
-        save_every: steps from one checkpoint to the next, besides the end of every epoch; 0 is none.
-        max_detections: the most in a picture and class that count in evaluation.
-        shard: split the network among processes (FSDP2) instead of keeping all of it in each.
+        precision: float32, or bfloat16 where autocast uses it.
+        evaluate_every: epochs between evaluations; the end of training is always evaluated.
+        save_every: steps between checkpoints, besides those at the end of every epoch; 0 writes only the latter.
+        max_detections: most detections per image and class that count in evaluation.
+        shard: split the network among processes (FSDP2) instead of keeping a copy in each.
     """
 
     data: DataRecipe = DataRecipe()
@@ -194,28 +150,23 @@ class DetectorRecipe:
 
     @classmethod
     def of(cls, values: dict[str, Any]) -> DetectorRecipe:
-        """Return the recipe that :func:`dataclasses.asdict` made `values` of, by way of JSON or not.
+        """Return the recipe of which :func:`dataclasses.asdict` made `values`, directly or through JSON.
 
         Raises:
-            ValueError: `values` are of another version.
+            ValueError: `values` were recorded by another version.
         """
         parts: dict[str, Any] = {"data": DataRecipe, "model": ModelRecipe, "optimiser": OptimiserRecipe}
         try:
-            made = {name: part(**_tuples(values[name])) for name, part in parts.items()}
-            return cls(**{**values, **made})
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"the recipe is one of another version: {error}") from error
+            made = {name: recorded(part, values[name]) for name, part in parts.items()}
+        except KeyError as error:
+            raise ValueError(f"the recipe was recorded by another version: {error} is missing") from error
+        return recorded(cls, {**values, **made})
 
     def differences(self, other: DetectorRecipe) -> list[str]:
         """Return the names of the settings in which two recipes differ, `data.flip` for example."""
         # JSON has no tuples: a recipe read from it is the same.
         mine, others = (_flat(json.loads(json.dumps(dataclasses.asdict(recipe)))) for recipe in (self, other))
         return sorted(name for name in mine.keys() | others.keys() if mine.get(name) != others.get(name))
-
-
-def _tuples(values: dict[str, Any]) -> dict[str, Any]:
-    """Return `values` with tuples for JSON's lists."""
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -35,7 +35,7 @@ def test_own_pictures_are_opened_and_dropped(page: Any) -> None:
     assert tab.locator(".thumb input:checked").get_attribute("aria-label") == "mine.png"
     give(b"not a picture", "broken.png")
     tab.wait_for_selector("#trouble:not([hidden])")
-    assert "no picture in one of the formats" in tab.text_content("#trouble")
+    assert "not an image in one of the formats" in tab.text_content("#trouble")
     page.complaints[:] = [text for text in page.complaints if "415" not in text]  # Chromium's line of a refused request
     # Dropping, as a browser does it.
     drop = """bytes => {

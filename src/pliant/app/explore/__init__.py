@@ -1,4 +1,4 @@
-"""``pliant explore``: a page on this machine on which the sampling points follow the pointer."""
+"""``pliant explore``: a page, served on this machine, on which the sampling points follow the pointer."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what ``pliant explore`` takes."""
     parser.add_argument(
         "checkpoints", type=Path, nargs="*", metavar="CHECKPOINT",
-        help="best.pt or last.pt of a run, or weights of a study, beside the networks of the package",
+        help="best.pt or last.pt of a run, or weights of a study, in addition to the networks of the package",
     )  # fmt: skip
     parser.add_argument(
-        "--picture", type=Path, action="append", default=[], metavar="FILE", help="a picture to begin with; repeatable"
+        "--picture", type=Path, action="append", default=[], metavar="FILE", help="an image to start with; repeatable"
     )
-    parser.add_argument("--port", type=int, default=PORT, help=f"default: {PORT}; 0 takes any that is free")
+    parser.add_argument("--port", type=int, default=PORT, help=f"default: {PORT}; 0 takes any free port")
     parser.add_argument("--open", action="store_true", help="open the page in a browser")
     parser.add_argument("--export", type=Path, metavar="FILE", help="write a frozen copy of the page instead")
 
@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
     """Serve the page until Ctrl-C, or write a copy of it; return the exit status."""
     if not 0 <= args.port < 65536:
         raise ValueError(f"--port must be from 0 to 65535, got {args.port}")
-    # Pillow warns of pictures that are suspiciously large; here they are refused.
+    # Pillow warns of suspiciously large images; here they are refused.
     warnings.simplefilter("error", Image.DecompressionBombWarning)
     chosen: list[Network] = [networks.read(path) for path in args.checkpoints] + networks.bundled()
     first = [Picture(f"file-{i}", path.name, "yours", read(path)) for i, path in enumerate(args.picture, 1)]

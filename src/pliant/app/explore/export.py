@@ -1,4 +1,4 @@
-"""A frozen copy of the page: answers to a choice of models, pictures and poses, in one file."""
+"""A frozen copy of the page: one file with the answers for some models, images and poses."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from pliant.app.explore.pictures import Picture
 from pliant.app.explore.server import catalog
 
 MOST_BYTES = 2_000_000
-# Upright first; then what shows most about a network, a little of each before more of any.
+# (scale, angle), most wanted first.
 POSES = ((1.0, 0), (1.0, 45), (0.6, 0), (1.5, 0), (1.0, -45), (1.0, 90), (1.5, 45), (0.6, 45), (1.0, -90))
 
 
 def frozen(
     networks: Sequence[Network], pictures: Sequence[Picture], most: int = MOST_BYTES
 ) -> tuple[dict[str, Any], list[str]]:
-    """Return the catalogue, and as many answers as fit a page of fewer than `most` bytes; and who is left out.
+    """Return the catalogue with as many answers as fit into a page of fewer than `most` bytes, and what is left out.
 
-    Of each network answers are added until one does not fit any more.
+    Answers of a network are added until one does not fit.
 
     Raises:
-        ValueError: not even one fits.
+        ValueError: not even one answer fits.
     """
     looks: list[dict[str, Any]] = []
     size = len(whole({"catalog": catalog(networks, pictures), "looks": []}).encode())
@@ -52,11 +52,11 @@ def frozen(
 def _wishes(
     networks: Sequence[Network], pictures: Sequence[Picture]
 ) -> Iterator[tuple[Network, Picture, tuple[float, int]]]:
-    """Return what to show, the most wanted first: every network once, then poses, then more pictures."""
+    """Yield what to show, most wanted first: every network once, then poses, then more images."""
     suited = {n.id: [p for p in pictures if p.kind == "yours" or (p.kind == "scene") == n.detects] for n in networks}
     for rank in range(max(map(len, suited.values()))):
         for pose in POSES:
             for network in networks:
-                # Poses of the answers of detectors are large: theirs are more scenes instead.
+                # Answers of detectors are large: they get more scenes instead of more poses.
                 if rank < len(suited[network.id]) and (pose == POSES[0] or not network.detects):
                     yield network, suited[network.id][rank], pose

@@ -1,4 +1,4 @@
-"""One look through a network at a picture: all that the page needs to follow the pointer by itself, ready for JSON."""
+"""One pass of an image through a network: all data with which the page follows the pointer, ready for JSON."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from pliant.show.bins import bins, layers
 from pliant.show.paths import Step
 from pliant.show.recording import record
 
-RESPONSES = 32  # longer side of the map of first responses, in cells
-LEAST = 0.05  # score of a detection that is shown
+RESPONSES = 32  # longer side of the map of the first layer's responses, in cells
+LEAST = 0.05  # lowest score of a detection that is shown
 
 
 @torch.no_grad()
 def look(network: Network, picture: Picture, scale: float = 1.0, angle: float = 0.0) -> dict[str, Any]:
-    """Return what a network does with a picture in a pose.
+    """Return the results of a network for an image in a pose.
 
-    ``width``, ``height``, ``picture`` (a data: address); ``steps``, from the picture upwards, what
-    :class:`pliant.show.paths.Step` holds of each layer; ``responses`` of the first layer; of a classifier
-    ``answers``, its three likeliest, of a detector ``detection``. Arrays are base64 of little-endian integers with a
-    factor: 16 bits of the largest magnitude, so that a position is off by at most 1/65534 of the largest offset.
+    ``width``, ``height``, ``picture`` (a data: address); ``steps``, lowest layer first, the fields of
+    :class:`pliant.show.paths.Step`; ``responses`` of the first layer; for a classifier ``answers``, its three most
+    likely classes, for a detector ``detection``. Arrays are base64 of little-endian integers with a factor: with 16
+    bits, a position is off by at most 1/65534 of the largest offset.
     """
     network = network.own()
     seen = canvas(picture, network, scale, angle)
@@ -89,7 +89,7 @@ def _step(step: Step, title: str) -> dict[str, Any]:
 
 
 def _responses(network: Network, input: Tensor) -> dict[str, Any]:
-    """Return what the first layer answers, averaged over cells where its map is larger than `RESPONSES`."""
+    """Return the responses of the first layer, averaged over cells if its map is larger than `RESPONSES`."""
     found = network.stem(input)[0]
     C, H, W = found.shape
     cell = -(-max(H, W) // RESPONSES)
@@ -100,7 +100,7 @@ def _responses(network: Network, input: Tensor) -> dict[str, Any]:
         "channels": C,
         "height": found.shape[1],
         "width": found.shape[2],
-        # Cells of this many pixels of the picture: strides divide what `prepare` returned.
+        # Pixels of the image per cell: the sides of the prepared image are multiples of the strides.
         "cell": cell * input.shape[-1] / W,
         "factor": top / 255,
         "uint8": base64.b64encode(whole.tobytes()).decode(),
@@ -117,9 +117,9 @@ def _answers(network: Network, input: Tensor) -> list[dict[str, Any]]:
 
 
 def _detection(network: Network, seen: Tensor) -> dict[str, Any]:
-    """Return detections, the RoIs they come from, and where the bins of these lie in pixels of the picture.
+    """Return detections, the RoIs they come from, and the positions of the RoIs' bins in pixels of the image.
 
-    A detection's RoI is the one that, moved by the deltas of its class, is its box.
+    The RoI of a detection is the one that becomes its box when moved by the deltas of its class.
     """
     model: Any = network.model
     pictures, sizes = model.batch([seen])
@@ -151,9 +151,9 @@ def _detection(network: Network, seen: Tensor) -> dict[str, Any]:
 def _bins(
     model: TwoStage, seen: Tensor, maps: Sequence[Tensor], rois: Tensor, labels: Tensor
 ) -> tuple[list[list[float]], Tensor | None, Tensor | None]:
-    """Return RoIs (n, 4) as they are pooled, how far each of their bins moves (n, P, P, 2) and its mask (n, P, P).
+    """Return RoIs (n, 4) as they are pooled, the offsets (n, P, P, 2) of their bins, and the masks (n, P, P).
 
-    (y, x) in pixels of the picture; None where bins stay where they are. R-FCN moves the bins of each class apart.
+    Offsets are (y, x) in pixels of the image; None if bins have none. R-FCN has different offsets for each class.
     """
     there = list(layers(model).values())
     if not there or not len(rois):
@@ -163,7 +163,7 @@ def _bins(
         for roi in some:
             model.head(maps, torch.cat((roi.new_zeros(1), roi))[None])
 
-    # One label at a time where it matters: (label, which of the RoIs).
+    # Pairs (label, indices of RoIs): one label at a time if offsets depend on it.
     parts: list[tuple[int | None, Tensor]] = [(None, torch.arange(len(rois)))]
     if isinstance(there[0], DeformPSRoIPool):
         parts = [(label, (labels == label).nonzero()[:, 0]) for label in labels.unique().tolist()]

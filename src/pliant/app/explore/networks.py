@@ -1,10 +1,8 @@
-"""The networks that the explorer shows: small ones of the studies, which come with the package, and checkpoints."""
+"""The networks of the explorer: small networks of the studies, which come with the package, and checkpoints."""
 
 from __future__ import annotations
 
 import copy
-import zipfile
-import zlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,44 +13,46 @@ import torch
 from torch import Tensor, nn
 
 from pliant._files import load
-from pliant.data import Crowns
+from pliant.data import Crowns, Transform
 from pliant.data.drawing import CANVAS
 from pliant.data.fashion_mnist import CLASSES
+from pliant.models import Predictor, build_detector, checkpoint
+from pliant.models import bundled as detectors
 from pliant.models.two_stage import TwoStage
 from pliant.studies.detection import contestants as detection
 from pliant.studies.detection import protocol
 from pliant.studies.geometry import contestants as geometry
-from pliant.train import DetectorRecipe, checkpoint
-from pliant.train.build import build_detector, load_detector
+from pliant.train import DetectorRecipe
 
 BUNDLED = Path(__file__).with_name("bundled")
-# What comes with the package: name of the file, its label on the page and a line about it.
+# The networks that come with the package: name of the file, label on the page, and a line about it.
 SMALL = {
     "deform-v2-3": ("Piece of clothing, modulated", "Names it. Three modulated deformable layers: deform-v2-3."),
     "mdconv-c3-c5-mdpool": ("Clothes in a scene", "Finds them. Everything deformable, modulated: mdconv-c3-c5-mdpool."),
     "deform-v1-3": ("Piece of clothing", "Names it. Three deformable layers: deform-v1-3."),
 }
-# Sides of pictures of these sources where a recipe names none.
+# Sides of the images of these sources for recipes that set none.
 SIDES = {"composed": 128, "crowns": 200}
-# The end of every refusal.
+# The end of every error sentence of :func:`read`.
 TAKEN = (
-    "taken are best.pt and last.pt of `pliant train detector` and the files CONTESTANT-DATA-SEED.pt in a study's "
-    "models/, and of any other network `pliant show --model MODULE:FUNCTION` draws the pictures"
+    "use best.pt or last.pt of `pliant train detector`, or a file CONTESTANT-DATA-SEED.pt in the folder models/ of a "
+    "study; `pliant show --model MODULE:FUNCTION` draws the figures of any other network"
 )
-LONGEST = 640  # side of a picture in pixels, whatever a recipe asks for: the page has to follow the pointer
+LONGEST = 640  # largest side of an image in pixels, whatever the recipe: the page has to follow the pointer
 
 
 @dataclass(frozen=True)
 class Network:
-    """A network to look through.
+    """A network to explore.
 
     Args:
         id: in addresses of the server.
         label: its name on the page.
         about: one line about it.
         model: a `geometry.Net` or a detector, in evaluation mode.
-        classes: what it tells apart.
-        side: longer side of pictures as it sees them, in pixels; what is shown to a classifier is square.
+        classes: their names.
+        side: longer side of images as it sees them, in pixels; a classifier sees a square.
+        resize: what training did to the size of images; None leaves it.
     """
 
     id: str
@@ -61,31 +61,32 @@ class Network:
     model: nn.Module
     classes: tuple[str, ...]
     side: int
+    resize: Transform | None = None
 
     @property
     def detects(self) -> bool:
-        """Return whether it finds objects in a scene, instead of naming one object."""
+        """Return whether it is a detector; else it is a classifier."""
         return isinstance(self.model, TwoStage)
 
     def own(self) -> Network:
-        """Return a network with modules of its own on the same weights.
+        """Return a network with its own modules, which share the weights.
 
-        Recording a pass hooks modules and sets their mode: two passes at a time would see each other's maps.
+        Recording a forward pass hooks modules and sets their mode: two at the same time would mix their maps.
         """
         shared = {id(tensor): tensor for tensor in (*self.model.parameters(), *self.model.buffers())}
-        return Network(self.id, self.label, self.about, copy.deepcopy(self.model, shared), self.classes, self.side)
+        return replace(self, model=copy.deepcopy(self.model, shared))
 
     def body(self) -> nn.Module:
-        """Return what turns a prepared picture into the last map that is looked from."""
+        """Return the module that turns a prepared image into the last map from which paths are traced."""
         if isinstance(self.model, TwoStage):
             return self.model.backbone
         return self.model.features  # type: ignore[return-value]
 
     def titles(self, steps: Sequence[tuple[str, int]]) -> list[str]:
-        """Return what the page calls steps of the body, from the picture upwards: of each its module's name and taps.
+        """Return the names on the page of steps of the body, given as module name and number of taps, lowest first.
 
-        Layers of a classifier keep their names; convolutions of a ResNet are named by stage and number among its
-        3×3, as in the papers: "c4.2".
+        Layers of a classifier keep their names; convolutions of a ResNet are named by stage and by number among the
+        3×3 convolutions of the stage, as in the papers: "c4.2".
         """
         if not isinstance(self.model, TwoStage):
             return [module for module, _ in steps]
@@ -99,16 +100,16 @@ class Network:
             named.append(f"c{stage}.{numbers[stage]}")
         return named
 
-    def stem(self, pictures: Tensor) -> Tensor:
-        """Return the responses of the first layer to what :meth:`prepare` returned."""
+    def stem(self, images: Tensor) -> Tensor:
+        """Return the responses of the first layer to images from :meth:`prepare`."""
         if isinstance(self.model, TwoStage):
             backbone = self.model.backbone
-            return backbone.bn1(backbone.conv1(pictures)).relu()  # type: ignore[no-any-return]
+            return backbone.bn1(backbone.conv1(images)).relu()  # type: ignore[no-any-return]
         features: Any = self.model.features
-        return features.relu1(features.bn1(features.conv1(pictures)))  # type: ignore[no-any-return]
+        return features.relu1(features.bn1(features.conv1(images)))  # type: ignore[no-any-return]
 
     def prepare(self, canvas: Tensor) -> Tensor:
-        """Return a canvas (3, H, W) in 0 … 1 as the first layer takes it: (1, C, H', W'), padded below and right."""
+        """Return a canvas (3, H, W) in 0 … 1 as input (1, C, H', W') of the first layer, padded below and right."""
         if isinstance(self.model, TwoStage):
             return self.model.batch([canvas])[0]
         return canvas[None, :1]
@@ -122,74 +123,57 @@ def bundled() -> list[Network]:
         ValueError: a file is damaged.
     """
     return [
-        _of_study(name, unpack(BUNDLED / f"{name}.npz"), name, label, about) for name, (label, about) in SMALL.items()
+        _of_checkpoint(detectors.read(name), name, label, about)
+        if name in detectors.NAMES
+        else _of_study(name, detectors.unpack(BUNDLED / f"{name}.npz"), name, label, about)
+        for name, (label, about) in SMALL.items()
     ]
 
 
 def read(path: Path) -> Network:
-    """Return the network of a checkpoint: what ``pliant train detector`` wrote, or a file of a study's `models`.
+    """Return the network of a checkpoint of ``pliant train detector``, or of a file in the folder `models` of a study.
 
-    These two say by themselves for which network their weights are. Weights alone do not, and a whole module that was
-    pickled would have to be run to be read.
+    Both determine the network that their weights belong to. A plain state dict does not, and reading a pickled module
+    would run its code.
 
     Raises:
-        OSError: there is no such file, or it cannot be read.
+        OSError: the file does not exist or cannot be read.
         ValueError: it is damaged or something else; the sentence says what is expected.
     """
     try:
         state = load(path)
     except ValueError as error:
         if needs := _code_in(path):
-            raise ValueError(f"{path} holds code ({needs}) that loading it would run; {TAKEN}") from error
-        raise ValueError(f"{path} is damaged or no file of weights that torch.save wrote; {TAKEN}") from error
+            raise ValueError(f"{path} holds code ({needs}) that loading would run; {TAKEN}") from error
+        raise ValueError(f"{path} is damaged, or not a file of weights that torch.save wrote; {TAKEN}") from error
     if isinstance(state, dict) and "recipe" in state:
         state = checkpoint.read(path)
-        recipe = DetectorRecipe.of(state["recipe"])
-        data = recipe.data
-        side = data.long_side or 2 * data.short_side or data.crop or data.size or SIDES.get(data.source, 320)
         label = f"{path.parent.name}/{path.name}" if path.parent.name else path.name
-        about = f"Finds {_listed(state['classes'])}."
-        return Network(str(path), label, about, load_detector(state), tuple(state["classes"]), min(side, LONGEST))
+        return _of_checkpoint(state, str(path), label, f"Finds {_listed(state['classes'])}.")
     name = path.stem.rsplit("-", 2)[0]
     if name not in {*geometry.CONTESTANTS, *detection.CONTESTANTS} or not isinstance(state, dict):
-        raise ValueError(f"{path} does not say for which network its weights are; {TAKEN}")
+        raise ValueError(f"{path} does not say which network its weights belong to; {TAKEN}")
     return _of_study(name, state, str(path), path.stem, "Weights of a study.")
 
 
-def unpack(path: Path) -> dict[str, Tensor]:
-    """Return the state dict that `pack` made a file of.
-
-    Raises:
-        OSError: the file is missing.
-        ValueError: it is damaged.
-    """
-    import numpy as np
-
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            state = {name: torch.from_numpy(arrays[name]) for name in arrays.files}
-    except (ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(f"{path} is damaged; install pliant again") from error
-    scales = {name: state.pop(name) for name in list(state) if name.endswith(":scale")}
-    for name, tensor in state.items():
-        if tensor.dtype == torch.int8:
-            rows = scales[f"{name}:scale"].float().view(-1, *[1] * (tensor.dim() - 1))
-            state[name] = tensor.float() * rows
-        elif tensor.dtype == torch.float16:
-            state[name] = tensor.float()
-    return state
-
-
 def _code_in(path: Path) -> str:
-    """Return the classes that a pickle would have imported, "" where that is not what is wrong with it."""
+    """Return the classes that loading a pickle would import; "" if there are none or the file is damaged."""
     try:
         return ", ".join(sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))[:3])
-    except Exception:  # of a damaged file it raises whatever it stumbles over
+    except Exception:  # a damaged file raises any of many exceptions
         return ""
 
 
+def _of_checkpoint(state: dict[str, Any], id: str, label: str, about: str) -> Network:
+    """Return the network of a run's checkpoint, with the side of the images that it was trained on."""
+    data = DetectorRecipe.of(state["recipe"]).data
+    side = data.long_side or 2 * data.short_side or data.crop or data.size or SIDES.get(data.source, 320)
+    predictor = Predictor.of(state)
+    return Network(id, label, about, predictor.model, predictor.classes, min(side, LONGEST), predictor.resize)
+
+
 def _of_study(name: str, state: dict[str, Tensor], id: str, label: str, about: str) -> Network:
-    """Return the network of a study's contestant with these weights."""
+    """Return the network of a contestant of a study, with these weights."""
     classes: tuple[str, ...]
     try:
         if name in geometry.CONTESTANTS:
@@ -200,7 +184,7 @@ def _of_study(name: str, state: dict[str, Tensor], id: str, label: str, about: s
             scenes = count == len(protocol.CLASSES)
             classes, data = (protocol.CLASSES, "composed") if scenes else (Crowns.classes, "crowns")
             recipe = protocol.Protocol.of("quick").recipe_of(protocol.Task(name, data, 0), 1).model
-            # What mimicking needs is not among the weights.
+            # The weights of feature mimicking are not in the file.
             model = build_detector(replace(recipe, mimic=None, mimic_options={}), count, pretrained=False)
         model.load_state_dict(state)
     except (KeyError, RuntimeError, TypeError) as error:
@@ -209,7 +193,7 @@ def _of_study(name: str, state: dict[str, Tensor], id: str, label: str, about: s
 
 
 def _listed(names: tuple[str, ...]) -> str:
-    """Return the first names of some.
+    """Return a list of names in words, at most three of them in full.
 
     >>> _listed(("cat", "dog")), _listed(("a", "b", "c", "d", "e"))
     ('cat, dog', 'a, b, c and 2 more')

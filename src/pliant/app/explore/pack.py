@@ -1,19 +1,23 @@
-"""Make `bundled/` from the folders of the two studies: ``python -m pliant.app.explore.pack GEOMETRY DETECTION``."""
+"""Pack networks and scenes for the package: ``python -m pliant.app.explore.pack GEOMETRY DETECTION``.
+
+The arguments are the folders of the two studies. Classifiers and scenes go to `bundled/` here, the detector and its
+settings to `pliant/models/bundled/`.
+"""
 
 from __future__ import annotations
 
 import sys
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
 
 from pliant.app.explore.networks import BUNDLED, SMALL
 from pliant.data import Composed
+from pliant.models import bundled, checkpoint
 from pliant.studies.detection import protocol
-from pliant.studies.geometry.contestants import CONTESTANTS
 
 # Levels to either side of 0 that a weight of a row may have. Of the detector, 5 MB in float32, ±31 keep all but 0.7 of
 # 39.8 points of AP, and pack into 650 KB; the small networks can afford ±127.
@@ -21,32 +25,33 @@ LEVELS = {"classifier": 127, "detector": 31}
 SCENES = (11, 2, 6, 13, 37, 39)  # of those that the study tests on
 
 
-def pack(state: dict[str, Tensor], path: Path, levels: int) -> None:
-    """Write weights as integers with a scale for each row (output channel), everything else in half precision."""
-    arrays: dict[str, np.ndarray] = {}
-    for name, tensor in state.items():
-        if tensor.dtype == torch.float32 and tensor.dim() > 1:
-            scale = (tensor.flatten(1).abs().amax(1) / levels).clamp_min(1e-7).half()
-            rows = scale.float().view(-1, *[1] * (tensor.dim() - 1))
-            arrays[name] = (tensor / rows).round().clamp(-levels, levels).to(torch.int8).numpy()
-            arrays[f"{name}:scale"] = scale.numpy()
-        else:
-            arrays[name] = (tensor.half() if tensor.dtype == torch.float32 else tensor).numpy()
-    np.savez_compressed(path, **arrays)  # type: ignore[arg-type]
+def about(name: str) -> dict[str, Any]:
+    """Return what the checkpoint of a detector of the study says besides its weights."""
+    task, protocol_ = protocol.Task(name, "composed", 0), protocol.Protocol.of("quick")
+    scenes = protocol_.images("composed", "test", 0)
+    return {
+        "format": checkpoint.FORMAT,
+        "recipe": asdict(protocol_.recipe_of(task, protocol_.train)),
+        "classes": scenes.classes,
+        "category_ids": scenes.category_ids,
+        "step": protocol_.steps,
+    }
 
 
 def main(geometry: Path, detection: Path) -> None:
     """Pack the networks of seed 0, those of the geometry study trained with augmentation, and some test scenes."""
     BUNDLED.mkdir(exist_ok=True)
     for name in SMALL:
-        small = name in CONTESTANTS
-        file = geometry / f"models/{name}-augmented-0.pt" if small else detection / f"models/{name}-composed-0.pt"
-        state = torch.load(file, map_location="cpu", weights_only=True)
-        pack(state, BUNDLED / f"{name}.npz", LEVELS["classifier" if small else "detector"])
+        if name in bundled.NAMES:
+            state = torch.load(detection / f"models/{name}-composed-0.pt", map_location="cpu", weights_only=True)
+            bundled.write(bundled.FOLDER / f"{name}.npz", about(name), state, LEVELS["detector"])
+        else:
+            state = torch.load(geometry / f"models/{name}-augmented-0.pt", map_location="cpu", weights_only=True)
+            bundled.pack(state, BUNDLED / f"{name}.npz", LEVELS["classifier"])
     scenes = Composed(protocol.TEST_SEED, max(SCENES) + 1, "test", protocol.SIDE, classes=protocol.CLASSES)
     for number, index in enumerate(SCENES, 1):
-        picture = scenes[index][0].permute(1, 2, 0).contiguous().numpy()
-        Image.fromarray(picture).save(BUNDLED / f"scene-{number}.png", optimize=True)
+        image = scenes[index][0].permute(1, 2, 0).contiguous().numpy()
+        Image.fromarray(image).save(BUNDLED / f"scene-{number}.png", optimize=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The pictures that the explorer shows: some that come with the package, and what people drop on the page."""
+"""The images of the explorer: some come with the package, users add their own."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ from pliant.data.fashion_mnist import CLASSES
 
 MOST_BYTES = 20 << 20  # of a file
 MOST_PIXELS = 40_000_000
-FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # none of these runs a program to be decoded
-KEPT = 16  # pictures of people; the oldest goes when one more comes
-KEPT_SIDE = 1280  # longer side to which they are reduced
-OBJECT = 42  # longer side of an object on a canvas of 64, before it is scaled
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # none of these is decoded by another program
+KEPT = 16  # most images of users; one more replaces the oldest
+KEPT_SIDE = 1280  # longer side to which images are reduced, in pixels
+OBJECT = 42  # longer side of an object on a canvas of 64 pixels, at scale 1
 SCALES, ANGLES = (0.25, 4.0), (-180.0, 180.0)
 
 
 class BadPicture(ValueError):
-    """What somebody sent is no picture we take; the message says why."""
+    """A file is not an image that the explorer accepts; the message says why."""
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture to look at.
+    """An image to choose on the page.
 
     Args:
         id: in addresses of the server.
         label: its name on the page.
-        kind: "object" on black, as classifiers learned them; "scene", as detectors did; "yours".
+        kind: "object", on black, for classifiers; "scene", for detectors; "yours", for both.
         image: uint8 (3, H, W).
     """
 
@@ -50,7 +50,7 @@ class Picture:
     image: Tensor
 
     def entry(self) -> dict[str, str]:
-        """Return what the page's catalogue says of it."""
+        """Return its entry in the catalogue of the page."""
         H, W = self.image.shape[1:]
         side = min(H, W)
         top, left = (H - side) // 2, (W - side) // 2
@@ -60,10 +60,10 @@ class Picture:
 
 
 class Gallery:
-    """The pictures of one server; safe to use from several threads.
+    """The images of one server; safe to use from several threads.
 
     Args:
-        more: pictures beside those of the package.
+        more: images in addition to those of the package.
     """
 
     def __init__(self, more: list[Picture] | None = None) -> None:
@@ -73,27 +73,27 @@ class Gallery:
         self.lock = threading.Lock()
 
     def all(self) -> list[Picture]:
-        """Return all pictures, those that were sent last."""
+        """Return all images, those of users last."""
         with self.lock:
             return [*self.fixed.values(), *self.sent.values()]
 
     def find(self, id: str) -> Picture:
-        """Return a picture by its id.
+        """Return an image by its id.
 
         Raises:
-            LookupError: there is none, or no longer.
+            LookupError: it does not exist, or is not kept any more.
         """
         with self.lock:
             found = self.fixed.get(id) or self.sent.get(id)
         if found is None:
-            raise LookupError("That picture is not kept any more: choose it again.")
+            raise LookupError("That image is not kept any more: choose it again.")
         return found
 
     def add(self, data: bytes, name: str) -> Picture:
-        """Decode and keep what somebody sent.
+        """Decode and keep an image that a user sent.
 
         Raises:
-            BadPicture: it is no picture, or too large.
+            BadPicture: it is not an image, or too large.
         """
         image = decode(data)
         with self.lock:
@@ -106,12 +106,12 @@ class Gallery:
 
 
 def decode(data: bytes) -> Tensor:
-    """Return a file's picture as uint8 (3, H, W), upright, at most `KEPT_SIDE` pixels to a side.
+    """Return the image of a file as uint8 (3, H, W), upright, with sides of at most `KEPT_SIDE` pixels.
 
-    Its format and size are read from its head first; only then are its pixels decoded.
+    Format and size are checked in the header of the file before its pixels are decoded.
 
     Raises:
-        BadPicture: it is not one, has more than `MOST_PIXELS`, or is half-written.
+        BadPicture: it is not an image, has more than `MOST_PIXELS`, or is incomplete.
     """
     if len(data) > MOST_BYTES:
         raise BadPicture(f"The file is larger than {MOST_BYTES >> 20} MB.")
@@ -120,11 +120,11 @@ def decode(data: bytes) -> Tensor:
             W, H = head.size
     except Exception as error:  # Pillow's readers raise whatever a broken head brings about
         if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
-            raise BadPicture(f"The picture has more than {MOST_PIXELS // 10**6} million pixels.") from error
-        raise BadPicture(f"This is no picture in one of the formats {', '.join(FORMATS)}.") from error
+            raise BadPicture(f"The image has more than {MOST_PIXELS // 10**6} million pixels.") from error
+        raise BadPicture(f"This is not an image in one of the formats {', '.join(FORMATS)}.") from error
     if W * H > MOST_PIXELS:
         raise BadPicture(
-            f"The picture has {W} × {H} pixels; at most {MOST_PIXELS // 10**6} million are taken. Make it smaller."
+            f"The image has {W} × {H} pixels; at most {MOST_PIXELS // 10**6} million are accepted. Make it smaller."
         )
     with tempfile.TemporaryDirectory(prefix="pliant-explore-") as folder:
         path = Path(folder) / "picture"
@@ -132,16 +132,16 @@ def decode(data: bytes) -> Tensor:
         try:
             image = read_image(path)
         except OSError as error:
-            raise BadPicture("The picture is damaged: its file ends too early or is not what it says.") from error
+            raise BadPicture("The image is damaged: its file ends too early or contradicts its header.") from error
     return _reduced(image, KEPT_SIDE)
 
 
 def read(path: Path) -> Tensor:
-    """Return the picture of a file of the user, as :func:`decode` does.
+    """Return the image of a file as :func:`decode` does.
 
     Raises:
-        OSError: there is no such file.
-        BadPicture: it is no picture, or too large.
+        OSError: the file does not exist.
+        BadPicture: it is not an image, or too large.
     """
     if path.stat().st_size > MOST_BYTES:
         raise BadPicture(f"{path} is larger than {MOST_BYTES >> 20} MB")
@@ -152,14 +152,14 @@ def read(path: Path) -> Tensor:
 
 
 def canvas(picture: Picture, network: Network, scale: float = 1.0, angle: float = 0.0) -> Tensor:
-    """Return a picture as a network sees it: float32 (3, H, W) in 0 … 1, scaled and turned about its middle.
+    """Return an image as a network sees it: float32 (3, H, W) in 0 … 1, scaled and rotated about its middle.
 
-    A detector gets the whole picture, its longer side `network.side`; what turning leaves empty has the picture's
-    mean colour. A classifier gets grey on black in a square, as it has learned, the object `OBJECT` pixels long; a
-    picture with a bright border, such as an object on white paper, is inverted.
+    A detector sees the whole image, its longer side `network.side` pixels long; pixels that rotation leaves empty have
+    the mean colour of the image. A classifier sees grey on black in a square, as in training, the object `OBJECT`
+    pixels long; an image with a bright border, such as an object on white paper, is inverted.
 
     Args:
-        picture: what.
+        image: what.
         network: for whom.
         scale: factor, at least 0.25 and at most 4.
         angle: degrees, counter-clockwise.
@@ -182,7 +182,7 @@ def canvas(picture: Picture, network: Network, scale: float = 1.0, angle: float 
 
 
 def png_address(image: Tensor) -> str:
-    """Return a picture (3, H, W) in 0 … 1 as a data: address of a PNG file."""
+    """Return an image (3, H, W) in 0 … 1 as the data: address of a PNG file."""
     array = (image * 255).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
     buffer = io.BytesIO()
     opened = Image.fromarray(array)
@@ -193,24 +193,24 @@ def png_address(image: Tensor) -> str:
 
 
 def _posed(image: Tensor, shape: tuple[int, int], scale: float, angle: float, fill: Tensor) -> Tensor:
-    """Return an image drawn about the middle of a canvas, bilinear; where it shrinks, finer and averaged."""
+    """Return an image drawn about the middle of a canvas, bilinear; if it shrinks, averaged over finer samples."""
     (H, W), (_, h, w) = shape, image.shape
     fine = min(4, math.ceil(1 / scale)) if scale < 0.999 else 1
     y = (torch.arange(H * fine) + 0.5) / fine - H / 2
     x = (torch.arange(W * fine) + 0.5) / fine - W / 2
     cos, sin = math.cos(math.radians(angle)) / scale, math.sin(math.radians(angle)) / scale
-    # Counter-clockwise as seen, y downwards: the canvas is turned back to find what is there.
+    # The rotation is counter-clockwise with y pointing down: each pixel of the canvas is rotated back.
     across = x * cos - y[:, None] * sin
     down = x * sin + y[:, None] * cos
     grid = torch.stack((across * (2 / w), down * (2 / h)), -1)[None]
-    # Outside there are zeros: of the difference from `fill` that is `fill`.
+    # Sampling pads with zeros: of the difference from `fill`, so that empty pixels become `fill`.
     ground = fill[:, None, None]
     drawn = F.grid_sample((image - ground)[None], grid, mode="bilinear", padding_mode="zeros", align_corners=False)
     return ((F.avg_pool2d(drawn, fine) if fine > 1 else drawn)[0] + ground).clamp(0, 1)
 
 
 def _reduced(image: Tensor, side: int) -> Tensor:
-    """Return a picture (3, H, W), uint8, whose longer side is at most `side`."""
+    """Return an image (3, H, W), uint8, whose longer side is at most `side`."""
     _, H, W = image.shape
     if max(H, W) <= side:
         return image
@@ -218,13 +218,13 @@ def _reduced(image: Tensor, side: int) -> Tensor:
 
 
 def _fitted(image: Tensor, side: int) -> tuple[int, int]:
-    """Return the size of a picture whose longer side has become `side`."""
+    """Return the size (H, W) of an image after its longer side becomes `side`."""
     _, H, W = image.shape
     return max(1, round(H * side / max(H, W))), max(1, round(W * side / max(H, W)))
 
 
 def _objects() -> list[Picture]:
-    """Return the first test picture of some classes."""
+    """Return the first test image of each of six classes."""
     test = FashionMNIST.load().test
     found = []
     for label in (9, 2, 8, 3, 5, 1):

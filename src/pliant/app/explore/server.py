@@ -1,4 +1,4 @@
-"""The explorer's server: this machine only, one page, no state but the pictures that were sent."""
+"""The server of the explorer: for this machine only, one page, no state except the images that users sent."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-WAIT = 30  # seconds for which a connection may be silent
+WAIT = 30  # seconds after which a silent connection is closed
 
 
 class Refused(Exception):
-    """A request that gets a status and a sentence instead of an answer."""
+    """A request that is answered with an error status and a sentence."""
 
     def __init__(self, status: HTTPStatus, sentence: str) -> None:
         super().__init__(sentence)
@@ -33,25 +33,25 @@ class Refused(Exception):
 
 
 class Server(ThreadingHTTPServer):
-    """Serve the page; every request has a thread of its own.
+    """Serve the page; every request has its own thread.
 
     Args:
         networks: to choose from.
-        gallery: of pictures.
-        port: 0 takes any that is free.
+        gallery: of images.
+        port: 0 takes any free port.
 
     Raises:
         OSError: the port is taken.
     """
 
-    daemon_threads = True  # nobody waits for a slow request once Ctrl-C was pressed
+    daemon_threads = True  # Ctrl-C does not wait for slow requests
     allow_reuse_address = True
 
     def __init__(self, networks: Sequence[Network], gallery: Gallery, port: int = 0) -> None:
         self.networks = {network.id: network for network in networks}
         self.gallery = gallery
         super().__init__((HOST, port), Handler)
-        # A page elsewhere may have its own name resolve to this machine; it cannot choose what browsers call us.
+        # Another site's name may resolve to this machine (DNS rebinding), but browsers then send that name as Host.
         self.names = {f"{name}:{self.server_port}" for name in (HOST, "localhost")}
 
     @property
@@ -60,7 +60,7 @@ class Server(ThreadingHTTPServer):
         return f"http://{HOST}:{self.server_port}/"
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Say what broke in one line; a browser that went away is nothing to speak of."""
+        """Print an error in one line; a closed connection is not an error."""
         error = sys.exc_info()[1]
         if not isinstance(error, ConnectionError | TimeoutError):
             print(f"pliant explore: {type(error).__name__}: {error}", file=sys.stderr)
@@ -84,7 +84,7 @@ class Handler(BaseHTTPRequestHandler):
         self._answer(self._post)
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Say nothing of requests that went well, which come with every movement of a slider."""
+        """Print nothing for successful requests, which come with every movement of a slider."""
 
     def _answer(self, respond: Any) -> None:
         try:
@@ -100,7 +100,7 @@ class Handler(BaseHTTPRequestHandler):
             self._fail(HTTPStatus.INTERNAL_SERVER_ERROR, f"This failed: {type(error).__name__}: {error}")
 
     def _from_here(self) -> None:
-        """Refuse what another site's page may have sent."""
+        """Refuse requests that the page of another site may have sent."""
         if self.headers.get("Host", "").lower() not in self.server.names:
             raise Refused(HTTPStatus.FORBIDDEN, f"This server answers as {self.server.address} only.")
         origin = self.headers.get("Origin")
@@ -115,7 +115,7 @@ class Handler(BaseHTTPRequestHandler):
             return "application/json", _json(self._look(dict(parse_qsl(address.query))))
         name = "index.html" if address.path == "/" else address.path[1:]
         suffix = name[name.rfind(".") :]
-        # A name out of a list: no path ever comes from outside.
+        # Only names of this list are read: no path comes from a request.
         if suffix not in CONTENT_TYPES or name not in ("index.html", "style.css", *SCRIPTS):
             raise Refused(HTTPStatus.NOT_FOUND, f"There is no {address.path} here.")
         return CONTENT_TYPES[suffix], read(name).encode()
@@ -138,11 +138,11 @@ class Handler(BaseHTTPRequestHandler):
             raise Refused(HTTPStatus.NOT_FOUND, f"Nothing can be sent to {address.path}.")
         length = self.headers.get("Content-Length", "")
         if not (length.isascii() and length.isdigit()):
-            raise Refused(HTTPStatus.LENGTH_REQUIRED, "The size of the file must be said before it is sent.")
+            raise Refused(HTTPStatus.LENGTH_REQUIRED, "The request must state the size of the file (Content-Length).")
         if int(length) > MOST_BYTES:
             raise Refused(
                 HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-                f"The file has {int(length) / 2**20:.0f} MB; at most {MOST_BYTES >> 20} are taken.",
+                f"The file has {int(length) / 2**20:.0f} MB; at most {MOST_BYTES >> 20} are accepted.",
             )
         data = self.rfile.read(int(length))
         if len(data) < int(length):
@@ -155,7 +155,7 @@ class Handler(BaseHTTPRequestHandler):
         return "application/json", _json(picture.entry())
 
     def _fail(self, status: HTTPStatus, sentence: str) -> None:
-        # What was sent and not read would be taken for the next request.
+        # An unread body would be taken for the next request.
         self.close_connection = True
         self._send(status, "application/json", _json({"error": sentence}))
 
@@ -176,7 +176,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 def catalog(networks: Sequence[Network], pictures: Sequence[Picture]) -> dict[str, Any]:
-    """Return what there is to choose from."""
+    """Return the models and images to choose from."""
     return {
         "models": [{"id": n.id, "label": n.label, "about": n.about, "detects": n.detects} for n in networks],
         "pictures": [picture.entry() for picture in pictures],

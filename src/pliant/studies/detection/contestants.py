@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from pliant.train.recipe import Version
+from pliant.models.recipe import Version
 
 Deform = tuple[Version, Version, Version, Version]
 V1: Deform = (None, "v1", "v1", "v1")

@@ -12,9 +12,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from pliant.data import Composed, Crowns, Target
+from pliant.models import ModelRecipe
 from pliant.studies import runner
 from pliant.studies.detection.contestants import find
-from pliant.train.recipe import DataRecipe, DetectorRecipe, ModelRecipe, OptimiserRecipe
+from pliant.train.recipe import DataRecipe, DetectorRecipe, OptimiserRecipe
 
 DATA = ("composed", "crowns")
 # Objects per training scene, more than in a test scene: a scene takes as long to train on whatever it shows, and what

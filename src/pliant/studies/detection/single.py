@@ -11,15 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pliant.models import strip_training_only
+from pliant.models import build_detector, checkpoint, strip_training_only
 from pliant.studies.detection import measures
 from pliant.studies.detection.contestants import find
 from pliant.studies.detection.hog import HogMachine
 from pliant.studies.detection.pretraining import pretrained
 from pliant.studies.detection.protocol import BINS, SIDE, Images, Kept, Protocol, Task, shown
 from pliant.studies.runner import Tell
-from pliant.train import checkpoint, fit_detector, multiply_adds, parameters, save
-from pliant.train.build import augmentation, build_detector
+from pliant.train import fit_detector, multiply_adds, parameters, save
+from pliant.train.build import augmentation
 from pliant.train.distributed import Ranks
 from pliant.train.evaluation import average_precision, coco_results, evaluate
 from pliant.train.log import Record, finite

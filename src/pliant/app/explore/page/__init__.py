@@ -1,4 +1,4 @@
-"""The page's files, and the page made of them in one piece."""
+"""The files of the page, and the page as a single file."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ CONTENT_TYPES = {
 
 
 def read(name: str) -> str:
-    """Return one of the page's files."""
+    """Return one of the files of the page."""
     return (FOLDER / name).read_text(encoding="utf-8")
 
 
 def whole(frozen: dict[str, Any]) -> str:
-    """Return the page as one file that asks nobody anything: style, scripts and answers are in it.
+    """Return the page as one file without requests: style, scripts and answers are in it.
 
     Args:
-        frozen: the catalogue and all answers that the page may ask for.
+        frozen: the catalogue, and all answers that the page can show.
     """
     style, script = read("style.css"), "\n".join(read(name) for name in SCRIPTS)
-    # Inside a script, "</script" would end it, and "<!--" would let it go on for ever.
+    # Inside a script element, "</script" would end it, and "<!--" would change where it ends.
     data = json.dumps(frozen, allow_nan=False, ensure_ascii=False).replace("<", "\\u003c")
     policy = (
         f"default-src 'none'; script-src '{_digest(script)}'; style-src '{_digest(style)}'; img-src data: blob:; "

@@ -1,5 +1,5 @@
 "use strict";
-// What is chosen, and what the server answers to it. A frozen copy holds all answers itself.
+// The current choice, and the server's answers to it. A frozen copy holds all answers itself.
 
 const $ = (id) => document.getElementById(id);
 const frozen = $("frozen") ? JSON.parse($("frozen").textContent) : null;
@@ -8,7 +8,7 @@ const state = {
   catalog: null, model: null, picture: null, scale: 1, angle: 0,
   look: null, image: null, toned: null, responses: null,
   unit: 0, // index of the step whose output is traced
-  place: null, // [y, x] in the picture that is pointed to
+  place: null, // [y, x] of the pointer in the image
   held: false, levels: [true, true, true], groups: new Set(), chosen: null,
 };
 let colours = palette(), asking = false, again = false, drawing = false;
@@ -25,7 +25,7 @@ function trouble(sentence) {
   $("trouble").textContent = sentence || "";
 }
 
-/** Return what the server answers; its sentence is the error where it refuses. */
+/** Return the server's answer, or throw an error with the server's sentence. */
 async function ask(address, options) {
   let response;
   try {
@@ -38,7 +38,7 @@ async function ask(address, options) {
   return answer;
 }
 
-/** Return the answer of a frozen copy that is nearest to the pose asked for, and set the pose to it. */
+/** Return the answer of a frozen copy whose pose is nearest to the requested one, and set the pose to that one. */
 function thawed() {
   const far = (l) => Math.abs(Math.log2(l.scale / state.scale)) + Math.abs(l.angle - state.angle) / 60;
   const there = frozen.looks.filter((l) => l.model === state.model.id && l.picture === state.picture.id);
@@ -47,7 +47,7 @@ function thawed() {
   return structuredClone(best.look);
 }
 
-/** Ask for the network's answer to what is chosen now; while one is on its way, only the last wish counts. */
+/** Request the network's answer to the current choice; while a request is pending, only the last choice counts. */
 async function look() {
   if (!state.model || !state.picture) return;
   if (asking) {
@@ -74,7 +74,7 @@ async function look() {
   }
 }
 
-/** Take an answer over. */
+/** Show an answer. */
 async function show(answer) {
   const image = new Image();
   image.src = answer.picture;
@@ -105,7 +105,7 @@ async function show(answer) {
   redraw();
 }
 
-/** Return the channel with the largest response in the middle of the picture. */
+/** Return the channel with the largest response in the middle of the image. */
 function strongest() {
   const { width, height } = state.look.responses, middle = Math.floor(height / 2) * width + Math.floor(width / 2);
   const there = state.responses.map((channel) => channel[middle]);

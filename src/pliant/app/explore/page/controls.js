@@ -1,7 +1,7 @@
 "use strict";
-// The controls that depend on the network: what there is to choose from, and what is said of its answer.
+// The controls that depend on the network, and the texts about its answer.
 
-const MOST_POINTS = 6000; // of one convolution and those above it
+const MOST_POINTS = 6000; // of one convolution, traced through those above it
 
 function units() {
   const steps = state.look.steps.map((step, i) => [step, i]);
@@ -32,7 +32,7 @@ function build() {
   levels();
 }
 
-/** Return the convolutions that begin paths for the chosen unit, topmost first: three, or fewer where points are too many. */
+/** Return the convolutions whose taps split the paths of the chosen unit, topmost first: three, or fewer if there are too many points. */
 function splitting() {
   const found = [];
   let count = 1;
@@ -62,9 +62,9 @@ function objectMode() {
 function modeSaid() {
   $("points-controls").hidden = objectMode();
   $("objects-controls").hidden = !objectMode();
-  $("keys").textContent = matchMedia("(pointer: coarse)").matches ? "Tap to look from another place." :
-    objectMode() ? "Arrow keys go from box to box; Enter holds and lets go." :
-      "Arrow keys move by one position, with Shift by four; Enter holds and lets go.";
+  $("keys").textContent = matchMedia("(pointer: coarse)").matches ? "Tap to choose another position." :
+    objectMode() ? "Arrow keys go from box to box; Enter holds or releases." :
+      "Arrow keys move by one position, with Shift by four; Enter holds or releases.";
 }
 
 function poseSaid() {
@@ -78,7 +78,7 @@ function answersSaid() {
   const { answers } = state.look;
   $("answers").hidden = !answers;
   if (!answers) return;
-  $("answers").replaceChildren(made("h2", { textContent: "The network says" }), ...answers.map(({ label, chance }) =>
+  $("answers").replaceChildren(made("h2", { textContent: "Most likely classes" }), ...answers.map(({ label, chance }) =>
     made("div", { className: "answer" }, made("span", { textContent: label }), made("progress", { max: 1, value: chance, ariaLabel: label }), made("span", { textContent: `${(100 * chance).toFixed(0)} %` }))));
 }
 
@@ -95,7 +95,7 @@ function objectsSaid() {
   $("objects").replaceChildren(...(shown.length ? shown.map((i) =>
     made("button", { type: "button", ariaPressed: String(i === state.chosen), onclick: () => choose(i, true) },
       made("span", { textContent: objects[i].label }), made("span", { textContent: objects[i].score.toFixed(2) }))) :
-    [made("p", { className: "quiet", textContent: "Nothing with that score." })]));
+    [made("p", { className: "quiet", textContent: "No detection with this score." })]));
 }
 
 function choose(i, held) {

@@ -1,14 +1,14 @@
 "use strict";
-// Everything that puts ink on a canvas. Pixel (y, x) of a picture has its centre at (y, x), as in pliant.show.
+// Everything that draws on a canvas. Pixel (y, x) of an image has its centre at (y, x), as in pliant.show.
 
-/** Return the colours of the style sheet, which knows of light and dark. */
+/** Return the colours of the style sheet, light or dark. */
 function palette() {
   const style = getComputedStyle(document.documentElement);
   const read = (name) => style.getPropertyValue(name).trim();
   return { paper: read("--paper"), ink: read("--ink"), line: read("--line"), quiet: read("--quiet"), accent: read("--accent"), dark: read("--dark") === "1" };
 }
 
-/** Give a canvas as many pixels as the screen has under it and return its context in CSS pixels. */
+/** Set the resolution of a canvas to that of the screen and return its context in CSS pixels. */
 function fitted(canvas, width, height) {
   const dense = Math.min(3, window.devicePixelRatio || 1);
   const W = Math.round(width * dense), H = Math.round(height * dense);
@@ -22,7 +22,7 @@ function fitted(canvas, width, height) {
   return context;
 }
 
-/** Return a picture toned down for points on top: grey ones become ink on paper, whichever paper that is. */
+/** Return an image with lower contrast, for points on top; grey images take the page's ink and paper colours. */
 function toned(image, grey, colours) {
   const canvas = document.createElement("canvas");
   canvas.width = image.naturalWidth;
@@ -42,7 +42,7 @@ function toned(image, grey, colours) {
   return canvas;
 }
 
-/** Return a map of numbers as a picture of one colour, the more opaque the larger. */
+/** Return a map of numbers as an image of one colour: the larger, the more opaque. */
 function heat(values, width, height, colour, top, { power = 0.5, most = 0.55 } = {}) {
   const canvas = document.createElement("canvas");
   canvas.width = width;
@@ -56,7 +56,7 @@ function heat(values, width, height, colour, top, { power = 0.5, most = 0.55 } =
   return canvas;
 }
 
-/** A picture in a canvas, with paper around it: `at` takes its pixels to the screen, `from` back. */
+/** An image in a canvas with a margin: `at` maps pixels of the image to the canvas, `from` maps back. */
 class Sheet {
   constructor(canvas, width, height) {
     this.margin = 0.06 * Math.max(width, height);
@@ -142,7 +142,7 @@ class Sheet {
     context.setLineDash([]);
     context.globalAlpha = 1;
   }
-  /** Write the name of a box at a corner of it where it covers none of the names in `taken`, and add it to them. */
+  /** Write the label of a box at a corner where it covers none of the labels in `taken`, and add it to `taken`. */
   label([x1, y1, x2, y2], text, colour, paper, taken) {
     const context = this.context, { clientWidth: W, clientHeight: H } = context.canvas;
     context.font = "600 12px system-ui, sans-serif";
@@ -161,14 +161,14 @@ class Sheet {
   }
 }
 
-// The points of one, two and three convolutions: radius, rim, opacity of the lightest and of the heaviest path.
+// The points of one, two and three convolutions: radius, rim, opacity at the smallest and at the largest weight.
 const LEVELS = [
   { radius: 5.5, rim: true, least: 0.4, most: 1 },
   { radius: 3.2, rim: true, least: 0.25, most: 0.9 },
   { radius: 1.9, rim: false, least: 0.1, most: 0.65 },
 ];
 
-/** Draw traced points: the lighter a path, the more transparent; what lies outside a map grey and hollow. */
+/** Draw traced points: the smaller the weight of a path, the more transparent; points out of bounds are grey rings. */
 function drawPoints(sheet, found, level, colours, regular = false) {
   const style = LEVELS[level];
   const size = style.radius * Math.min(1, Math.max(0.55, sheet.context.canvas.clientWidth / 640));
@@ -181,9 +181,9 @@ function drawPoints(sheet, found, level, colours, regular = false) {
   }
 }
 
-const MOST_LABELS = 12; // boxes: more would cover the picture with words
+const MOST_LABELS = 12; // labelled boxes: more would cover the image with text
 
-/** Draw what a detector found; `chosen` is one of `shown` whose bins are drawn too. */
+/** Draw detections; `chosen` is the one of `shown` whose bins are drawn too. */
 function drawObjects(sheet, detection, shown, chosen, show, colours) {
   const faint = Math.max(0.08, Math.min(0.5, 40 / detection.proposals.length));
   if (show.rois) for (const roi of detection.proposals) sheet.box(roi, colours.ink, { width: 1, alpha: faint, dash: [3, 3] });
@@ -236,7 +236,7 @@ function drawBars(canvas, before, after, channel, colours) {
   context.fillRect(channel * step + step * 0.12, H - 3, step * 0.76, 3);
 }
 
-/** Draw one channel's map and a ring at the place that is pointed to. */
+/** Draw the map of one channel and a ring at the position of the pointer. */
 function drawMap(canvas, values, width, height, top, place, colours) {
   const W = canvas.clientWidth, H = W * height / width, context = fitted(canvas, W, H);
   context.imageSmoothingEnabled = false;

@@ -1,5 +1,5 @@
 "use strict";
-// Choosing: networks, pictures, every control that is there from the start; and the start itself.
+// Choosing networks and images, the controls that do not depend on the network, and the start.
 
 const MOST_BYTES = 20 * 2 ** 20;
 const USUAL = { radius: 5, bias: 1, alpha: 1, beta: 0.5 };
@@ -28,7 +28,7 @@ function chooseModel(id) {
 async function send(file) {
   if (!file) return;
   if (file.size > MOST_BYTES) {
-    trouble(`The file has ${(file.size / 2 ** 20).toFixed(0)} MB; at most ${MOST_BYTES / 2 ** 20} are taken.`);
+    trouble(`The file has ${(file.size / 2 ** 20).toFixed(0)} MB; at most ${MOST_BYTES / 2 ** 20} are accepted.`);
     return;
   }
   try {
@@ -55,7 +55,7 @@ $("least").addEventListener("input", () => { objectsSaid(); redraw(); });
 $("usual").addEventListener("click", () => { for (const [id, value] of Object.entries(USUAL)) $(id).value = value; redraw(); });
 
 if (!frozen) {
-  // Entering a child leaves its parent: only the outermost counts.
+  // Entering a child element leaves its parent: count the depth.
   let depth = 0;
   const over = (change) => { depth = change; $("drop").hidden = depth <= 0; };
   addEventListener("dragenter", (event) => { event.preventDefault(); over(depth + 1); });
@@ -79,8 +79,8 @@ async function start() {
   }
   if (frozen) {
     $("upload").hidden = true;
-    $("foot").textContent = "A frozen copy: scale and rotation go to the nearest pose that it holds.";
-  } else $("foot").textContent = "Pictures stay on this machine.";
+    $("foot").textContent = "A frozen copy: scale and rotation snap to the nearest pose in it.";
+  } else $("foot").textContent = "Images stay on this machine.";
   $("model").append(...state.catalog.models.map((model) => made("option", { value: model.id, textContent: model.label })));
   await chooseModel(state.catalog.models[0].id);
 }

@@ -1,5 +1,5 @@
 "use strict";
-// The picture: what is drawn on it, and where it is pointed to.
+// The image: drawing on it, and pointing at it.
 
 function redraw() {
   if (drawing || !state.look) return;
@@ -7,7 +7,7 @@ function redraw() {
   requestAnimationFrame(() => { drawing = false; draw(); });
 }
 
-/** Return the output of the chosen step whose centre is nearest to the place: index, row, column, centre. */
+/** Return the output of the chosen step whose centre is nearest to the pointer: index, row, column, centre. */
 function output() {
   const { steps } = state.look, { scale, shift } = centres(steps, state.unit), [Ho, Wo] = steps[state.unit].above;
   const nearest = (d, n) => Math.min(n - 1, Math.max(0, Math.round((state.place[d] - shift[d]) / scale[d])));
@@ -28,7 +28,7 @@ function draw() {
 
 const fields = { of: null, key: "", wanted: "", values: null, cost: 0, timer: 0 };
 
-/** Return what an output samples of every pixel; null while the pointer moves on, where that takes long to compute. */
+/** Return the total weight with which an output samples each pixel; null while the pointer moves, if that is slow to compute. */
 function field(q, options) {
   const { look: answer } = state, key = [state.unit, q, [...options.groups], options.modulation].join();
   clearTimeout(fields.timer);
@@ -38,7 +38,7 @@ function field(q, options) {
     return null;
   }
   const began = performance.now(), found = support(answer.steps, state.unit, q, options), W = answer.steps[0].below[1];
-  const values = new Float64Array(answer.width * answer.height); // without what was padded below and right
+  const values = new Float64Array(answer.width * answer.height); // without the padding at the bottom and right
   for (let y = 0; y < answer.height; y++) values.set(found.subarray(y * W, y * W + answer.width), y * answer.width);
   Object.assign(fields, { of: answer, key, values, cost: performance.now() - began });
   return values;
@@ -70,7 +70,7 @@ function drawFound() {
   const show = { boxes: $("boxes").checked, rois: $("rois").checked, bins: $("bins").checked, modulation: $("weights").checked };
   drawObjects(sheet, detection, shown, state.chosen, show, colours);
   const object = state.chosen === null ? null : detection.objects[state.chosen];
-  said(object ? `${object.label}, score ${object.score.toFixed(2)}; ${shown.length} found, ${detection.proposals.length} RoIs${state.held ? ", held" : ""}` : `nothing found, ${detection.proposals.length} RoIs`);
+  said(object ? `${object.label}, score ${object.score.toFixed(2)}; ${shown.length} detections, ${detection.proposals.length} RoIs${state.held ? ", held" : ""}` : `no detections, ${detection.proposals.length} RoIs`);
 }
 
 function drawInhibition() {
@@ -89,14 +89,14 @@ function drawInhibition() {
   const tallest = (map) => map.reduce((most, value) => Math.max(most, value), 1e-9);
   drawMap($("before"), responses[k], width, height, tallest(responses[k]), [row, column], colours);
   drawMap($("after"), after, width, height, tallest(after), [row, column], colours);
-  $("maps-said").textContent = `Channel ${k} over the picture, before and after, each in its own range.`;
+  $("maps-said").textContent = `Channel ${k} over the image, before and after, each in its own range.`;
   $("lrn-said").textContent = `Channel ${k} here: ${x[k].toFixed(3)} before, ${y[k].toFixed(3)} after.`;
   state.inhibition = { x, y };
 }
 
 let spoken = 0;
 
-/** Say where we are; screen readers get it when the pointer rests. */
+/** Describe the current position, for screen readers too, when the pointer rests. */
 function said(text) {
   clearTimeout(spoken);
   spoken = setTimeout(() => { if ($("said").textContent !== text) $("said").textContent = text; }, 120);
@@ -114,7 +114,7 @@ function point(y, x) {
   const { width, height } = state.look;
   state.place = [Math.min(height - 1, Math.max(0, y)), Math.min(width - 1, Math.max(0, x))];
   if (objectMode()) {
-    // The smallest box around the pointer; outside of all, the choice stays.
+    // Choose the smallest box around the pointer; outside of all boxes the choice stays.
     const around = shownObjects().filter((i) => {
       const [x1, y1, x2, y2] = state.look.detection.objects[i].box;
       return x >= x1 - 0.5 && x < x2 - 0.5 && y >= y1 - 0.5 && y < y2 - 0.5;

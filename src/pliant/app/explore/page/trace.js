@@ -1,6 +1,6 @@
 "use strict";
-// Follow paths through recorded layers, as pliant.show.sampling does: the browser test holds one against the other.
-// A step says where each of its Q outputs samples the map below by each of its T taps. Positions are (y, x).
+// Trace paths through recorded layers, as pliant.show.sampling does: the browser tests compare the two.
+// A step holds where each of its Q outputs samples the map below with each of its T taps. Positions are (y, x).
 
 /** Return the numbers of a base64 string of 16-bit integers with a factor. */
 function unpack(packed) {
@@ -9,7 +9,7 @@ function unpack(packed) {
   return Float64Array.from({ length: bytes.length / 2 }, (_, i) => view.getInt16(2 * i, true) * packed.factor);
 }
 
-/** Make the arrays of an answer's steps, in place. */
+/** Unpack the arrays of an answer's steps in place. */
 function ready(look) {
   for (const step of look.steps) {
     step.T = step.regular.length;
@@ -41,7 +41,7 @@ function corners(step, y, x) {
   return found;
 }
 
-/** Return the taps of a step that take part, and how one of them samples: y, x and weight of output q. */
+/** Return the chosen taps of a step, and a function for the position and weight of a tap of output q. */
 function taps(step, options) {
   const perGroup = step.T / step.groups;
   const chosen = [];
@@ -61,7 +61,7 @@ function taps(step, options) {
   return { chosen, place };
 }
 
-/** Return where the output of a step lies in the picture: y = scale·row + shift, the same for x. */
+/** Return where the outputs of a step lie in the image: y = scale·row + shift, the same for x. */
 function centres(steps, top) {
   const scale = [1, 1], shift = [0, 0];
   for (let i = top; i >= 0; i--) {
@@ -76,8 +76,8 @@ function centres(steps, top) {
 /**
  * Trace the sampling points of output q of step `top` through its `depth` topmost convolutions.
  *
- * Options: groups, a Set of offset groups that take part; modulation and offsets, false to leave them out.
- * Returns points (y, x, y, x …) in pixels of the picture, weights, and how many there are.
+ * Options: groups, the Set of offset groups to trace; modulation and offsets, false to ignore them.
+ * Returns points (y, x, y, x …) in pixels of the image, weights, and their count.
  */
 function trace(steps, top, q, depth, options = {}) {
   const splits = [];
@@ -132,7 +132,7 @@ function trace(steps, top, q, depth, options = {}) {
   return { points, weights, count: paths.length };
 }
 
-/** Return how much output q of step `top` samples every pixel of the picture: all paths added. */
+/** Return the total weight, over all paths, with which output q of step `top` samples each pixel of the image. */
 function support(steps, top, q, options = {}) {
   let reach = new Float64Array(steps[top].Q);
   reach[q] = 1;

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pliant.models import boxes, strip_training_only
+from pliant.models import boxes, build_detector, strip_training_only
 from pliant.show import canvas, sampling
 from pliant.studies.detection import measures
 from pliant.studies.detection.contestants import CONTESTANTS, find
@@ -18,7 +18,6 @@ from pliant.studies.detection.protocol import Kept, Protocol, Task, shown, size_
 from pliant.studies.detection.report.results import Results
 from pliant.studies.report.figures import Figure, drawn, first, unreadable
 from pliant.studies.store import weights
-from pliant.train.build import build_detector
 
 # Shown beside the truth in the figure of detections, where the folder has their weights.
 SHOWN = ("hog", "regular", "dconv-c3-c5", "mdconv-c3-c5-mdpool", "full-mimic-fg")

@@ -1,4 +1,4 @@
-"""Checkpoints: files that are whole or not there."""
+"""Checkpoints of detectors: files that are written whole or not at all."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FORMAT = 1
 
 
 def write(path: Path, state: dict[str, Any]) -> None:
-    """Write `state`, tensors and plain Python values, to `path`; a crash or a full disk leaves what was there before.
+    """Write `state`, tensors and plain Python values, to `path`; a crash or a full disk leaves the old file as it was.
 
     Raises:
         OSError: it could not be written.
@@ -27,11 +27,11 @@ def write(path: Path, state: dict[str, Any]) -> None:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """Return what :func:`write` wrote for a detector, on the CPU.
+    """Return what a run of training wrote for its detector with :func:`write`, on the CPU.
 
     Raises:
-        OSError: there is no such file, or it cannot be read.
-        ValueError: it is something else.
+        OSError: the file does not exist or cannot be read.
+        ValueError: the file is something else.
     """
     try:
         state = load(path)
@@ -40,5 +40,8 @@ def read(path: Path) -> dict[str, Any]:
     if not isinstance(state, dict) or "format" not in state or "recipe" not in state:
         raise ValueError(f"{path} is not a checkpoint of a detector; give the last.pt or best.pt of a run")
     if state["format"] != FORMAT:
-        raise ValueError(f"{path} has format {state['format']}, this version reads {FORMAT}; use the one that wrote it")
+        raise ValueError(
+            f"{path} has format {state['format']}, this version of pliant reads format {FORMAT}; "
+            "use the version that wrote it"
+        )
     return state
