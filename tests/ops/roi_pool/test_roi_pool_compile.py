@@ -167,10 +167,10 @@ def test_kernels_refuse_what_does_not_fit(name: str) -> None:
         (x, rois, (0, 2), 1.0),
         (x[..., :0], rois, (2, 2), 1.0),
     ):
-        with pytest.raises(RuntimeError, match=f"{name}: arguments that do not fit each other"):
+        with pytest.raises(RuntimeError, match=f"{name}: the arguments do not fit each other"):
             op(*wrong)
     right = _backward_arguments(name, {"input": x, "boxes": rois}, (x, rois, (2, 2), 1.0), False)
-    with pytest.raises(RuntimeError, match=f"{name}: the gradient does not fit the boxes"):
+    with pytest.raises(RuntimeError, match=f"{name}: the arguments do not fit each other"):
         back(right[0][:2], *right[1:])
 
 
