@@ -1,6 +1,20 @@
 """Deformable and normalizing operators for PyTorch, and the networks, experiments and pictures built on them."""
 
-from pliant import nn, ops
+from typing import TYPE_CHECKING
 
 __all__ = ["nn", "ops"]
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from pliant import nn, ops
+else:
+    # Imported when first asked for: `pliant --help` imports this file, and answers before torch would be loaded.
+    def __getattr__(name):
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from importlib import import_module
+
+        return import_module(f"{__name__}.{name}")
+
+    def __dir__():
+        return sorted({*globals(), *__all__})

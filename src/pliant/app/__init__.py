@@ -7,20 +7,20 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-# What a command does, and the extra that installs what it imports. The module pliant.app.COMMAND has
+# What each command does, and the extra that installs what it imports. The module pliant.app.COMMAND has
 # `add_arguments(parser)` and `run(args) -> int`, or `main(words) -> int` if it reads its arguments with a parser of its
-# own; only the module of the command at hand is imported.
+# own. It is imported only when the command runs: `pliant --help` and a mistyped command answer without torch.
 COMMANDS = {
-    "bench": ("time every operator beside its limit and its peers (from a checkout)", ""),
-    "tune": ("find faster sizes of the GPU kernels on this device, and keep them in the user's cache", ""),
-    "convert": ("turn another library's checkpoint into ours, and say what became of every name", "convert"),
-    "doctor": ("say what is installed, what is missing, and whether every operator agrees with its reference", ""),
+    "bench": ("time every operator against its limit and other libraries (from a checkout)", ""),
+    "tune": ("find faster block sizes of the GPU kernels on this device, and keep them in the user's cache", ""),
+    "convert": ("convert another library's checkpoint to pliant's names, and report every parameter", "convert"),
+    "doctor": ("report what is installed, what is missing, and whether every operator agrees with its reference", ""),
     "study": ("run an experiment and write its report", "study"),
     "train": ("train a detector", "train"),
     "eval": ("measure the average precision of a trained detector", "train"),
-    "predict": ("detect objects in pictures", "train"),
-    "show": ("draw what a network looks at in a picture, as PNGs and one page", "study"),
-    "explore": ("see on a page where a network looks: sampling points that follow the pointer", "study"),
+    "predict": ("detect objects in images", "train"),
+    "show": ("draw what a network looks at in an image, as PNGs and one HTML page", "study"),
+    "explore": ("serve a page that shows where a network looks: sampling points follow the pointer", "study"),
 }
 
 
@@ -31,10 +31,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the arguments, without the program's name; those of the process by default.
 
     Returns:
-        What the command returns (0: all is well), 2 for input it cannot use, 130 when interrupted.
+        What the command returns (0 for success), 2 for input it cannot use, 130 when interrupted.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
-    # Names are not guessed: a mistyped option is an error, not another option.
+    # No abbreviations: a mistyped option is an error, not another option.
     about = "Deformable and normalizing operators for PyTorch."
     parser = argparse.ArgumentParser(prog="pliant", description=about, allow_abbrev=False)
     parser.add_argument("--traceback", action="store_true", help="show where in the code an error arose")
@@ -44,13 +44,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         for name, (what, _) in COMMANDS.items()
     }
 
-    command = next((word for word in argv if word in COMMANDS), "")
+    # The command is the first word, and runs unless something else stands before it, such as --help.
+    at = next((i for i, word in enumerate(argv) if word != "--traceback"), len(argv))
+    command = argv[at] if at < len(argv) and argv[at] in COMMANDS else ""
     try:
         if command:
             module = importlib.import_module(f"pliant.app.{command}")
             if hasattr(module, "main"):
-                at = argv.index(command) + 1
-                argv, words = argv[:at], argv[at:]
+                argv, words = argv[: at + 1], argv[at + 1 :]
                 parsers[command].set_defaults(run=lambda _: module.main(words))
             else:
                 module.add_arguments(parsers[command])
@@ -69,6 +70,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         if "--traceback" in argv:
             raise
-        # Functions put their own name first, which may be the command's.
+        # A function's error begins with its own name, which may be the command's.
         print(f"pliant {command}: {str(error).removeprefix(f'{command}: ')}", file=sys.stderr)
         return 2
