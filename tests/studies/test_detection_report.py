@@ -164,9 +164,9 @@ def test_verdicts() -> None:
 def test_differences_are_paired_by_seed(tmp_path: Path) -> None:
     runs = [run("regular", "composed", s, 0.1 * s) for s in (0, 3)]
     runs += [run("dconv-c5", "composed", s, 0.1 * s + 0.02) for s in (3, 6)]
-    found = results.read(folder(tmp_path, runs)).against("dconv-c5", "regular", "composed", "AP")
+    found = results.Results.read(folder(tmp_path, runs)).against("dconv-c5", "regular", "composed", "AP")
     assert found is not None and found.n == 1 and found.mean == pytest.approx(0.02)
-    assert findings.tested(results.read(tmp_path), "crowns") == []
+    assert findings.tested(results.Results.read(tmp_path), "crowns") == []
 
 
 def test_summary() -> None:

@@ -210,7 +210,7 @@ def test_what_is_not_there_is_named(tmp_path):
     with (path / "results.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps(run("plain", "upright", 0, 0.9, "full")) + "\n" + '{"contestant": "sif')
     (path / "models" / "plain-lrn-upright-0.pt").write_bytes(b"torn")
-    runs = results.read(path)
+    runs = results.Results.read(path)
     assert [r["profile"] for r in runs.runs] == ["full"]
     (path / "settings.json").write_text('{"profile": "quick"}')
     _, said = write(path)
@@ -278,8 +278,8 @@ def test_paired_differences():
 def test_columns_are_means_of_strengths_and_kinds(tmp_path):
     one = run("plain", "upright", 0, 0.7)
     one["accuracy"] = {"clean": {"0": 0.9}, "scale": {"0.5": 0.2, "1.2": 0.4, "2": 0.6}, "bend": {"0.1": 0.8}}
-    found = results.read(folder(tmp_path, [one]))
-    values = [found.accuracy("plain", "upright", column).mean for column in found.columns]
+    found = results.Results.read(folder(tmp_path, [one]))
+    values = [found.score("plain", "upright", column).mean for column in found.columns]
     np.testing.assert_allclose(values, [0.9, 0.4, 0.8, 0.6, 0.4])
     assert found.columns == ["clean", "scale", "bend", "all transformed", "unseen strengths"]
     assert found.strengths("scale") == ["0.5", "1.2", "2"]

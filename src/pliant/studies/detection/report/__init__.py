@@ -4,86 +4,61 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pliant.studies.detection.report import findings, pictures, sections
-from pliant.studies.detection.report.results import Results, read
-from pliant.studies.report import page
+from pliant.studies.detection.report import figures, findings, sections
+from pliant.studies.detection.report.results import Results
+from pliant.studies.report import frame, page
+from pliant.studies.report.figures import Figure, placed
 from pliant.studies.report.page import count
-from pliant.studies.report.pictures import Picture, save
 
 __all__ = ["write"]
 
 
 def write(out: Path) -> Path:
-    """Write `out`/report.html, and its pictures as files to `out`/pictures, from what `out` holds.
-
-    One self-contained file: style, charts and pictures are inside it, nothing is fetched. Contestants, weights and
-    settings that the folder lacks are left out and named.
+    """Write `out`/report.html, and its figures as files to `out`/pictures, from what `out` holds; return its path.
 
     Args:
         out: folder of a study: results.jsonl, settings.json, models.
-
-    Returns:
-        The path of the report.
 
     Raises:
         FileNotFoundError: there is no results.jsonl.
         ValueError: no run is finished.
         OSError: it cannot be written; a report that was there before stays.
     """
-    out = Path(out)
-    results = read(out)
-    drawn = pictures.all_pictures(results)
-    save(drawn, out / "pictures")
-    text = page.page("pliant: the detection study", _body(results, drawn), hide=results.contestants)
-    return page.write(text, out / "report.html")
+    results = Results.read(Path(out))
+    drawn = figures.all_figures(results)
+    content = frame.Content(
+        title="Which of the papers' claims does a small detector show?",
+        quick=_quick(results),
+        findings=_findings(results),
+        question=_QUESTION,
+        protocol=_protocol(results),
+        sections=_sections(results, drawn),
+    )
+    return frame.write(results, drawn, content)
 
 
-def _body(results: Results, drawn: list[Picture]) -> list[str]:
-    by_name = {picture.name: picture for picture in drawn}
-    body = [page.heading("Which of the papers' claims does a small detector show?", 1)]
-    if results.profile != "full":
-        body.append(page.paragraph(_quick(results), "quick"))
-    if results.missing:
-        body.append(page.paragraph("The study is not whole: what is missing is named below.", "quick"))
-    body += [page.heading("What came out"), page.bullets(findings.sentences(results))]
-    for data in results.data:
-        body.append(sections.claims(results, data))
-    if any(sections.claims(results, data) for data in results.data):
-        body.append(page.paragraph(_CLAIMS))
-    body += [page.heading("The question"), *map(page.paragraph, _QUESTION)]
-    body += [page.heading("The protocol"), page.bullets(_protocol(results))]
-    if results.missing or results.notes:
-        body.append(page.heading("What is missing", 3))
-        missing = [f"Not run, and left out everywhere: {', '.join(results.missing)}."] if results.missing else []
-        body.append(page.bullets(missing + results.notes))
+def _findings(results: Results) -> list[str]:
+    claims = [sections.claims(results, data) for data in results.conditions]
+    return [page.bullets(findings.sentences(results)), *claims, *([page.paragraph(_CLAIMS)] if any(claims) else [])]
 
-    body += [page.heading("The tables"), page.paragraph(_COLUMNS)]
-    for data in results.data:
+
+def _sections(results: Results, drawn: list[Figure]) -> list[str]:
+    body = [page.heading("The tables"), page.paragraph(_COLUMNS)]
+    for data in results.conditions:
         body += [sections.ablation(results, data), sections.differences(results, data)]
-    classes = "".join(sections.classes(results, data) for data in results.data)
+    classes = "".join(sections.classes(results, data) for data in results.conditions)
     if classes:
         body.append(page.details("Every single class", classes))
     curves = sections.curves(results)
     if curves:
         body += [page.heading("Learning curves"), page.paragraph(_CURVES), sections.switches(results), curves]
-    for data in results.data:
-        _add(body, by_name, f"detections-{data}", "What they find" if data == results.data[0] else "")
-    dilation, bins = sections.dilation(results), sections.bins(results)
+    for data in results.conditions:
+        body += placed(drawn, f"detections-{data}", "What they find" if data == results.conditions[0] else "")
+    dilation, bins = sections.dilation(results), [sections.bins(results), *placed(drawn, "bins")]
     if dilation:
         body += [page.heading("Does the grid grow with the object?"), page.paragraph(_DILATION), dilation]
-    _add(body, by_name, "sampling")
-    if bins or "bins" in by_name:
-        body += [page.heading("Where deformable RoI pooling looks"), bins]
-        _add(body, by_name, "bins")
-    body.append(page.footer("detection", results.folder, results.settings))
-    return body
-
-
-def _add(body: list[str], pictures: dict[str, Picture], name: str, title: str = "") -> None:
-    if name in pictures:
-        body += [page.heading(title)] if title else []
-        kind = name.partition("-")[0]
-        body.append(page.picture(pictures[name].data, _ALTERNATIVES[kind], pictures[name].caption))
+    body += placed(drawn, "sampling")
+    return [*body, *([page.heading("Where deformable RoI pooling looks"), *bins] if any(bins) else [])]
 
 
 def _quick(results: Results) -> str:
@@ -97,18 +72,16 @@ def _quick(results: Results) -> str:
 
 def _protocol(results: Results) -> list[str]:
     settings = results.settings
-    said = [
-        f"Profile: {results.profile}. Seeds: {', '.join(map(str, results.seeds))}; {len(results.runs)} finished runs."
-    ]
+    said = []
     scenes = settings.get("scenes", {})
-    if scenes and "composed" in results.data:
+    if scenes and "composed" in results.conditions:
         said.append(
             f"Composed scenes: clothes of Fashion-MNIST ({', '.join(scenes['classes'])}) in all poses on photographs, "
             f"{scenes['side']} pixels a side; {scenes['train']} to train on with {scenes['objects'][0]} to "
             f"{scenes['objects'][1]} objects, others for every seed, and {scenes['test']} to test on with 1 to 4, the "
             "same for all. Clothes and photographs of the test are in no training scene."
         )
-    if "crowns" in results.data:
+    if "crowns" in results.conditions:
         said.append(
             "Tree crowns: two aerial photographs with hand-drawn boxes, one class, in tiles; a strip of each is tested "
             "on. Training sees random parts of tiles, mirrored, scaled and recoloured at random."
@@ -171,8 +144,3 @@ _DILATION = (
     "layer's map belongs to an object where its middle lies in the object's box; c5.2 is the second 3×3 convolution of "
     "c5."
 )
-_ALTERNATIVES = {
-    "detections": "True boxes and the detections of several contestants, side by side",
-    "sampling": "Sampling points of three layers on a small and a large object and on the background",
-    "bins": "Bins of RoI pooling on objects of three sizes, regular above, moved below",
-}

@@ -98,7 +98,7 @@ def tested(results: Results, data: str) -> list[tuple[Claim, Difference]]:
 
 def sentences(results: Results) -> list[str]:
     """Return what the study shows, what it does not, and what it cannot."""
-    return [s for data in results.data for s in (*_level(results, data), *_claims(results, data))] + [
+    return [s for data in results.conditions for s in (*_level(results, data), *_claims(results, data))] + [
         *_growth(results),
         *_bins(results),
         *_cost(results),
@@ -146,23 +146,18 @@ def _claims(results: Results, data: str) -> list[str]:
 
 def _growth(results: Results) -> list[str]:
     """Count the layers whose effective dilation goes with the object's size in every seed."""
-    seen: dict[tuple[str, str, str], list[dict[str, float]]] = {}
-    for run in results.runs:
-        for layer, found in (run.get("spearman") or {}).items():
-            seen.setdefault((run["contestant"], run["data"], layer), []).append(found)
-    if not seen:
+    up, down, layers = results.growth()
+    if not layers:
         return []
-    up = sum(all(r["low"] > 0 for r in runs) for runs in seen.values())
-    down = sum(all(r["high"] < 0 for r in runs) for runs in seen.values())
     return [
         f"The papers' sampling grids grow with the object. Here effective dilation grows with it in {up} of "
-        f"{len(seen)} trained deformable layers (Spearman's ρ above 0 with its interval in every seed), shrinks in "
-        f"{down}, and does neither for certain in {len(seen) - up - down}."
+        f"{layers} trained deformable layers (Spearman's ρ above 0 with its interval in every seed), shrinks in "
+        f"{down}, and does neither for certain in {layers - up - down}."
     ]
 
 
 def _bins(results: Results) -> list[str]:
-    found = [(results.label(c), d, results.cell(c, d, _shift)) for d in results.data for c in results.contestants]
+    found = [(results.label(c), d, results.cell(c, d, _shift)) for d in results.conditions for c in results.contestants]
     said = [f"{label} {100 * cell.mean:.1f} % ({OURS.get(d, d)})" for label, d, cell in found if cell is not None]
     return [f"Mean shift of a bin of deformable RoI pooling, in shares of the box: {'; '.join(said)}."] if said else []
 
@@ -177,7 +172,7 @@ def _shift(run: dict[str, object]) -> float | None:
 
 def _cost(results: Results) -> list[str]:
     said = []
-    for data in results.data:
+    for data in results.conditions:
         times = [results.cell(c, data, lambda run: run.get("image_seconds")) for c in (_FULL, "dconv-c3-c5", "regular")]
         if times[2] is None:
             continue

@@ -14,12 +14,12 @@ from pliant.studies.detection.report import findings
 from pliant.studies.detection.report.findings import OURS
 from pliant.studies.detection.report.results import Results
 from pliant.studies.detection.summary import COLUMNS
-from pliant.studies.report.entries import gap_entry, plain, share
-from pliant.studies.report.page import legend
+from pliant.studies.report.curves import Style, contestants_legend, curve
+from pliant.studies.report.entries import ADAPTATION, adaptation, counted, gap_entry, plain, share
 from pliant.studies.report.statistics import Cell
 
 # Colour, dashes and width of a contestant's curve: one hue for each family, dashes within it.
-_LINES = {
+_STYLES: dict[str, Style] = {
     "regular": ("var(--ink-line)", "", 2.0),
     "dilated-c5": ("var(--green)", "6 4", 2.0),
     "dilated-c3-c5": ("var(--green)", "", 2.0),
@@ -50,10 +50,7 @@ def ablation(results: Results, data: str) -> str:
 
 def _costs(results: Results, contestant: str, data: str) -> list[str]:
     runs = results.of(contestant, data)
-    cost = []
-    for key, unit, write in (("parameters", 1, "{:,.0f}"), ("multiply_adds", 1e6, "{:.1f}")):
-        values = sorted({run[key] for run in runs if run.get(key) is not None})
-        cost.append(" / ".join(write.format(v / unit) for v in values) or "not counted")
+    cost = [counted(runs, "parameters", "{:,.0f}"), counted(runs, "multiply_adds", "{:.1f}", 1e6)]
     # How times vary over seeds says what else the machine did.
     for key, unit, write in (("image_seconds", 1e-3, "{:.1f}"), ("train_seconds", 1, "{:.0f}")):
         values = [run[key] for run in runs if run.get(key)]
@@ -65,11 +62,11 @@ def differences(results: Results, data: str) -> str:
     """Return every network's paired difference to the regular one."""
     rows: list[Sequence[Entry | str]] = []
     for group, members in results.groups(data):
-        found = []
+        found: list[Sequence[Entry | str]] = []
         for c in members:
             gaps = [results.against(c, "regular", data, column) for column in COLUMNS]
             if c != "regular" and any(gaps):
-                found.append([results.label(c), *(gap_entry(g, "stack") if g is not None else "–" for g in gaps)])
+                found.append([results.label(c), *(gap_entry(g, "stack") for g in gaps)])
         rows += [[group], *found] if found else []
     if not rows:
         return ""
@@ -105,14 +102,13 @@ def classes(results: Results, data: str) -> str:
 
 def switches(results: Results) -> str:
     """Return the legend of the curves, a switch for each network."""
-    lines = {c: (results.label(c), *_line(c)) for c in results.contestants if c != "hog"}
-    return legend(lines)
+    return contestants_legend(results, [c for c in results.contestants if c != "hog"], _STYLES)
 
 
 def curves(results: Results) -> str:
     """Return AP50 and the losses against steps, for each data set."""
     charts = []
-    for data in results.data:
+    for data in results.conditions:
         lines = [line for c in results.contestants if (line := _curve(results, c, data, "curve", "AP50"))]
         if lines:
             charts.append(chart(lines, f"AP50, {OURS.get(data, data)}", "step", percent=True))
@@ -127,7 +123,7 @@ def curves(results: Results) -> str:
 def dilation(results: Results) -> str:
     """Return the mean effective dilation by size of object, in the shape of the paper's table 2."""
     rows: list[Sequence[Entry | str]] = []
-    for data in results.data:
+    for data in results.conditions:
         for c in results.contestants:
             runs = [run for run in results.of(c, data) if run.get("dilation")]
             layers = sorted({row["layer"] for run in runs for row in run["dilation"]}, reverse=True)
@@ -136,20 +132,20 @@ def dilation(results: Results) -> str:
                 rows.append([layer, *(_spread(runs, layer, group) for group in GROUPS), *_moves(runs, layer)])
     if not rows:
         return ""
-    head = ["layer", *GROUPS, "Spearman's ρ", "mean |offset|", "% outside"]
+    head = ["layer", *GROUPS, *ADAPTATION]
     return table(
         head,
         rows,
         "Mean ± standard deviation over positions of a layer's map, seeds averaged; 1 is an ordinary 3×3 kernel. ρ "
         "goes over objects: mean over seeds, in brackets the lowest and highest end of their 95 % bootstrap intervals "
-        "over pictures. Offsets in pixels of the layer's input; % outside: samples that read nothing.",
+        "over pictures. Offsets in pixels of the layer's input; % out of bounds: samples that read nothing.",
     )
 
 
 def bins(results: Results) -> str:
     """Return how far the bins of deformable RoI pooling move."""
     rows: list[Sequence[Entry | str]] = []
-    for data in results.data:
+    for data in results.conditions:
         for c in results.contestants:
             runs = [run for run in results.of(c, data) if run.get("bins")]
             if not runs:
@@ -173,16 +169,7 @@ def _spread(runs: list[dict[str, Any]], layer: str, group: str) -> str:
 def _moves(runs: list[dict[str, Any]], layer: str) -> list[str]:
     rho = [run["spearman"][layer] for run in runs if layer in (run.get("spearman") or {})]
     moves = [run["offsets"][layer] for run in runs if layer in (run.get("offsets") or {})]
-    text = "–"
-    if rho:
-        mean = Cell(dict(enumerate(r["rho"] for r in rho))).mean
-        text = f"{mean:+.2f} [{min(r['low'] for r in rho):+.2f}, {max(r['high'] for r in rho):+.2f}]"
-    sizes = plain([m["mean_abs"] for m in moves], "{:.2f}"), plain([100 * m["outside"] for m in moves], "{:.1f}")
-    return [text.replace("-", "−"), *sizes]
-
-
-def _line(contestant: str) -> tuple[str, str, float]:
-    return _LINES.get(contestant, ("var(--purple)", "1 3", 2.0))
+    return adaptation(rho, moves)
 
 
 def _curve(results: Results, contestant: str, data: str, key: str, name: str) -> Curve | None:
@@ -192,8 +179,5 @@ def _curve(results: Results, contestant: str, data: str, key: str, name: str) ->
     steps = sorted(set.intersection(*map(set, rows))) if rows else []
     if not steps:
         return None
-    cells = [Cell({i: row[step] for i, row in enumerate(rows)}) for step in steps]
-    color, dash, width = _line(contestant)
-    band = [cell.sd for cell in cells] if len(rows) > 1 else None
-    means = [cell.mean for cell in cells]
-    return Curve(results.label(contestant), steps, means, band, color, dash, width, f"curve-{contestant}")
+    cells = {step: Cell({i: row[step] for i, row in enumerate(rows)}) for step in steps}
+    return curve(results, contestant, cells, _STYLES)

@@ -5,62 +5,52 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pliant.studies.geometry.report import findings, pictures, sections
-from pliant.studies.geometry.report.results import Results, read
-from pliant.studies.report import page
+from pliant.studies.geometry.report import figures, findings, sections
+from pliant.studies.geometry.report.results import Results
+from pliant.studies.report import frame, page
+from pliant.studies.report.figures import Figure, placed
 from pliant.studies.report.page import count
-from pliant.studies.report.pictures import Picture, save
 
 __all__ = ["write"]
 
 
 def write(out: Path) -> Path:
-    """Write `out`/report.html, and its pictures as files to `out`/pictures, from what `out` holds.
-
-    One self-contained file: style, charts and pictures are inside it, nothing is fetched. Contestants, weights and
-    settings that the folder lacks are left out and named.
+    """Write `out`/report.html, and its figures as files to `out`/pictures, from what `out` holds; return its path.
 
     Args:
         out: folder of a study: results.jsonl, settings.json, models.
-
-    Returns:
-        The path of the report.
 
     Raises:
         FileNotFoundError: there is no results.jsonl.
         ValueError: no run is finished.
         OSError: it cannot be written; a report that was there before stays.
     """
-    out = Path(out)
-    results = read(out)
-    drawn = pictures.all_pictures(results)
-    save(drawn, out / "pictures")
-    text = page.page("pliant: the geometry study", _body(results, drawn), hide=results.contestants)
-    return page.write(text, out / "report.html")
+    results = Results.read(Path(out))
+    drawn = figures.all_figures(results)
+    content = frame.Content(
+        title="Do deformable layers cope with geometry nobody showed them?",
+        quick=_quick(results),
+        findings=_findings(results),
+        question=_QUESTION,
+        protocol=_protocol(results),
+        sections=_sections(results, drawn),
+    )
+    return frame.write(results, drawn, content)
 
 
-def _body(results: Results, drawn: list[Picture]) -> list[str]:
-    by_name = {picture.name: picture for picture in drawn}
-    body = [page.heading("Do deformable layers cope with geometry nobody showed them?", 1)]
-    if results.profile != "full":
-        body.append(page.paragraph(_quick(results), "quick"))
-    if results.missing:
-        body.append(page.paragraph("The study is not whole: what is missing is named below.", "quick"))
-    body.append(page.heading("What came out"))
-    for training in results.trainings:
+def _findings(results: Results) -> list[str]:
+    body = []
+    for training in results.conditions:
         body += [page.paragraph(" ".join(findings.verdict(results, training))), sections.duels(results, training)]
-    body.append(page.bullets(findings.sentences(results)))
-    body += [page.heading("The question"), *map(page.paragraph, _QUESTION)]
-    body += [page.heading("The protocol"), page.bullets(_protocol(results))]
-    if results.missing or results.notes:
-        body.append(page.heading("What is missing", 3))
-        missing = [f"Not run, and left out everywhere: {', '.join(results.missing)}."] if results.missing else []
-        body.append(page.bullets(missing + results.notes))
+    return [*body, page.bullets(findings.sentences(results))]
 
-    body += [page.heading("Accuracy"), page.paragraph(_COLUMNS)]
-    body += [sections.accuracy(results, training) for training in results.trainings]
-    body += [page.details("Every single strength", "".join(sections.strengths(results, t) for t in results.trainings))]
-    margins = [text for training in results.trainings if (text := sections.margins(results, training))]
+
+def _sections(results: Results, drawn: list[Figure]) -> list[str]:
+    trainings = results.conditions
+    body = [page.heading("Accuracy"), page.paragraph(_COLUMNS)]
+    body += [sections.accuracy(results, training) for training in trainings]
+    body += [page.details("Every single strength", "".join(sections.strengths(results, t) for t in trainings))]
+    margins = [text for training in trainings if (text := sections.margins(results, training))]
     if margins:
         body += [page.heading("Against the best control"), page.paragraph(_MARGINS), *margins]
     body += [page.heading("What it costs"), sections.cost(results)]
@@ -71,14 +61,10 @@ def _body(results: Results, drawn: list[Picture]) -> list[str]:
     dilation, correlations = sections.dilation(results), sections.correlations(results)
     if dilation or correlations:
         body += [page.heading("Does the grid grow with the object?"), page.paragraph(_DILATION), dilation, correlations]
-    if "sampling" in by_name or "poses" in by_name:
-        body += [page.heading("Where the layers look"), page.paragraph(_POINTS)]
-    for name, title in (("sampling", ""), ("poses", ""), ("grids", "Grids as special cases"), ("lrn", "Inhibition")):
-        if name in by_name:
-            body += [page.heading(title)] if title else []
-            body.append(page.picture(by_name[name].data, _ALTERNATIVES[name], by_name[name].caption))
-    body.append(page.footer("geometry", results.folder, results.settings))
-    return body
+    points = [*placed(drawn, "sampling"), *placed(drawn, "poses")]
+    if points:
+        body += [page.heading("Where the layers look"), page.paragraph(_POINTS), *points]
+    return [*body, *placed(drawn, "grids", "Grids as special cases"), *placed(drawn, "lrn", "Inhibition")]
 
 
 def _quick(results: Results) -> str:
@@ -93,9 +79,7 @@ def _quick(results: Results) -> str:
 
 def _protocol(results: Results) -> list[str]:
     settings: dict[str, Any] = results.settings
-    said = [
-        f"Profile: {results.profile}. Seeds: {', '.join(map(str, results.seeds))}; {len(results.runs)} finished runs."
-    ]
+    said = []
     data = settings.get("data", {})
     if data:
         said.append(
@@ -176,9 +160,3 @@ _POINTS = (
     "offsets of its own; every point is the exact mean position of what its path samples, nothing is rounded. Below "
     "the deformable layers, points are placed at the centre of what a pixel of the map sees."
 )
-_ALTERNATIVES = {
-    "sampling": "Sampling points of one, two and three layers over a picture, regular above, deformable below",
-    "poses": "Sampling points on a small, a large and a rotated object and on the background",
-    "grids": "Regular, scaled, stretched, sheared and rotated sampling grids over a picture",
-    "lrn": "Responses before and after local response normalization, and what channels lose to neighbours",
-}

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from pliant.studies.geometry.report.results import ALL, Results, deformable, network
-from pliant.studies.report.statistics import Cell, Difference, difference, points
+from pliant.studies.report.statistics import Difference, difference, points
 
 TRAINED = {"upright": "Trained on upright objects", "augmented": "Trained with augmentation"}
 
@@ -24,8 +24,7 @@ def duels(results: Results, training: str, networks: bool = False) -> dict[str, 
         theirs = results.best(controls(results, networks), training, column)
         if ours is None or theirs is None:
             continue
-        gap = difference(_cell(results, ours, training, column), _cell(results, theirs, training, column))
-        if gap is not None:
+        if (gap := results.against(ours, theirs, training, column)) is not None:
             found[column] = (ours, theirs, gap)
     return found
 
@@ -65,27 +64,22 @@ def _named(columns: Sequence[str]) -> str:
 
 def _growth(results: Results) -> list[str]:
     """Count the layers whose effective dilation goes with the object's size in every seed."""
-    seen: dict[tuple[str, str, str], list[dict[str, float]]] = {}
-    for run in results.runs:
-        for layer, found in (run.get("spearman") or {}).items():
-            seen.setdefault((run["contestant"], run["training"], layer), []).append(found)
-    if not seen:
+    up, down, layers = results.growth()
+    if not layers:
         return []
-    up = sum(all(r["low"] > 0 for r in runs) for runs in seen.values())
-    down = sum(all(r["high"] < 0 for r in runs) for runs in seen.values())
     return [
-        f"The sampling grid grows with the object in {up} of {len(seen)} trained deformable layers (Spearman's ρ above "
+        f"The sampling grid grows with the object in {up} of {layers} trained deformable layers (Spearman's ρ above "
         f"0 with its interval in every seed), shrinks with it in {down}, and does neither for certain in "
-        f"{len(seen) - up - down}."
+        f"{layers - up - down}."
     ]
 
 
 def _augmentation(results: Results) -> list[str]:
     if ALL not in results.columns or "plain" not in results.contestants:
         return []
-    plain = {t: results.accuracy("plain", t, ALL) for t in ("upright", "augmented")}
+    plain = {t: results.score("plain", t, ALL) for t in ("upright", "augmented")}
     ours = results.best([c for c in results.contestants if deformable(c)], "upright", ALL)
-    learned = results.accuracy(ours, "upright", ALL) if ours else None
+    learned = results.score(ours, "upright", ALL) if ours else None
     upright, augmented = plain["upright"], plain["augmented"]
     parts = []
     if upright and augmented and (gain := difference(augmented, upright)):
@@ -102,7 +96,7 @@ def _augmentation(results: Results) -> list[str]:
 
 
 def _cost(results: Results) -> list[str]:
-    ours = results.best([c for c in results.contestants if deformable(c)], results.trainings[0], ALL)
+    ours = results.best([c for c in results.contestants if deformable(c)], results.conditions[0], ALL)
     if ours is None or "plain" not in results.contestants:
         return []
     times = [results.cell(c, None, lambda run: run.get("train_seconds")) for c in (ours, "plain")]
@@ -113,9 +107,3 @@ def _cost(results: Results) -> list[str]:
         f"Training {results.label(ours)} took {ratio:.1f} times as long as the plain CNN "
         f"({times[0].mean:.0f} s against {times[1].mean:.0f} s a run; wall time, whatever else the machine did)."
     ]
-
-
-def _cell(results: Results, contestant: str, training: str, column: str) -> Cell:
-    cell = results.accuracy(contestant, training, column)
-    assert cell is not None  # `best` chose among those that have one
-    return cell

@@ -12,9 +12,10 @@ from pliant.show.tables import table
 from pliant.studies.geometry.report import findings
 from pliant.studies.geometry.report.findings import TRAINED
 from pliant.studies.geometry.report.results import Results, deformable
-from pliant.studies.report.entries import gap_entry, plain, share
+from pliant.studies.report.curves import Style, contestants_legend, curve
+from pliant.studies.report.entries import ADAPTATION, adaptation, counted, gap_entry, share
 from pliant.studies.report.page import legend
-from pliant.studies.report.statistics import Cell, difference
+from pliant.studies.report.statistics import Cell
 
 UNITS = {
     "scale": "scale factor",
@@ -27,7 +28,7 @@ IDENTITY = {"scale": 1.0, "rotation": 0.0, "aspect": 1.0, "shear": 0.0, "bend": 
 LOGARITHMIC = ("scale", "aspect")
 
 # Colour, dashes and width of a contestant's curve: one hue for each family, dashes within it.
-_LINES = {
+_STYLES: dict[str, Style] = {
     "sift": ("var(--grey)", "2 3", 2.0),
     "plain": ("var(--ink-line)", "", 2.0),
     "plain-lrn": ("var(--purple)", "", 2.0),
@@ -46,12 +47,12 @@ def accuracy(results: Results, training: str) -> str:
     best = {column: results.best(results.contestants, training, column) for column in results.columns}
     rows: list[Sequence[Entry | str]] = []
     for group, members in _groups(results):
-        there = [c for c in members if results.accuracy(c, training, "clean") is not None]
+        there = [c for c in members if results.score(c, training, "clean") is not None]
         if there:
             rows.append([group])
         for contestant in there:
-            cells = [share(results.accuracy(contestant, training, c), best[c] == contestant) for c in results.columns]
-            n = results.accuracy(contestant, training, "clean")
+            cells = [share(results.score(contestant, training, c), best[c] == contestant) for c in results.columns]
+            n = results.score(contestant, training, "clean")
             rows.append([results.label(contestant), *cells, str(n.n if n else 0)])
     head = ["contestant", *(f"{c}" for c in results.columns), "seeds"]
     return table(head, rows, f"{TRAINED.get(training, training)}: accuracy in %, mean ± standard deviation over seeds.")
@@ -91,15 +92,9 @@ def margins(results: Results, training: str) -> str:
 def _margins(results: Results, training: str, best: Mapping[str, str | None]) -> list[Sequence[Entry | str]]:
     rows: list[Sequence[Entry | str]] = []
     for contestant in results.contestants:
-        if not deformable(contestant) or results.accuracy(contestant, training, "clean") is None:
-            continue
-        row: list[Entry | str] = [results.label(contestant)]
-        for column, control in best.items():
-            mine = results.accuracy(contestant, training, column)
-            theirs = results.accuracy(control, training, column) if control else None
-            gap = difference(mine, theirs) if mine and theirs else None
-            row.append(gap_entry(gap, "stack") if gap is not None else "–")
-        rows.append(row)
+        if deformable(contestant) and results.score(contestant, training, "clean") is not None:
+            gaps = [results.against(contestant, c, training, column) if c else None for column, c in best.items()]
+            rows.append([results.label(contestant), *(gap_entry(gap, "stack") for gap in gaps)])
     return rows
 
 
@@ -115,28 +110,18 @@ def cost(results: Results) -> str:
     for group, members in _groups(results):
         rows.append([group])
         for contestant in members:
-            runs = [run for run in results.runs if run["contestant"] == contestant]
-            row: list[Entry | str] = [results.label(contestant)]
-            for key, write in (("parameters", "{:,.0f}"), ("multiply_adds", "{:.2f}"), ("epochs", "{:.0f}")):
-                values = sorted({run[key] for run in runs if run.get(key) is not None})
-                unit = 1e6 if key == "multiply_adds" else 1
-                row.append(" / ".join(write.format(v / unit) for v in values) or "not counted")
-            row += [
-                seconds(results.cell(contestant, t, lambda run: run.get("train_seconds"))) for t in results.trainings
-            ]
-            row.append(seconds(results.cell(contestant, None, lambda run: run.get("test_seconds"))))
-            rows.append(row)
-    trained = [f"training, {t} (s)" for t in results.trainings]
+            runs = results.of(contestant)
+            counts = (("parameters", "{:,.0f}", 1), ("multiply_adds", "{:.2f}", 1e6), ("epochs", "{:.0f}", 1))
+            times = [results.cell(contestant, t, lambda run: run.get("train_seconds")) for t in results.conditions]
+            times.append(results.cell(contestant, None, lambda run: run.get("test_seconds")))
+            rows.append([results.label(contestant), *(counted(runs, *c) for c in counts), *map(seconds, times)])
+    trained = [f"training, {t} (s)" for t in results.conditions]
     return table(["contestant", "parameters", "10⁶ multiply-adds", "epochs", *trained, "all tests (s)"], rows)
 
 
 def switches(results: Results) -> str:
     """Return the legend of the curves, a switch for each contestant."""
-    entries = {}
-    for contestant in results.contestants:
-        color, dash, width = _line(contestant)
-        entries[contestant] = (results.label(contestant), color, dash, width)
-    return legend(entries)
+    return contestants_legend(results, results.contestants, _STYLES)
 
 
 def curves(results: Results) -> str:
@@ -145,7 +130,7 @@ def curves(results: Results) -> str:
     low, high = max(0.0, math.floor(10 * min(scores)) / 10), min(1.0, math.ceil(10 * max(scores)) / 10)
     charts = []
     for kind in results.kinds:
-        for training in results.trainings:
+        for training in results.conditions:
             lines = [line for c in results.contestants if (line := _strengths(results, c, training, kind))]
             if lines:
                 charts.append(
@@ -167,7 +152,7 @@ def dilation(results: Results) -> str:
     paint = _layers(results)
     found: list[tuple[str, list[Curve]]] = []
     for contestant in results.contestants:
-        for training in results.trainings:
+        for training in results.conditions:
             lines = _dilations(_measured(results, contestant, training, "effective_dilation"), paint)
             if lines:
                 found.append((f"{results.label(contestant)}, {training}", lines))
@@ -183,40 +168,24 @@ def correlations(results: Results) -> str:
     """Return Spearman's ρ of effective dilation and object size, and the statistics of the offsets."""
     rows: list[Sequence[Entry | str]] = []
     for contestant in results.contestants:
-        for training in results.trainings:
+        for training in results.conditions:
             found = _measured(results, contestant, training, "spearman")
             offsets = _measured(results, contestant, training, "offsets")
             layers = dict.fromkeys(layer for run in (*found, *offsets) for layer in run)
             for layer in layers:
                 rho = [run[layer] for run in found if layer in run]
                 moves = [run[layer] for run in offsets if layer in run]
-                text = "–"
-                if rho:
-                    mean = Cell(dict(enumerate(r["rho"] for r in rho))).mean
-                    text = (
-                        f"{mean:+.2f} [{min(r['low'] for r in rho):+.2f}, {max(r['high'] for r in rho):+.2f}]".replace(
-                            "-", "−"
-                        )
-                    )
-                rows.append(
-                    [
-                        results.label(contestant),
-                        training,
-                        layer,
-                        text,
-                        plain([m["mean_abs"] for m in moves], "{:.2f}"),
-                        plain([100 * m["outside"] for m in moves], "{:.1f}"),
-                        str(max(len(rho), len(moves))),
-                    ]
-                )
+                seeds = str(max(len(rho), len(moves)))
+                rows.append([results.label(contestant), training, layer, *adaptation(rho, moves), seeds])
     if not rows:
         return ""
-    head = ["contestant", "training", "layer", "Spearman's ρ", "mean |offset|", "% outside", "seeds"]
+    head = ["contestant", "training", "layer", *ADAPTATION, "seeds"]
     return table(
         head,
         rows,
         "ρ: mean over seeds, in brackets the lowest and highest end of the seeds' 95 % bootstrap intervals. "
-        "Offsets in pixels of the layer's map; % outside: samples that read nothing of the map. Mean ± sd over seeds.",
+        "Offsets in pixels of the layer's map; % out of bounds: samples that read nothing of the map. Mean ± sd over "
+        "seeds.",
     )
 
 
@@ -241,30 +210,19 @@ def _groups(results: Results) -> list[tuple[str, list[str]]]:
     return [(name, members) for name, members in parts if members]
 
 
-def _line(contestant: str) -> tuple[str, str, float]:
-    return _LINES.get(contestant, ("var(--purple)", "1 3", 2.0))
-
-
 def _strengths(results: Results, contestant: str, training: str, kind: str) -> Curve | None:
     """Return a contestant's curve, with the clean test where nothing is transformed."""
     cells = {float(s): results.at(contestant, training, kind, s) for s in results.strengths(kind)}
     if kind in IDENTITY:
-        cells.setdefault(IDENTITY[kind], results.accuracy(contestant, training, "clean"))
+        cells.setdefault(IDENTITY[kind], results.score(contestant, training, "clean"))
     there = {x: cell for x, cell in sorted(cells.items()) if cell is not None}
     if not there:
         return None
-    color, dash, width = _line(contestant)
-    band = [cell.sd for cell in there.values()] if all(cell.n > 1 for cell in there.values()) else None
-    means = [cell.mean for cell in there.values()]
-    return Curve(results.label(contestant), list(there), means, band, color, dash, width, f"curve-{contestant}")
+    return curve(results, contestant, there, _STYLES)
 
 
 def _measured(results: Results, contestant: str, training: str, key: str) -> list[Any]:
-    return [
-        run[key]
-        for run in results.runs
-        if run["contestant"] == contestant and run["training"] == training and run.get(key)
-    ]
+    return [run[key] for run in results.of(contestant, training) if run.get(key)]
 
 
 def _layers(results: Results) -> dict[str, tuple[str, str]]:

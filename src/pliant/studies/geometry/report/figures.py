@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -10,10 +11,11 @@ from torch import Tensor, nn
 
 from pliant.nn import DeformConv2d, LocalResponseNorm
 from pliant.show import canvas, grids, lrn, sampling
-from pliant.studies.geometry.contestants import CONTESTANTS
-from pliant.studies.geometry.protocol import TRAININGS
+from pliant.studies.geometry.contestants import CONTESTANTS, build
+from pliant.studies.geometry.protocol import TRAININGS, Task
 from pliant.studies.geometry.report.results import Results, deformable
-from pliant.studies.report.pictures import Picture, drawn
+from pliant.studies.report.figures import Figure, drawn, first
+from pliant.studies.store import weights
 
 SHOWN = (9, 2, 0)  # classes of the objects in the pictures: ankle boot, pullover, T-shirt
 POSES: dict[str, dict[str, float]] = {
@@ -23,12 +25,12 @@ POSES: dict[str, dict[str, float]] = {
 }
 
 
-def all_pictures(results: Results) -> list[Picture]:
+def all_figures(results: Results) -> list[Figure]:
     """Draw every picture the folder has weights for; a sentence in its notes for each one left out."""
     return drawn(results, (sampling_pair, sampling_poses, special_cases, inhibition), results.notes)
 
 
-def sampling_pair(results: Results) -> Picture:
+def sampling_pair(results: Results) -> Figure:
     """Draw 9, 81 and 729 points on one object, of the trained layers and of the same layers without offsets."""
     net, name = _net(results, lambda c: deformable(c), "a deformable network")
     chain = _chain(net)
@@ -51,10 +53,11 @@ def sampling_pair(results: Results) -> Picture:
         f"{name}. The object is a test picture drawn at scale 1.5, turned by 25°. The fainter a point, the less it "
         "weighs; grey rings lie outside a map."
     )
-    return Picture("sampling", canvas.png(figure), caption)
+    alternative = "Sampling points of one, two and three layers over an image, regular above, deformable below"
+    return Figure("sampling", canvas.png(figure), caption, alternative)
 
 
-def sampling_poses(results: Results) -> Picture:
+def sampling_poses(results: Results) -> Figure:
     """Draw the points on a small, a large and a rotated object, for an output on the object and one beside it."""
     net, name = _net(results, lambda c: deformable(c), "a deformable network")
     chain = _chain(net)
@@ -72,10 +75,11 @@ def sampling_poses(results: Results) -> Picture:
         f"Sampling points of {name} on a small (scale 0.7), a large (1.9) and a rotated object (60°), for an output on "
         "the object and, in the last column, one on the background."
     )
-    return Picture("poses", canvas.png(figure), caption)
+    alternative = "Sampling points on a small, a large and a rotated object and on the background"
+    return Figure("poses", canvas.png(figure), caption, alternative)
 
 
-def special_cases(results: Results) -> Picture:
+def special_cases(results: Results) -> Figure:
     """Draw regular, scaled, stretched, sheared and rotated grids over a test picture."""
     canvas_ = _drawn(SHOWN[1], {"scale": 1.5})
     figure = canvas.sheet(12, 2.75)
@@ -90,10 +94,11 @@ def special_cases(results: Results) -> Picture:
         "Scaling, stretching, shearing and rotating the sampling grid are special cases of offsets: rings are the "
         "regular 3×3 taps, dots where the offsets move them."
     )
-    return Picture("grids", canvas.png(figure), caption)
+    alternative = "Regular, scaled, stretched, sheared and rotated sampling grids over an image"
+    return Figure("grids", canvas.png(figure), caption, alternative)
 
 
-def inhibition(results: Results) -> Picture:
+def inhibition(results: Results) -> Figure:
     """Draw the responses of the first layer before and after local response normalization."""
     net, name = _net(results, lambda c: CONTESTANTS[c].lrn, "a network with local response normalization")
     x = _drawn(SHOWN[1], {"scale": 1.5})
@@ -116,7 +121,8 @@ def inhibition(results: Results) -> Picture:
         f"k = {norm.k:g}: responses where they are strongest (ring), before and after; the share of what each channel "
         "would give alone that it loses to its neighbours, over the whole map; and which neighbour takes how much."
     )
-    return Picture("lrn", canvas.png(figure), caption)
+    alternative = "Responses before and after local response normalization, and what channels lose to neighbours"
+    return Figure("lrn", canvas.png(figure), caption, alternative)
 
 
 def _net(results: Results, wanted: Callable[[str], bool], what: str) -> tuple[Any, str]:
@@ -125,26 +131,15 @@ def _net(results: Results, wanted: Callable[[str], bool], what: str) -> tuple[An
     Raises:
         LookupError: the folder holds none.
     """
-    from pliant.studies.geometry import build
+
+    def load(task: Task) -> tuple[Any, str]:
+        net = build(task.contestant)
+        net.load_state_dict(torch.load(weights(results.folder, task), map_location="cpu", weights_only=True))
+        return net.eval(), f"“{results.label(task.contestant)}” ({task.training} training, seed {task.seed})"
 
     there = [c for c in reversed(results.contestants) if c in CONTESTANTS and wanted(c)]
-    broken = []
-    for contestant in there:
-        for training in reversed(TRAININGS):
-            for seed in results.seeds:
-                path = results.folder / "models" / f"{contestant}-{training}-{seed}.pt"
-                if not path.is_file():
-                    continue
-                net = build(contestant)
-                try:
-                    net.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-                except Exception as error:  # a torn file raises whatever the part that is missing happens to raise
-                    broken.append(f"{path.name} cannot be read ({str(error).splitlines()[0][:80]})")
-                    continue
-                label = results.label(contestant)
-                return net.eval(), f"“{label}” ({training} training, seed {seed})"
-    why = f": {'; '.join(broken)}" if broken else ""
-    raise LookupError(f"The folder holds no weights of {what}, so its pictures are left out{why}.")
+    tasks = [Task(c, t, seed) for c in there for t in reversed(TRAININGS) for seed in results.seeds]
+    return first(((weights(results.folder, task), functools.partial(load, task)) for task in tasks), what)
 
 
 def _chain(net: Any) -> list[nn.Module]:

@@ -16,7 +16,8 @@ from pliant.studies.detection.contestants import CONTESTANTS, find
 from pliant.studies.detection.hog import HogMachine
 from pliant.studies.detection.protocol import Kept, Protocol, Task, shown, size_of
 from pliant.studies.detection.report.results import Results
-from pliant.studies.report.pictures import Picture, drawn
+from pliant.studies.report.figures import Figure, drawn, first, unreadable
+from pliant.studies.store import weights
 from pliant.train.build import build_detector
 
 # Beside the truth in the picture of detections, where the folder has their weights.
@@ -26,13 +27,15 @@ HIT = 0.5  # overlap with an object of its class from which a detection is drawn
 RIGHT, WRONG, TRUE = canvas.GREEN, canvas.VERMILION, canvas.BLUE
 
 
-def all_pictures(results: Results) -> list[Picture]:
+def all_figures(results: Results) -> list[Figure]:
     """Draw every picture the folder has weights for; a sentence in its notes for each one left out."""
-    makers: list[Callable[[Results], Picture]] = [functools.partial(detections, data=data) for data in results.data]
+    makers: list[Callable[[Results], Figure]] = [
+        functools.partial(detections, data=data) for data in results.conditions
+    ]
     return drawn(results, [*makers, moved, sampled], results.notes)
 
 
-def detections(results: Results, data: str) -> Picture:
+def detections(results: Results, data: str) -> Figure:
     """Draw what several contestants find in the same test pictures, as many as there are objects."""
     finders = [(name, find_) for name in SHOWN if (find_ := _finder(results, name, data)) is not None]
     if not finders:
@@ -61,10 +64,11 @@ def detections(results: Results, data: str) -> Picture:
         f"Held-out pictures ({data}), seed {results.seeds[0]}. In each as many detections are drawn as there are "
         f"objects, those of the highest score: green where an object of that class overlaps by {HIT} or more, else red."
     )
-    return Picture(f"detections-{data}", canvas.png(figure), caption)
+    alternative = "True boxes and the detections of several contestants, side by side"
+    return Figure(f"detections-{data}", canvas.png(figure), caption, alternative)
 
 
-def moved(results: Results) -> Picture:
+def moved(results: Results) -> Figure:
     """Draw the bins of RoI pooling on a small, a medium and a large object, before and after their offsets."""
     model, name, data = _model(results, lambda c: c.roi_pool != "align", "a network with deformable RoI pooling")
     test = _test(results, data)
@@ -96,10 +100,11 @@ def moved(results: Results) -> Picture:
         "offsets, below where the offsets move them. With modulation, the fainter a bin, the less it weighs beside the "
         "strongest of its box."
     )
-    return Picture("bins", canvas.png(figure), caption)
+    alternative = "Bins of RoI pooling on objects of three sizes, regular above, moved below"
+    return Figure("bins", canvas.png(figure), caption, alternative)
 
 
-def sampled(results: Results) -> Picture:
+def sampled(results: Results) -> Figure:
     """Draw the 729 points of three convolutions on a small and a large object and on the background."""
     wanted: tuple[tuple[Callable[[Any], bool], str], ...] = (
         (lambda c: c.name == "regular", "the regular network"),
@@ -133,7 +138,8 @@ def sampled(results: Results) -> Picture:
         "their shortcuts; below, points lie in the middle of what a pixel of the map sees. Grey rings are outside a "
         "map."
     )
-    return Picture("sampling", canvas.png(figure), caption)
+    alternative = "Sampling points of three layers on a small and a large object and on the background"
+    return Figure("sampling", canvas.png(figure), caption, alternative)
 
 
 def _test(results: Results, data: str) -> Kept:
@@ -142,15 +148,16 @@ def _test(results: Results, data: str) -> Kept:
 
 def _finder(results: Results, contestant: str, data: str) -> Callable[[Tensor], dict[str, Tensor]] | None:
     """Return what detects as a contestant of the first seed does; None without its weights."""
-    path = results.folder / "models" / f"{Task(contestant, data, results.seeds[0]).name}.pt"
+    task = Task(contestant, data, results.seeds[0])
+    path = weights(results.folder, task)
     if contestant not in CONTESTANTS or not path.is_file():
         return None
     try:
         if not find(contestant).learned:
             return HogMachine.load(torch.load(path, map_location="cpu", weights_only=True)).detect
-        model = _load(results, contestant, data, results.seeds[0])
-    except Exception as error:  # a torn file raises whatever the part that is missing happens to raise
-        results.notes.append(f"{path.name} cannot be read ({str(error).splitlines()[0][:80]}).")
+        model = _load(results, task)
+    except Exception as error:  # a damaged file raises whatever its missing part happens to raise
+        results.notes.append(f"{unreadable(path, error)}.")
         return None
 
     @torch.no_grad()
@@ -161,13 +168,11 @@ def _finder(results: Results, contestant: str, data: str) -> Callable[[Tensor], 
     return detect
 
 
-def _load(results: Results, contestant: str, data: str, seed: int) -> Any:
-    test = _test(results, data)
-    task = Task(contestant, data, seed)
-    recipe = Protocol.of(results.profile).recipe_of(task, 1)
+def _load(results: Results, task: Task) -> Any:
+    protocol = Protocol.of(results.profile)
     # What mimicking needs is not among the weights.
-    model = build_detector(recipe.model, len(test.classes))
-    state = torch.load(results.folder / "models" / f"{task.name}.pt", map_location="cpu", weights_only=True)
+    model = build_detector(protocol.recipe_of(task, 1).model, len(_test(results, task.data).classes))
+    state = torch.load(weights(results.folder, task), map_location="cpu", weights_only=True)
     strip_training_only(model)
     model.load_state_dict(state)
     return model.eval()
@@ -179,21 +184,13 @@ def _model(results: Results, wanted: Callable[[Any], bool], what: str) -> tuple[
     Raises:
         LookupError: the folder holds none.
     """
-    broken = []
-    for contestant in reversed([c for c in results.contestants if c in CONTESTANTS and wanted(CONTESTANTS[c])]):
-        for data in results.data:
-            for seed in results.seeds:
-                path = results.folder / "models" / f"{Task(contestant, data, seed).name}.pt"
-                if not path.is_file():
-                    continue
-                try:
-                    model = _load(results, contestant, data, seed)
-                except Exception as error:  # as above
-                    broken.append(f"{path.name} cannot be read ({str(error).splitlines()[0][:80]})")
-                    continue
-                return model, f"“{results.label(contestant)}”", data
-    why = f": {'; '.join(broken)}" if broken else ""
-    raise LookupError(f"The folder holds no weights of {what}, so its pictures are left out{why}.")
+
+    def load(task: Task) -> tuple[Any, str, str]:
+        return _load(results, task), f"“{results.label(task.contestant)}”", task.data
+
+    there = [c for c in reversed(results.contestants) if c in CONTESTANTS and wanted(CONTESTANTS[c])]
+    tasks = [Task(c, data, seed) for c in there for data in results.conditions for seed in results.seeds]
+    return first(((weights(results.folder, task), functools.partial(load, task)) for task in tasks), what)
 
 
 def _by_size(test: Kept) -> dict[str, tuple[Tensor, Tensor]]:
