@@ -42,6 +42,23 @@ def outside(layer: DeformConv2d, offset: Tensor, height: int, width: int) -> Ten
     return ~((y > -1) & (y < height) & (x > -1) & (x < width))
 
 
+class OffsetSums:
+    """Mean |offset| in pixels of the map, and the share of samples that read nothing of it, per layer."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, list[float]] = {}
+
+    def add(self, name: str, layer: DeformConv2d, offset: Tensor, height: int, width: int) -> None:
+        """Add the offsets that a layer predicts for a (height, width) map."""
+        missed = outside(layer, offset, height, width)
+        found = float(offset.abs().sum(dtype=torch.float64)), offset.numel(), float(missed.sum()), missed.numel()
+        self._sums[name] = [a + b for a, b in zip(self._sums.get(name, [0.0] * 4), found, strict=True)]
+
+    def means(self) -> dict[str, dict[str, float]]:
+        """Return ``mean_abs`` and ``outside`` per layer."""
+        return {name: {"mean_abs": s[0] / s[1], "outside": s[2] / s[3]} for name, s in self._sums.items()}
+
+
 def correlation(size: Any, dilation: Any, seed: int = 0) -> dict[str, float]:
     """Return Spearman's ρ of two arrays (tests, pictures) and its 95 % bootstrap interval over pictures.
 

@@ -13,9 +13,9 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, astuple, dataclass, fields
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 from typing import Protocol as Interface
 
 import torch
@@ -24,6 +24,7 @@ import pliant
 from pliant.studies.store import Store, weights
 
 Tell = Callable[[int, int], None]
+T = TypeVar("T", bound="Task")
 
 
 class Progress(Interface):
@@ -37,8 +38,28 @@ class Progress(Interface):
 
 
 @dataclass(frozen=True)
+class Task:
+    """One run. Every study has fields of its own: contestant, condition (what it is trained on), seed."""
+
+    @property
+    def name(self) -> str:
+        """Return the name of its files."""
+        return "-".join(map(str, astuple(self)))
+
+    @classmethod
+    def of(cls: type[T], result: dict[str, Any]) -> T:
+        """Return the task whose result this is; KeyError or TypeError where it is none."""
+        return cls(**{field.name: result[field.name] for field in fields(cls)})
+
+    def described(self, label: str, profile: str) -> dict[str, Any]:
+        """Return what the result of this run begins with: what identifies it."""
+        contestant, *others = asdict(self).items()
+        return dict([contestant, ("label", label), *others, ("profile", profile)])
+
+
+@dataclass(frozen=True)
 class Study(ABC):
-    """A study to run; every kind of study says what its tasks are and how one is run.
+    """A study to run; every kind of study says what its conditions are and how one task is run.
 
     Args:
         protocol: what all runs share.
@@ -51,6 +72,7 @@ class Study(ABC):
 
     title: ClassVar[str]
     everyone: ClassVar[Sequence[str]]
+    task: ClassVar[type[Task]]
 
     protocol: Any
     out: Path
@@ -76,9 +98,16 @@ class Study(ABC):
         except (RuntimeError, AssertionError) as error:
             raise ValueError(f"{self.title}: torch cannot compute on device {self.device!r} here") from error
 
+    @property
     @abstractmethod
+    def conditions(self) -> Sequence[str]:
+        """Return what contestants are trained on."""
+
     def tasks(self) -> list[Any]:
         """Return all runs, seed by seed, so that an interrupted study compares like with like."""
+        order = [c for c in self.everyone if c in self.contestants]
+        every: list[tuple[Any, ...]] = [(c, of, s) for s in range(self.seeds) for of in self.conditions for c in order]
+        return [self.task(*each) for each in every]
 
     @abstractmethod
     def load(self) -> Any:
@@ -92,10 +121,10 @@ class Study(ABC):
     def run_one(self, task: Any, data: Any, path: Path, tell: Tell) -> dict[str, Any]:
         """Return the result of one run, and write the weights of a network to `path`."""
 
-    @staticmethod
-    @abstractmethod
-    def task_of(result: dict[str, Any]) -> Any:
-        """Return the task whose result this is; KeyError, TypeError or ValueError where it is none."""
+    @classmethod
+    def task_of(cls, result: dict[str, Any]) -> Task:
+        """Return the task whose result this is; KeyError or TypeError where it is none."""
+        return cls.task.of(result)
 
     def store(self, data: Any) -> Store:
         """Return the folder of the results, made when missing."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from pliant.nn import DeformConv2d
 from pliant.show import bins
 from pliant.studies.detection.protocol import Kept, shown, size_of
-from pliant.studies.measures import correlation, effective_dilation, outside
+from pliant.studies.measures import OffsetSums, correlation, effective_dilation
 
 NAMES = ("dilation", "spearman", "offsets", "bins")
 GROUPS = ("small", "medium", "large", "background")
@@ -62,7 +62,7 @@ def watched(model: nn.Module, test: Kept) -> dict[str, Any]:
     if not any(isinstance(layer, DeformConv2d) for layer in model.modules()):
         return result | {"bins": moved_bins(model, test)}
     totals: dict[tuple[str, str], list[float]] = {}
-    offsets: dict[str, list[float]] = {}
+    offsets = OffsetSums()
     objects: dict[str, list[list[tuple[float, float]]]] = {}
     for index in range(min(PICTURES, len(test))):
         image, target = test[index]
@@ -77,12 +77,7 @@ def watched(model: nn.Module, test: Kept) -> dict[str, Any]:
                     here.append((float((box[2:] - box[:2]).prod().sqrt()), float(distance[on].mean())))
             _add(totals, (name, "background"), distance[~inside.any(0)])
             objects.setdefault(name, []).append(here)
-            missed = outside(layer, offset, *map_.shape[2:])
-            sums = offsets.setdefault(name, [0.0, 0, 0.0, 0])
-            sums[0] += float(offset.abs().sum(dtype=torch.float64))
-            sums[1] += offset.numel()
-            sums[2] += float(missed.sum())
-            sums[3] += missed.numel()
+            offsets.add(name, layer, offset, *map_.shape[2:])
     return result | {
         "dilation": [
             {"layer": name, "group": group, "mean": s / n, "sd": math.sqrt(max(0.0, q / n - (s / n) ** 2)), "n": int(n)}
@@ -90,7 +85,7 @@ def watched(model: nn.Module, test: Kept) -> dict[str, Any]:
             if n
         ],
         "spearman": {name: _correlation(pictures) for name, pictures in objects.items()},
-        "offsets": {name: {"mean_abs": s[0] / s[1], "outside": s[2] / s[3]} for name, s in offsets.items()},
+        "offsets": offsets.means(),
         "bins": moved_bins(model, test),
     }
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from pliant.data import Composed, Crowns, Target
+from pliant.studies import runner
 from pliant.studies.detection.contestants import find
 from pliant.train.recipe import DataRecipe, DetectorRecipe, ModelRecipe, OptimiserRecipe
 
@@ -46,17 +47,12 @@ MIMIC = {"count": 4, "size": 64}
 
 
 @dataclass(frozen=True)
-class Task:
-    """One run: a contestant, the pictures it learns and a seed."""
+class Task(runner.Task):
+    """One run: a contestant, the data it learns from and a seed."""
 
     contestant: str
     data: str
     seed: int
-
-    @property
-    def name(self) -> str:
-        """Return the name of its files."""
-        return f"{self.contestant}-{self.data}-{self.seed}"
 
 
 @dataclass(frozen=True)

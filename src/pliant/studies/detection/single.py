@@ -43,16 +43,9 @@ def run_one(task: Task, protocol: Protocol, data: Pictures, device: str, path: P
         tell: called with (part, parts) while the run goes on.
     """
     contestant = find(task.contestant)
-    result: dict[str, Any] = {
-        "contestant": task.contestant,
-        "label": contestant.label,
-        "data": task.data,
-        "seed": task.seed,
-        "profile": protocol.profile,
-    }
     run = _network if contestant.learned else _hog
     found: dict[str, Any] = finite(run(task, protocol, data, device, path, tell))
-    return result | found
+    return task.described(contestant.label, protocol.profile) | found
 
 
 def _network(task: Task, protocol: Protocol, data: Pictures, device: str, path: Path, tell: Tell) -> dict[str, Any]:

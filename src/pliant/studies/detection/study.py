@@ -26,6 +26,7 @@ class Study(runner.Study):
 
     title: ClassVar[str] = "detection"
     everyone: ClassVar[tuple[str, ...]] = tuple(CONTESTANTS)
+    task: ClassVar[type[Task]] = Task
 
     protocol: Protocol
     contestants: tuple[str, ...] = tuple(CONTESTANTS)
@@ -41,10 +42,10 @@ class Study(runner.Study):
                 f"{self.protocol.recipe.batch}"
             )
 
-    def tasks(self) -> list[Task]:
-        """Return all runs, seed by seed, so that an interrupted study compares like with like."""
-        order = [c for c in CONTESTANTS if c in self.contestants]
-        return [Task(c, d, seed) for seed in range(self.seeds) for d in DATA if d in self.data for c in order]
+    @property
+    def conditions(self) -> tuple[str, ...]:
+        """Return the data that are trained on, in one order whatever was asked for."""
+        return tuple(data for data in DATA if data in self.data)
 
     def load(self) -> Pictures:
         """Return the pictures, drawn when they are asked for."""
@@ -58,8 +59,3 @@ class Study(runner.Study):
     def run_one(self, task: Task, data: Pictures, path: Path, tell: Tell) -> dict[str, Any]:
         """Return the result of one run, and write the weights of a network to `path`."""
         return run_one(task, self.protocol, data, self.device, path, tell)
-
-    @staticmethod
-    def task_of(result: dict[str, Any]) -> Task:
-        """Return the task whose result this is."""
-        return Task(result["contestant"], result["data"], result["seed"])

@@ -1,17 +1,17 @@
-"""The summary that a study prints: one table a data set, and what differs from the regular network."""
+"""The summary that a study prints: one table per data set, and what differs from the regular network."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from statistics import fmean
-from typing import Any
 
+from pliant.studies import summary as studies
 from pliant.studies.detection.contestants import CONTESTANTS
 from pliant.studies.detection.protocol import DATA
 from pliant.studies.report.statistics import Cell, difference, points, spread
+from pliant.studies.summary import Result, Runs
 
-Result = dict[str, Any]
 COLUMNS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 _HEAD = "".join(
     (" " * 34, " seeds", *(f"{c:>13}" for c in COLUMNS), "  parameters", "  M mult-adds", "  ms/image", "  train s")
@@ -20,27 +20,18 @@ _HEAD = "".join(
 
 def summary(results: Sequence[Result]) -> str:
     """Return the table of all contestants, and what comparing them says."""
-    lines = []
-    for data in DATA:
-        runs = {
-            name: sorted((r for r in results if (r["contestant"], r["data"]) == (name, data)), key=_seed)
-            for name in CONTESTANTS
-        }
-        runs = {name: found for name, found in runs.items() if found}
-        if not runs:
-            continue
-        lines += [f"{data}. Average precision in percent, mean ± standard deviation over seeds.", _HEAD]
-        lines += [_row(found) for found in runs.values()]
-        lines += ["", *_floor(runs), *_against_regular(runs), ""]
-    if any(r["profile"] == "quick" for r in results):
-        lines.append("This is the quick study: few epochs, one seed. `pliant study detection` runs the full one.")
-    return "\n".join(lines).rstrip() + "\n"
+    return studies.summary("detection", results, tuple(CONTESTANTS), "data", DATA, _section)
 
 
 def score(results: Sequence[Result], column: str) -> Cell | None:
     """Return one score of a contestant by seed; None where it is not known."""
     values = {r["seed"]: r["scores"][column] for r in results if r["scores"][column] is not None}
     return Cell(values) if values else None
+
+
+def _section(data: str, runs: Runs) -> list[str]:
+    title = f"{data}. Average precision in percent, mean ± standard deviation over seeds."
+    return [title, _HEAD, *map(_row, runs.values()), "", *_floor(runs), *_against_regular(runs)]
 
 
 def _row(found: list[Result]) -> str:
@@ -53,14 +44,14 @@ def _row(found: list[Result]) -> str:
     return f"{label:34}{len(found):>6}{text}{found[0]['parameters']:>12,}{cost:>13}{pace:>10.1f}{seconds:>9.0f}"
 
 
-def _floor(runs: dict[str, list[Result]]) -> list[str]:
+def _floor(runs: Runs) -> list[str]:
     """Say what the networks scored before they were trained."""
     before = [r["untrained"]["AP50"] or 0.0 for found in runs.values() for r in found if r["untrained"]]
     return [f"Before training: AP50 of at most {100 * max(before):.2f} %."] if before else []
 
 
-def _against_regular(runs: dict[str, list[Result]]) -> list[str]:
-    """Return one line a network: points of AP and AP50 against the regular one of the same seeds."""
+def _against_regular(runs: Runs) -> list[str]:
+    """Return one line per network: points of AP and AP50 against the regular one of the same seeds."""
     if "regular" not in runs:
         return []
     lines = []
@@ -77,7 +68,3 @@ def _against_regular(runs: dict[str, list[Result]]) -> list[str]:
         if said:
             lines.append(f"{found[0]['label']} − regular, points: {'; '.join(said)}")
     return lines
-
-
-def _seed(result: Result) -> int:
-    return int(result["seed"])

@@ -12,7 +12,7 @@ from torch import Tensor
 from pliant.data import drawing, object_size
 from pliant.nn import DeformConv2d
 from pliant.studies.geometry.contestants import Net
-from pliant.studies.measures import correlation, effective_dilation, outside
+from pliant.studies.measures import OffsetSums, correlation, effective_dilation
 
 BINS = 6
 
@@ -30,16 +30,11 @@ def watch(net: Net, pictures: Tensor) -> Iterator[tuple[str, DeformConv2d, Tenso
 
 def offsets(net: Net, batches: Iterable[Tensor]) -> dict[str, dict[str, float]]:
     """Return per deformable layer mean |offset| in map pixels and the share of samples that read nothing."""
-    sums: dict[str, list[float]] = {}
+    sums = OffsetSums()
     for pictures in batches:
         for name, layer, map_, offset in watch(net, pictures):
-            missed = outside(layer, offset, *map_.shape[2:])
-            total = sums.setdefault(name, [0.0, 0.0, 0.0, 0.0])
-            total[0] += float(offset.abs().sum(dtype=torch.float64))
-            total[1] += offset.numel()
-            total[2] += float(missed.sum())
-            total[3] += missed.numel()
-    return {name: {"mean_abs": t[0] / t[1], "outside": t[2] / t[3]} for name, t in sums.items()}
+            sums.add(name, layer, offset, *map_.shape[2:])
+    return sums.means()
 
 
 def dilation_of_objects(net: Net, canvas: Tensor) -> dict[str, Tensor]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pliant.data import Ranges, Split, draw, drawing, render
+from pliant.studies import runner
 from pliant.train import Recipe
 
 # Upright objects in a narrow range of scales, and the same augmented. Both are drawn anew in every epoch.
@@ -31,17 +32,12 @@ TEST_SEED = 10_000  # the tests' poses: the same for every contestant and seed
 
 
 @dataclass(frozen=True)
-class Task:
+class Task(runner.Task):
     """One run: a contestant, its training and a seed."""
 
     contestant: str
     training: str
     seed: int
-
-    @property
-    def name(self) -> str:
-        """Return the name of its files."""
-        return f"{self.contestant}-{self.training}-{self.seed}"
 
 
 @dataclass(frozen=True)

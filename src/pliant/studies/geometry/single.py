@@ -36,14 +36,8 @@ def run_one(task: Task, protocol: Protocol, data: FashionMNIST, device: str, pat
         tell: called with (epoch, epochs) after every epoch.
     """
     contestant = find(task.contestant)
-    result: dict[str, Any] = {
-        "contestant": task.contestant,
-        "label": contestant.label,
-        "training": task.training,
-        "seed": task.seed,
-        "profile": protocol.profile,
-    }
-    return result | (_network if contestant.learned else _sift)(task, protocol, data, device, path, tell)
+    run = _network if contestant.learned else _sift
+    return task.described(contestant.label, protocol.profile) | run(task, protocol, data, device, path, tell)
 
 
 def _network(task: Task, protocol: Protocol, data: FashionMNIST, device: str, path: Path, tell: Tell) -> dict[str, Any]:

@@ -25,15 +25,16 @@ class Study(runner.Study):
 
     title: ClassVar[str] = "geometry"
     everyone: ClassVar[tuple[str, ...]] = tuple(CONTESTANTS)
+    task: ClassVar[type[Task]] = Task
 
     protocol: Protocol
     contestants: tuple[str, ...] = tuple(CONTESTANTS)
     data: Path | None = None
 
-    def tasks(self) -> list[Task]:
-        """Return all runs, seed by seed, so that an interrupted study compares like with like."""
-        order = [c for c in CONTESTANTS if c in self.contestants]
-        return [Task(c, t, seed) for seed in range(self.seeds) for t in TRAININGS for c in order]
+    @property
+    def conditions(self) -> tuple[str, ...]:
+        """Return the trainings."""
+        return tuple(TRAININGS)
 
     def load(self) -> FashionMNIST:
         """Return the pictures that the protocol admits."""
@@ -63,8 +64,3 @@ class Study(runner.Study):
     def run_one(self, task: Task, data: FashionMNIST, path: Path, tell: Tell) -> dict[str, Any]:
         """Return the result of one run, and write the weights of a network to `path`."""
         return run_one(task, self.protocol, data, self.device, path, tell)
-
-    @staticmethod
-    def task_of(result: dict[str, Any]) -> Task:
-        """Return the task whose result this is."""
-        return Task(result["contestant"], result["training"], result["seed"])

@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from statistics import fmean
-from typing import Any
 
+from pliant.studies import summary as studies
 from pliant.studies.geometry.contestants import CONTESTANTS
 from pliant.studies.geometry.protocol import STRENGTHS, TRAININGS, inside
 from pliant.studies.report.statistics import compare, spread
-
-Result = dict[str, Any]
+from pliant.studies.summary import Result, Runs
 
 
 def measured(result: Result) -> dict[str, float]:
@@ -35,25 +34,16 @@ def measured(result: Result) -> dict[str, float]:
 
 def summary(results: Sequence[Result]) -> str:
     """Return the table of all contestants, and what comparing them says."""
-    lines = []
-    for training in TRAININGS:
-        runs = {
-            name: sorted((r for r in results if (r["contestant"], r["training"]) == (name, training)), key=_seed)
-            for name in CONTESTANTS
-        }
-        runs = {name: found for name, found in runs.items() if found}
-        if not runs:
-            continue
-        lines += [f"Trained {training}. Accuracy in percent, mean ± standard deviation over seeds.", _HEAD]
-        lines += [_row(found) for found in runs.values()]
-        lines += ["", *_verdicts(runs), ""]
-    if any(r["profile"] == "quick" for r in results):
-        lines.append("This is the quick study: few epochs, one seed. `pliant study geometry` runs the full one.")
-    return "\n".join(lines).rstrip() + "\n"
+    return studies.summary("geometry", results, tuple(CONTESTANTS), "training", tuple(TRAININGS), _section)
 
 
 _COLUMNS = ("clean", "transformed", "unseen", *STRENGTHS)
 _HEAD = "".join((" " * 28, " seeds", *(f"{c:>13}" for c in _COLUMNS), "  parameters", "  M mult-adds", "  train s"))
+
+
+def _section(training: str, runs: Runs) -> list[str]:
+    title = f"Trained {training}. Accuracy in percent, mean ± standard deviation over seeds."
+    return [title, _HEAD, *map(_row, runs.values()), "", *_verdicts(runs)]
 
 
 def _row(found: list[Result]) -> str:
@@ -65,8 +55,8 @@ def _row(found: list[Result]) -> str:
     return f"{found[0]['label']:28}{len(found):>6}{cells}{found[0]['parameters']:>12,}{cost:>13}{seconds:>9.0f}"
 
 
-def _verdicts(runs: dict[str, list[Result]]) -> list[str]:
-    """Return one sentence a deformable contestant, against the best control by each measure."""
+def _verdicts(runs: Runs) -> list[str]:
+    """Return one sentence per deformable contestant, against the best control by each measure."""
     lines = []
     controls = [n for n in runs if CONTESTANTS[n].learned and not CONTESTANTS[n].deformed]
     for name in (n for n in runs if CONTESTANTS[n].deformed):
@@ -92,7 +82,3 @@ def _verdicts(runs: dict[str, list[Result]]) -> list[str]:
         words = {"wins": "wins", "ties": "no difference beyond chance (95 %)", "loses": "DOES NOT WIN, it loses"}
         lines += [f"  {words[v]}: {'; '.join(found)}" for v, found in verdicts.items() if found]
     return lines
-
-
-def _seed(result: Result) -> int:
-    return int(result["seed"])
