@@ -9,7 +9,7 @@ from pliant.models import FasterRCNN
 from pliant.nn import DeformConv2d
 from pliant.studies.detection import CONTESTANTS, DATA, QUICK, Protocol, Task
 from pliant.studies.detection.contestants import find
-from pliant.studies.detection.protocol import Pictures, size_of
+from pliant.studies.detection.protocol import Images, size_of
 from pliant.train.build import build_detector
 
 NETS = [name for name, c in CONTESTANTS.items() if c.learned]
@@ -59,16 +59,16 @@ def test_all_do_as_many_steps_and_only_differ_where_they_say() -> None:
 
 def test_tested_as_often_as_the_protocol_says() -> None:
     protocol = Protocol.of("full")
-    for pictures in (32, protocol.train):
-        recipe = protocol.recipe_of(Task("regular", "composed", 0), pictures)
-        epochs = protocol.steps // (pictures // recipe.batch)
+    for images in (32, protocol.train):
+        recipe = protocol.recipe_of(Task("regular", "composed", 0), images)
+        epochs = protocol.steps // (images // recipe.batch)
         assert protocol.evaluations <= epochs // recipe.evaluate_every <= protocol.evaluations + 1
 
 
 def test_every_seed_trains_on_other_scenes_and_is_tested_on_the_same() -> None:
     protocol = dataclasses.replace(Protocol.of("quick"), train=16, test=4)
-    pictures = Pictures(protocol)
-    (first, test), (second, again) = (pictures.of(Task("regular", "composed", seed)) for seed in (0, 1))
+    images = Images(protocol)
+    (first, test), (second, again) = (images.of(Task("regular", "composed", seed)) for seed in (0, 1))
     assert not torch.equal(first[0][0], second[0][0])
     assert test is again and len(test) == 4 and len(first) == 16
     assert test.coco() is again.coco()

@@ -77,7 +77,7 @@ def test_same_seed_same_machine(machine: HogMachine) -> None:
 
 
 def test_boxes_of_windows(machine: HogMachine) -> None:
-    """Every level's windows are as large as its scale says, and cover the picture with its border."""
+    """Every level's windows are as large as its scale says, and cover the image with its border."""
     found = machine.slide(torch.zeros(3, 64, 64, dtype=torch.uint8))
     assert len(found.blocks) == len(machine.factors) > 1
     for factor, boxes in zip(machine.factors, found.boxes, strict=True):
@@ -108,7 +108,7 @@ def test_windows_are_those_of_objects_that_count() -> None:
     assert machines[0].factors == machines[1].factors
 
 
-def test_few_pictures_give_as_much_background_as_many(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_few_images_give_as_much_background_as_many(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hog, "NEGATIVES", 240)
     learned: list[int] = []
 
@@ -126,5 +126,5 @@ def test_nothing_to_find() -> None:
     empty = Scenes(2, 0)
     for _, target in empty:
         target.update(boxes=torch.zeros(0, 4), labels=torch.zeros(0).long(), ignore=torch.zeros(0).bool())
-    with pytest.raises(ValueError, match="no picture has an object"):
+    with pytest.raises(ValueError, match="no training image has an object"):
         machine.fit(empty)

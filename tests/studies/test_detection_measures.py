@@ -10,7 +10,7 @@ from pliant.train.build import build_detector
 
 
 class Two:
-    """Two pictures: one small object and one large one in each."""
+    """Two images: one small object and one large one in each."""
 
     classes, category_ids = ("thing",), (1,)
     area_ranges = {"small": (0.0, 400.0), "medium": (400.0, 1000.0), "large": (1000.0, 1e10)}  # noqa: RUF012

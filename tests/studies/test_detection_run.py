@@ -11,7 +11,7 @@ import torch
 
 from pliant.app import main
 from pliant.studies.detection import Protocol, Study, Task, pretraining
-from pliant.studies.detection.protocol import Pictures
+from pliant.studies.detection.protocol import Images
 from pliant.studies.detection.single import averaged, run_one
 from pliant.train.build import build_detector
 
@@ -31,7 +31,7 @@ def _run(task: Task, path: Path) -> dict[str, Any]:
     quick = Protocol.of("quick")
     protocol = replace(quick, recipe=replace(quick.recipe, epochs=1), train=16, test=2)
     told: list[tuple[int, int]] = []
-    result = run_one(task, protocol, Pictures(protocol), "cpu", path / "net.pt", lambda *part: told.append(part))
+    result = run_one(task, protocol, Images(protocol), "cpu", path / "net.pt", lambda *part: told.append(part))
     assert told == [(1, 1)]
     return result
 
@@ -52,7 +52,7 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "The quick study: few epochs, one seed. 3 runs of 1 epoch" in said
     assert "[3/3] mdconv in c3–c5 + mdpool, composed, seed 0: AP" in said
     assert "mdconv in c3–c5 + mdpool − regular, points: AP" in said
-    assert said.endswith(f"Report, with curves and pictures: {out / 'report.html'}\n")
+    assert said.endswith(f"Report, with curves and figures: {out / 'report.html'}\n")
     assert "<html" in (out / "report.html").read_text(encoding="utf-8")
     results = _lines(out)
     assert [(r["contestant"], r["data"]) for r in results] == [
@@ -108,26 +108,26 @@ def test_crowns(tmp_path: Path) -> None:
 
 def test_all_networks_of_a_seed_start_from_one_backbone(tmp_path: Path) -> None:
     protocol = replace(Protocol.of("quick"), train=16, test=2)
-    first = pretraining.pretrained(Pictures(protocol), 0, tmp_path)
+    first = pretraining.pretrained(Images(protocol), 0, tmp_path)
     (tmp_path / "again").mkdir()
-    again = pretraining.pretrained(Pictures(protocol), 0, tmp_path / "again")
+    again = pretraining.pretrained(Images(protocol), 0, tmp_path / "again")
     states = [torch.load(path, weights_only=True) for path in (first, again)]
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
     models = [
         build_detector(protocol.recipe_of(Task(name, "crowns", 0), 4, first).model, 1, seed=0)
         for name in ("regular", "mdconv-c3-c5")
     ]
-    picture = torch.rand(1, 3, 64, 64)
+    image = torch.rand(1, 3, 64, 64)
     for model in models:
         assert torch.equal(model.backbone.conv1.weight, states[0]["conv1.weight"])
-    plain, deformable = (model.eval().backbone(picture) for model in models)
+    plain, deformable = (model.eval().backbone(image) for model in models)
     torch.testing.assert_close(plain, deformable)
 
 
 def test_patches_show_their_objects() -> None:
     """A white object on black fills most of its patch, and every object comes once."""
     protocol = replace(Protocol.of("quick"), train=16, test=2)
-    scenes = protocol.pictures("composed", "train", 0)
+    scenes = protocol.images("composed", "train", 0)
     for image, target in scenes:
         image.zero_()
         for x1, y1, x2, y2 in target["boxes"].int().tolist():

@@ -98,8 +98,8 @@ def test_correlation() -> None:
     assert measures.correlation(size, value)["rho"] == pytest.approx(spearmanr(size[known], value[known]).statistic)
 
 
-def test_bootstrap_keeps_drawings_of_a_picture_together() -> None:
-    """Four identical drawings of every picture tell no more than one: the interval is as wide."""
+def test_bootstrap_keeps_drawings_of_an_image_together() -> None:
+    """Four identical drawings of every image tell no more than one: the interval is as wide."""
     random = np.random.default_rng(0)
     size = random.random((1, 60))
     value = size + random.normal(0, 0.5, size.shape)

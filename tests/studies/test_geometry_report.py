@@ -150,7 +150,7 @@ def test_every_contestant_and_the_profile_are_named(full):
     assert "scale 0.7 to 1.4" in said
 
 
-def test_pictures_are_files_too(full):
+def test_figures_are_files_too(full):
     path, *_ = full
     for name in ("sampling", "poses", "grids", "lrn"):
         assert (path / "pictures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")

@@ -59,7 +59,7 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "The quick study: few epochs, one seed. 4 runs of 1 epoch" in said
     assert "[4/4] deformable v1, 1 layer, augmented, seed 0: clean" in said
     assert "points against the best control" in said
-    assert said.endswith(f"Report, with curves and pictures: {out / 'report.html'}\n")
+    assert said.endswith(f"Report, with curves and figures: {out / 'report.html'}\n")
     assert "<html" in (out / "report.html").read_text(encoding="utf-8")
     results = _lines(out)
     assert [(r["contestant"], r["training"]) for r in results] == [
@@ -195,7 +195,7 @@ def test_wrong_arguments(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
         (["--device", "gpu"], "torch cannot compute on device 'gpu' here"),
         (["--device", "meta"], "torch cannot compute on device 'meta' here"),
         (["--epochs", "0"], "--epochs must be at least 1, got 0"),
-        (["--pictures", "8"], "8 training pictures are less than one batch of"),
+        (["--pictures", "8"], "8 training images are less than one batch of"),
         (["--data", str(tmp_path / "nowhere")], "train-images-idx3-ubyte nor"),
     ):
         assert main([*TINY, "--out", str(tmp_path / "out"), *arguments]) == 2

@@ -32,5 +32,5 @@ def test_histograms_count_words() -> None:
 
 def test_no_keypoints_at_all() -> None:
     machine = SiftWords(0)
-    with pytest.raises(ValueError, match="no picture has a keypoint"):
+    with pytest.raises(ValueError, match="no image has a keypoint"):
         machine.fit(machine.describe(torch.zeros(3, 1, 64, 64)), np.arange(3))

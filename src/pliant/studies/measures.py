@@ -1,4 +1,4 @@
-"""What deformable layers do with their taps: positions, effective dilation, samples that read nothing."""
+"""What deformable layers do with their taps: positions, effective dilation, samples that are out of bounds."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ RESAMPLES = 1000
 
 
 def tap_positions(layer: DeformConv2d, offset: Tensor) -> Tensor:
-    """Return where the taps lie beside the kernel's corner: (N, G, Kh, Kw, 2, Ho, Wo), (dy, dx) in map pixels."""
+    """Return where the taps lie relative to the kernel's corner: (N, G, Kh, Kw, 2, Ho, Wo), (dy, dx) in map pixels."""
     N, _, Ho, Wo = offset.shape
     Kh, Kw = layer.kernel_size
     rows = torch.arange(Kh, dtype=offset.dtype) * layer.dilation[0]
@@ -34,7 +34,7 @@ def effective_dilation(layer: DeformConv2d, offset: Tensor) -> Tensor:
 
 
 def outside(layer: DeformConv2d, offset: Tensor, height: int, width: int) -> Tensor:
-    """Return which samples read nothing of the (height, width) map: (N, G, Kh, Kw, Ho, Wo), bool."""
+    """Return which samples are out of bounds of the (height, width) map: (N, G, Kh, Kw, Ho, Wo), bool."""
     at = tap_positions(layer, offset)
     Ho, Wo = offset.shape[2:]
     y = at[..., 0, :, :] + (torch.arange(Ho) * layer.stride[0] - layer.padding[0]).to(offset)[:, None]
@@ -60,7 +60,7 @@ class OffsetSums:
 
 
 def correlation(size: Any, dilation: Any, seed: int = 0) -> dict[str, float]:
-    """Return Spearman's ρ of two arrays (tests, pictures) and its 95 % bootstrap interval over pictures.
+    """Return Spearman's ρ of two arrays (tests, images) and its 95 % bootstrap interval over images.
 
     NaN pairs are left out. Constant values have no rank order: ρ and the interval are 0.
     """

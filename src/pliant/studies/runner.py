@@ -28,13 +28,13 @@ T = TypeVar("T", bound="Task")
 
 
 class Progress(Interface):
-    """Who is told how far the study is."""
+    """Receiver of a study's progress."""
 
     def epoch(self, task: Any, epoch: int, epochs: int) -> None:
-        """Take note that a run finished an epoch."""
+        """A run has finished an epoch."""
 
     def finished(self, task: Any, result: dict[str, Any]) -> None:
-        """Take note that a run is finished and on the disk."""
+        """A run is finished and its result is on the disk."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Study(ABC):
-    """A study to run; every kind of study says what its conditions are and how one task is run.
+    """A study to run; a subclass says what its conditions are and how one task is run.
 
     Args:
         protocol: what all runs share.
@@ -104,14 +104,14 @@ class Study(ABC):
         """Return what contestants are trained on."""
 
     def tasks(self) -> list[Any]:
-        """Return all runs, seed by seed, so that an interrupted study compares like with like."""
+        """Return all runs, seed by seed, so that an interrupted study has the same seeds of all contestants."""
         order = [c for c in self.everyone if c in self.contestants]
         every: list[tuple[Any, ...]] = [(c, of, s) for s in range(self.seeds) for of in self.conditions for c in order]
         return [self.task(*each) for each in every]
 
     @abstractmethod
     def load(self) -> Any:
-        """Return the data that the protocol admits; every process loads its own."""
+        """Return the data of the protocol; every process loads its own."""
 
     @abstractmethod
     def settings(self, data: Any) -> dict[str, Any]:
@@ -148,16 +148,16 @@ class Study(ABC):
 
 
 def run(study: Study, store: Store, data: Any, progress: Progress) -> None:
-    """Run what is not finished yet and append every result to `store`.
+    """Run all tasks that are not finished and append every result to `store`.
 
     Raises:
-        OSError: the disk is full or a file cannot be written; what is finished stays valid.
+        OSError: the disk is full or a file cannot be written; finished runs stay valid.
         RuntimeError: a process died.
-        KeyboardInterrupt: Ctrl-C; what is finished stays valid.
+        KeyboardInterrupt: Ctrl-C; finished runs stay valid.
     """
     todo = [task for task in study.tasks() if task not in store.finished]
     jobs = min(study.jobs, len(todo))
-    # torch's own count, which OMP_NUM_THREADS bounds.
+    # torch's own count, which OMP_NUM_THREADS limits.
     threads = max(1, torch.get_num_threads() // study.jobs)
     if jobs == 1:
         with _threads(threads):
@@ -229,7 +229,7 @@ def _work(study: Study, threads: int, tasks: Any, messages: Any) -> None:
 
 
 def _end_with_the_parent() -> None:
-    """End this process as soon as nobody takes its results: a parent that is killed ends no worker."""
+    """End this process when its parent has died: nothing else ends the workers of a parent that is killed."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()

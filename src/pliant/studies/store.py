@@ -10,7 +10,7 @@ from typing import Any
 
 from pliant._files import replacing
 
-# What a folder's settings say about the machine: a study may be resumed on another one.
+# Settings that may change when a study is resumed: it may move to another machine.
 LOCAL = ("machine", "started")
 
 
@@ -21,10 +21,10 @@ class Store:
         title: of the study, for errors.
         folder: made when missing.
         settings: the protocol; a folder that holds another one is refused.
-        task_of: from a result to the run it is of.
+        task_of: returns the task of a result.
 
     Attributes:
-        results: what is finished, in the order of the file.
+        results: of finished runs, in the order of the file.
         notes: one sentence for everything unusual that was found.
 
     Raises:
@@ -55,7 +55,7 @@ class Store:
         return weights(self.folder, task)
 
     def append(self, result: dict[str, Any]) -> None:
-        """Add one finished run as a whole line, on the disk when this returns.
+        """Append the result of one run as a whole line, which is on the disk when this returns.
 
         Raises:
             OSError: it could not be written; the file is then as it was before.

@@ -14,7 +14,7 @@ from pliant.app.study.progress import progress
 from pliant.studies import runner
 from pliant.studies.store import Store
 
-# What is asked on the command line and said there differs from study to study; how one is run does not.
+# Studies differ in their options and in what they print, not in how they are run.
 STUDIES: dict[str, Any] = {"geometry": geometry, "detection": detection}
 
 
@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         out = Path("runs") / name
         one.add_argument("--quick", action="store_true", help="few epochs, one seed: minutes")
         one.add_argument("--seeds", type=int, metavar="N", help=f"default: {module.SEEDS}, with --quick 1")
-        one.add_argument("--jobs", type=int, metavar="N", help="processes (default: one a core)")
+        one.add_argument("--jobs", type=int, metavar="N", help="processes (default: one per core)")
         one.add_argument("--device", default="cpu", help="where the networks run, such as cuda (default: cpu)")
         one.add_argument("--out", type=Path, default=out, metavar="DIR", help=f"default: {out}")
         one.add_argument("--contestants", metavar="A,B", help=f"only these of {', '.join(module.CONTESTANTS)}")
@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
         return 1
     chosen = set(tasks)
     print("\n" + module.summary([result for result in store.results if study.task_of(result) in chosen]))
-    print(f"Report, with curves and pictures: {module.write(study.out)}")
+    print(f"Report, with curves and figures: {module.write(study.out)}")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""What ``pliant study detection`` takes and says."""
+"""Options and output of ``pliant study detection``."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from pliant.studies.detection.summary import summary
 
 __all__ = ["CONTESTANTS", "HELP", "SEEDS", "add_arguments", "said", "study", "summary", "write"]
 
-HELP = "small detectors in the variants of the papers' tables, and a hand-made one, on scenes and tree crowns"
+HELP = "small detectors as in the papers' tables, and a hand-made one, on composed scenes and tree crowns"
 SEEDS = 3
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare what no other study takes."""
-    parser.add_argument("--data", choices=DATA, help="only these pictures (default: all, with --quick composed)")
+    """Add the options of this study alone."""
+    parser.add_argument("--data", choices=DATA, help="only this data set (default: both, with --quick composed)")
     parser.add_argument("--scenes", type=int, metavar="N", help="train on N composed scenes, test on N/8")
 
 

@@ -1,4 +1,4 @@
-"""What ``pliant study geometry`` takes and says."""
+"""Options and output of ``pliant study geometry``."""
 
 from __future__ import annotations
 
@@ -18,9 +18,14 @@ SEEDS = 5
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare what no other study takes."""
-    parser.add_argument("--data", type=Path, metavar="DIR", help="the four IDX files of all of Fashion-MNIST")
-    parser.add_argument("--pictures", type=int, metavar="N", help="train on N pictures at most, test on N/4")
+    """Add the options of this study alone."""
+    parser.add_argument(
+        "--data",
+        type=Path,
+        metavar="DIR",
+        help="folder of the four IDX files of the full Fashion-MNIST (default: the bundled subset)",
+    )
+    parser.add_argument("--pictures", type=int, metavar="N", help="train on at most N images, test on N/4")
 
 
 def study(args: argparse.Namespace, **shared: Any) -> Study:

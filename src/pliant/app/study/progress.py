@@ -14,8 +14,8 @@ from pliant.studies.store import Store
 Said = Callable[[Any, dict[str, Any]], str]  # the outcome of a run in one line
 
 
-class Plain:
-    """Progress in plain lines: one a finished run."""
+class StudyLines:
+    """Progress in plain lines: one per finished run."""
 
     def __init__(self, tasks: list[Any], store: Store, said: Said) -> None:
         self.said = said
@@ -23,7 +23,7 @@ class Plain:
         self.before = self.done = len(store.finished & set(tasks))
         self.started = time.monotonic()
 
-    def __enter__(self) -> Plain:
+    def __enter__(self) -> StudyLines:
         return self
 
     def __exit__(
@@ -41,7 +41,7 @@ class Plain:
         print(f"[{self.done}/{self.total}] {self.said(task, result)}; about {duration(left)} left", flush=True)
 
 
-class Bar:
+class StudyBars:
     """Progress as a bar with the time left, on a terminal."""
 
     def __init__(self, tasks: list[Any], store: Store, said: Said) -> None:
@@ -57,7 +57,7 @@ class Bar:
         self.all = self.bar.add_task("all runs", total=10 * len(tasks), completed=10 * finished)
         self.rows: dict[Any, Any] = {}
 
-    def __enter__(self) -> Bar:
+    def __enter__(self) -> StudyBars:
         self.bar.start()
         return self
 
@@ -86,6 +86,6 @@ class Bar:
         self.bar.console.print(self.said(task, result), highlight=False)
 
 
-def progress(tasks: list[Any], store: Store, said: Said) -> Plain | Bar:
+def progress(tasks: list[Any], store: Store, said: Said) -> StudyLines | StudyBars:
     """Return a bar on a terminal, plain lines elsewhere."""
-    return (Bar if sys.stdout.isatty() else Plain)(tasks, store, said)
+    return (StudyBars if sys.stdout.isatty() else StudyLines)(tasks, store, said)

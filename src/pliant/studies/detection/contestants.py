@@ -14,14 +14,14 @@ V2: Deform = (None, "v2", "v2", "v2")
 
 @dataclass(frozen=True)
 class Contestant:
-    """One entrant: what is deformable, or dilated, or pooled by offsets, and what is mimicked while it trains.
+    """One entrant: which layers are deformable or dilated, how it pools, and what it mimics in training.
 
     Args:
-        name, label: what files and people call it.
+        name, label: in files, and in reports.
         deform: version of the 3×3 convolutions of conv2 to conv5.
         dilations: of the 3×3 convolutions of conv2 to conv5.
         roi_pool: aligned, deformable or modulated deformable.
-        mimic: proposals whose features are to be like those of their patches.
+        mimic: proposals whose features are trained to match those of their patches.
         learned: False: no network, hand-made features.
     """
 
@@ -35,7 +35,7 @@ class Contestant:
 
     @property
     def deformable(self) -> bool:
-        """Return whether anything in it moves its samples."""
+        """Return whether any of its layers moves its samples."""
         return any(self.deform) or self.roi_pool != "align"
 
 

@@ -1,4 +1,4 @@
-"""The hand-made answer: histograms of oriented gradients, linear support vector machines, a window that slides."""
+"""The hand-made detector: histograms of oriented gradients, linear support vector machines, a sliding window."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from torch import Tensor
 
 from pliant.ops import batched_nms
 
-CELL = 4  # side of a cell in pixels of the scaled picture
-AREA = 40  # cells of a window, about
-SHAPES = 5  # windows of different aspect
-OCTAVE = 2  # sizes of windows from one to twice that
-BORDER = 2  # cells around the picture, so that windows may reach over its edge
+CELL = 4  # side of a cell in pixels of the scaled image
+AREA = 40  # cells per window, approximately
+SHAPES = 5  # window shapes of different aspect
+OCTAVE = 2  # window sizes per octave
+BORDER = 2  # cells around the image, so that windows may reach over its edge
 ORIENTATIONS = 9
-BLOCK = 2  # cells a side that are normalised together
+BLOCK = 2  # cells per side of a block, which are normalised together
 DEPTH = ORIENTATIONS * BLOCK**2
 
-POSITIVE, NEGATIVE = 0.6, 0.3  # overlap with a box from which a window is its object, and below which it is background
-POSITIVES = 6  # windows of an object that are learned from, the best first
-NEGATIVES = 25_000  # windows of the background that are learned from, an equal share from every picture
+POSITIVE, NEGATIVE = 0.6, 0.3  # a window is an object from this overlap with its box, background below that
+POSITIVES = 6  # training windows per object, at most: those of the largest overlap
+NEGATIVES = 25_000  # training windows of the background, an equal share from every image
 C = 0.02  # of the support vector machines
 RIDGE = 300.0  # of the regression of boxes
 MARGIN = -0.9  # detections with a lower one are dropped
-CANDIDATES = 1000  # of the best windows and classes of a picture
-DETECTIONS = 100  # of a picture
-SCENES = 1000  # most training pictures: the machines are too simple to learn more from more
-OVERLAP = 0.3  # of two detections of a class, above which the worse is dropped
+CANDIDATES = 1000  # best windows and classes per image, before suppression
+DETECTIONS = 100  # per image, at most
+SCENES = 1000  # training images, at most: linear machines gain nothing from more
+OVERLAP = 0.3  # of two detections of a class, above which the one of the lower score is dropped
 
 
 class Window(NamedTuple):
@@ -48,7 +48,7 @@ class Window(NamedTuple):
 
 @dataclass
 class Windows:
-    """All windows of a picture: blocks of every level, and the boxes (n, 4) of window shape s at level l as [l][s]."""
+    """All windows of an image: blocks of every level, and the boxes (n, 4) of window shape s at level l as [l][s]."""
 
     blocks: list[Tensor]
     boxes: list[list[Tensor]]
@@ -63,20 +63,20 @@ class _Examples:
     deltas: list[Tensor] = field(default_factory=list)
 
 
-def histograms(picture: np.ndarray) -> Tensor:
-    """Return HOG blocks (DEPTH, rows, columns) of a picture (H, W, 3): L2-Hys over 2×2 cells, one cell apart.
+def histograms(image: np.ndarray) -> Tensor:
+    """Return HOG blocks (DEPTH, rows, columns) of an image (H, W, 3): L2-Hys over 2×2 cells, one cell apart.
 
-    The gradient and the cells are scikit-image's. So would be the blocks, if it did not visit them one by one in
-    Python, which takes ten times as long as all else: here they are normalised together.
+    scikit-image computes gradients and cells. Its blocks are normalised one by one in Python, which takes ten times as
+    long as everything else; here they are normalised together.
 
     Source: Dalal and Triggs, CVPR 2005.
     """
     from skimage.feature import hog
 
-    H, W = (side // CELL for side in picture.shape[:2])
-    # One block as large as the picture, whose normalisation multiplies all cells by the same number.
+    H, W = (side // CELL for side in image.shape[:2])
+    # One block as large as the image: its normalisation multiplies all cells by the same number.
     cells = hog(
-        picture, ORIENTATIONS, (CELL, CELL), (H, W), block_norm="L1", feature_vector=False, channel_axis=-1
+        image, ORIENTATIONS, (CELL, CELL), (H, W), block_norm="L1", feature_vector=False, channel_axis=-1
     ).reshape(H, W, ORIENTATIONS)
     parts = [cells[i : H - BLOCK + 1 + i, j : W - BLOCK + 1 + j] * (H * W) for i in range(BLOCK) for j in range(BLOCK)]
     blocks = torch.from_numpy(np.concatenate(parts, -1)).permute(2, 0, 1).float()
@@ -87,13 +87,13 @@ def histograms(picture: np.ndarray) -> Tensor:
 class HogMachine:
     """Detect objects by linear support vector machines on histograms of oriented gradients.
 
-    Windows of `SHAPES` aspects slide over a pyramid of the picture, one cell at a time. For every shape there is one
+    Windows of `SHAPES` aspects slide over a pyramid of the image, one cell at a time. For every shape there is one
     machine for each class against all others and the background, and one linear regression from a window's feature to
-    the box of its object. Shapes and sizes follow the boxes of the training pictures. Background is learned in rounds:
-    at first windows at random, then those that the machines of the round before take for objects (hard negatives).
+    the box of its object. Shapes and sizes follow the boxes of the training images. Background is learned in rounds:
+    at first windows at random, then those that the machines of the previous round take for objects (hard negatives).
 
     Args:
-        classes: how many.
+        classes: number of classes.
         seed: of random windows and of the support vector machines.
     """
 
@@ -102,8 +102,8 @@ class HogMachine:
         self.seed = seed
         self.windows: list[Window] = []
         self.factors: list[float] = []
-        self.machines: list[tuple[Tensor, Tensor]] = []  # weights (classes, size), biases (classes,), a shape each
-        self.regressions: list[tuple[Tensor, Tensor]] = []  # weights (4, size), biases (4,)
+        self.machines: list[tuple[Tensor, Tensor]] = []  # per shape: weights (classes, size), biases (classes,)
+        self.regressions: list[tuple[Tensor, Tensor]] = []  # per shape: weights (4, size), biases (4,)
 
     def fit(
         self,
@@ -111,7 +111,7 @@ class HogMachine:
         rounds: int = 3,
         tell: Callable[[int, int], None] = lambda round, rounds: None,
     ) -> HogMachine:
-        """Learn from a detection data set, a part of its pictures in each round; return self.
+        """Train on a detection data set, on a part of its images in each round; return self.
 
         Raises:
             ValueError: there is no object.
@@ -131,12 +131,12 @@ class HogMachine:
         return self
 
     def detect(self, image: Tensor) -> dict[str, Tensor]:
-        """Return ``boxes``, ``scores`` (margins) and ``labels`` of what is in a picture, sorted by score."""
+        """Return ``boxes``, ``scores`` (margins) and ``labels`` of the objects in an image, sorted by score."""
         found = self.slide(image)
         places = [(level, s) for level, of in enumerate(found.boxes) for s in range(len(of))]
         margins = [self._margins(found.blocks[level], s) for level, s in places]
         counts = torch.tensor([len(of) for of in margins])
-        # The box of a window is one for all classes.
+        # All classes share the box of a window.
         every = torch.cat(margins)
         score, index = every.flatten().topk(min(CANDIDATES, every.numel()))
         score, index = score[score > MARGIN], index[score > MARGIN]
@@ -169,7 +169,7 @@ class HogMachine:
 
     @classmethod
     def load(cls, state: dict[str, Any]) -> HogMachine:
-        """Return the machine that :meth:`state` is of."""
+        """Return a machine from its :meth:`state`."""
         machine = cls(state["classes"], state["seed"])
         machine.windows = [Window(*sides) for sides in state["windows"]]
         machine.factors, machine.machines = state["factors"], state["machines"]
@@ -182,27 +182,27 @@ class HogMachine:
         return sum(t.numel() for pair in (*self.machines, *self.regressions) for t in pair)
 
     def slide(self, image: Tensor) -> Windows:
-        """Return all windows of a picture (3, H, W), uint8."""
+        """Return all windows of an image (3, H, W), uint8."""
         H, W = image.shape[-2:]
-        picture = image[None].float() / 255
+        batch = image[None].float() / 255
         found = Windows([], [])
         for factor in self.factors:
             size = [max(CELL, round(side * factor)) for side in (H, W)]
-            scaled = F.interpolate(picture, size, mode="bilinear", antialias=True)
-            # To whole cells, and a border of what lies at the edge.
+            scaled = F.interpolate(batch, size, mode="bilinear", antialias=True)
+            # Padded to whole cells and by a border, with copies of the edge pixels.
             right, below = (-side % CELL + BORDER * CELL for side in (size[1], size[0]))
             padded = F.pad(scaled, (BORDER * CELL, right, BORDER * CELL, below), mode="replicate")
             blocks = histograms(padded[0].permute(1, 2, 0).numpy())
-            step = torch.tensor([W / size[1], H / size[0]]) * CELL
+            cell = torch.tensor([W / size[1], H / size[0]]) * CELL
             found.blocks.append(blocks)
-            found.boxes.append([_places(blocks, window, step) for window in self.windows])
+            found.boxes.append([_places(blocks, window, cell) for window in self.windows])
         return found
 
     def _shape(self, boxes: Sequence[Tensor]) -> None:
-        """Choose window shapes and the scales of the pyramid by the boxes of the training pictures."""
+        """Choose window shapes and the scales of the pyramid by the boxes of the training images."""
         sides = torch.cat(list(boxes))[:, 2:] - torch.cat(list(boxes))[:, :2]
         if not len(sides):
-            raise ValueError("hog: no picture has an object; train on others")
+            raise ValueError("hog: no training image has an object")
         aspect = (sides[:, 0] / sides[:, 1]).log()
         ranks = (torch.arange(SHAPES) + 0.5) / SHAPES
         self.windows = []
@@ -223,7 +223,7 @@ class HogMachine:
         negatives: int,
         random: torch.Generator,
     ) -> None:
-        """Add a picture's objects, and background: at random, or what the machines take for objects."""
+        """Add an image's objects, and background windows: random ones, or those that the machines take for objects."""
         boxes, labels, ignore = target["boxes"], target["labels"], target["ignore"]
         places = [(level, s) for level, of in enumerate(found.boxes) for s in range(len(of))]
         every = torch.cat([found.boxes[level][s] for level, s in places])
@@ -239,7 +239,7 @@ class HogMachine:
                 chosen.append(index[value >= POSITIVE])
         hardness = torch.rand(len(every), generator=random)
         if self.machines:
-            # A machine has nothing to learn from background beyond its margin.
+            # Background beyond its margin teaches a support vector machine nothing.
             margins = [self._margins(found.blocks[level], s).max(1).values for level, s in places]
             hardness = (torch.cat(margins) + 1).clamp(min=0)
         value, index = torch.where(best < NEGATIVE, hardness, 0).topk(min(negatives, len(every)))
@@ -265,7 +265,7 @@ class HogMachine:
 
         self.machines, self.regressions = [], []
         for window, of in zip(self.windows, examples, strict=True):
-            # A class that this shape never saw is never found by it.
+            # A shape never detects a class that it has no examples of.
             weights, biases = torch.zeros(self.classes, window.size), torch.full((self.classes,), -np.inf)
             regression = torch.zeros(4, window.size), torch.zeros(4)
             labels = torch.cat(of.labels) if of.labels else torch.zeros(0)
@@ -298,13 +298,13 @@ class HogMachine:
         return places[:, index // across, index % across].transpose(0, 1).flatten(1)
 
 
-def _places(blocks: Tensor, window: Window, step: Tensor) -> Tensor:
-    """Return the boxes of all windows of a shape, row by row; `step` (x, y) are pixels of the picture a cell."""
+def _places(blocks: Tensor, window: Window, cell: Tensor) -> Tensor:
+    """Return the boxes of all windows of a shape, row by row; `cell` (x, y) is the size of a cell in image pixels."""
     down, across = (max(0, n - (side - BLOCK)) for n, side in zip(blocks.shape[1:], window, strict=True))
     y, x = torch.meshgrid(torch.arange(down), torch.arange(across), indexing="ij")
     corner = torch.stack((x, y), -1).view(-1, 2).float() - BORDER
     size = torch.tensor([window.columns, window.rows])
-    return torch.cat((corner * step, (corner + size) * step), 1)
+    return torch.cat((corner * cell, (corner + size) * cell), 1)
 
 
 def _overlap(a: Tensor, b: Tensor) -> Tensor:
@@ -316,7 +316,7 @@ def _overlap(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _deltas(windows: Tensor, boxes: Tensor) -> Tensor:
-    """Return how boxes lie in windows: distance of the middles in sides of the window, log of the sides' ratio."""
+    """Return how boxes lie in windows: distance of the centres in sides of the window, log of the ratio of sides."""
     sides, wanted = windows[:, 2:] - windows[:, :2], boxes[:, 2:] - boxes[:, :2]
     return torch.cat((((boxes - windows)[:, :2] + (wanted - sides) / 2) / sides, (wanted / sides).log()), 1)
 

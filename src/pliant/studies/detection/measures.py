@@ -1,4 +1,4 @@
-"""What the deformable layers of a detector do on test pictures: effective dilation by size of object, moved bins."""
+"""What the deformable layers of a detector do on test images: effective dilation by size of object, shifts of bins."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pliant.studies.measures import OffsetSums, correlation, effective_dilation
 
 NAMES = ("dilation", "spearman", "offsets", "bins")
 GROUPS = ("small", "medium", "large", "background")
-PICTURES = 120  # that are looked at
+IMAGES = 120  # measured, at most
 
 
 def layer_name(name: str) -> str:
@@ -30,7 +30,7 @@ def layer_name(name: str) -> str:
 
 
 def watch(model: Any, image: Tensor) -> Iterator[tuple[str, DeformConv2d, Tensor, Tensor]]:
-    """Return (name, layer, its input, its offsets) of every deformable convolution while a picture passes."""
+    """Return (name, layer, its input, its offsets) of every deformable convolution while an image passes."""
     seen: list[tuple[str, DeformConv2d, Tensor]] = []
     hooks = [
         layer.register_forward_pre_hook(lambda layer, inputs, name=name: seen.append((name, layer, inputs[0])))
@@ -48,11 +48,11 @@ def watch(model: Any, image: Tensor) -> Iterator[tuple[str, DeformConv2d, Tensor
 
 @torch.no_grad()
 def watched(model: nn.Module, test: Kept) -> dict[str, Any]:
-    """Return what a detector's deformable layers do, on the CPU; None for what it has not.
+    """Return what a detector's deformable layers do, on the CPU; None for layers that it lacks.
 
     ``dilation``: rows of layer, group, mean, sd, n. A position of a layer's map belongs to the objects in whose boxes
-    its middle lies, by their size, or to the background. ``spearman``: per layer ρ of an object's √(w·h) and the mean
-    effective dilation in its box, with a bootstrap interval over pictures. ``offsets``: per layer the mean |offset| and
+    its centre lies, by their size, or to the background. ``spearman``: per layer ρ of an object's √(w·h) and the mean
+    effective dilation in its box, with a bootstrap interval over images. ``offsets``: per layer the mean |offset| and
     the share of samples that read nothing. ``bins``: see :func:`moved_bins`.
 
     Source: Dai et al., ICCV 2017, table 2.
@@ -64,7 +64,7 @@ def watched(model: nn.Module, test: Kept) -> dict[str, Any]:
     totals: dict[tuple[str, str], list[float]] = {}
     offsets = OffsetSums()
     objects: dict[str, list[list[tuple[float, float]]]] = {}
-    for index in range(min(PICTURES, len(test))):
+    for index in range(min(IMAGES, len(test))):
         image, target = test[index]
         boxes = target["boxes"][~target["ignore"]]
         for name, layer, map_, offset in watch(model, image):
@@ -84,7 +84,7 @@ def watched(model: nn.Module, test: Kept) -> dict[str, Any]:
             for (name, group), (s, q, n) in totals.items()
             if n
         ],
-        "spearman": {name: _correlation(pictures) for name, pictures in objects.items()},
+        "spearman": {name: _correlation(images) for name, images in objects.items()},
         "offsets": offsets.means(),
         "bins": moved_bins(model, test),
     }
@@ -94,13 +94,13 @@ def watched(model: nn.Module, test: Kept) -> dict[str, Any]:
 def moved_bins(model: Any, test: Kept) -> list[dict[str, Any]] | None:
     """Return how far deformable RoI pooling moves the bins of the true boxes; None where there is none.
 
-    Rows of group (size of the object), n, and mean: the length of a bin's shift in shares of the box's sides.
+    Rows of group (size of the object), n, and mean: the length of a bin's shift relative to the box's sides.
     """
     pool = model.pool.deform
     if pool is None:
         return None
     found: dict[str, list[float]] = {}
-    for index in range(min(PICTURES, len(test))):
+    for index in range(min(IMAGES, len(test))):
         image, target = test[index]
         boxes = target["boxes"][~target["ignore"]]
         if len(boxes):
@@ -117,7 +117,7 @@ def bin_shifts(model: Any, image: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor
     """Return by how much deformable RoI pooling moves the bins of boxes, and their masks.
 
     Returns:
-        shifts (n, 2, P, P), x first, in shares of the box's sides; masks (n, 1, P, P) or None.
+        shifts (n, 2, P, P), x first, relative to the box's sides; masks (n, 1, P, P) or None.
     """
     found = bins.bins(model, shown(image), boxes)
     sides = (found.boxes[:, 2:] - found.boxes[:, :2])[:, None, None]
@@ -125,9 +125,9 @@ def bin_shifts(model: Any, image: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor
     return shifts, None if found.mask is None else torch.from_numpy(found.mask).float()[:, None]
 
 
-def _inside(boxes: Tensor, size: torch.Size, picture: torch.Size) -> Tensor:
+def _inside(boxes: Tensor, size: torch.Size, image: torch.Size) -> Tensor:
     """Return which positions of a map of `size` lie in which boxes: (n, Ho, Wo)."""
-    (Ho, Wo), (H, W) = size, picture
+    (Ho, Wo), (H, W) = size, image
     y = (torch.arange(Ho) + 0.5) * (H / Ho)
     x = (torch.arange(Wo) + 0.5) * (W / Wo)
     left, top, right, bottom = boxes.T[..., None, None]
@@ -143,13 +143,13 @@ def _add(totals: dict[tuple[str, str], list[float]], key: tuple[str, str], value
     total[2] += values.numel()
 
 
-def _correlation(pictures: list[list[tuple[float, float]]]) -> dict[str, float]:
-    """Return Spearman's ρ over objects, its interval over pictures: all objects of one are drawn together."""
+def _correlation(images: list[list[tuple[float, float]]]) -> dict[str, float]:
+    """Return Spearman's ρ over objects, and its interval over images, whose objects are resampled together."""
     import numpy as np
 
-    most = max(1, *(len(objects) for objects in pictures))
-    values = np.full((2, most, len(pictures)), np.nan)
-    for column, objects in enumerate(pictures):
+    most = max(1, *(len(objects) for objects in images))
+    values = np.full((2, most, len(images)), np.nan)
+    for column, objects in enumerate(images):
         for row, pair in enumerate(objects):
             values[:, row, column] = pair
     return correlation(*values)

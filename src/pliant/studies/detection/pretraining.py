@@ -1,4 +1,4 @@
-"""What ImageNet is to the papers' backbones: the same network first learns to name cut-out objects."""
+"""Pretraining in place of ImageNet: the backbone first learns to classify objects cut out of the training scenes."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from pliant.models import ResNet
 from pliant.models.faster_rcnn import IMAGENET_MEAN, IMAGENET_STD
 from pliant.ops import roi_align
-from pliant.studies.detection.protocol import NETWORK, Kept, Pictures, shown
+from pliant.studies.detection.protocol import NETWORK, Images, Kept, shown
 from pliant.train import Recipe, fit, save
 
 RECIPE = Recipe(epochs=4, batch=32, lr=3e-3)
 SIDE = 32  # of a patch in pixels
 REACH = (0.9, 1.6)  # side of a patch relative to the longer one of its object
-SHIFT = 0.1  # largest distance of the middles, relative to the side of a patch
+SHIFT = 0.1  # largest distance between the centres, relative to the side of a patch
 
 
 class Classifier(nn.Module):
@@ -33,10 +33,10 @@ class Classifier(nn.Module):
         return logits
 
 
-def pretrained(data: Pictures, seed: int, folder: Path) -> Path:
-    """Return the file of a seed's backbone, learned from the objects of its composed scenes when there is none yet.
+def pretrained(data: Images, seed: int, folder: Path) -> Path:
+    """Return the file of a seed's backbone; train it on the objects of its composed scenes when there is none yet.
 
-    The same seed gives the same weights, whichever process makes them.
+    The same seed gives the same weights in every process.
 
     Args:
         data: of the study.
@@ -63,7 +63,7 @@ def patches(scenes: Kept, random: torch.Generator) -> Iterator[tuple[Tensor, Ten
     order = torch.randperm(len(objects), generator=random).tolist()
     for start in range(0, len(order) - RECIPE.batch + 1, RECIPE.batch):
         chosen = [objects[o] for o in order[start : start + RECIPE.batch]]
-        pictures = torch.stack([(shown(scenes[i][0]) - mean) / std for i, _ in chosen])
+        images = torch.stack([(shown(scenes[i][0]) - mean) / std for i, _ in chosen])
         boxes = torch.stack([scenes[i][1]["boxes"][k] for i, k in chosen])
         labels = torch.stack([scenes[i][1]["labels"][k] for i, k in chosen])
         sides = boxes[:, 2:] - boxes[:, :2]
@@ -71,5 +71,5 @@ def patches(scenes: Kept, random: torch.Generator) -> Iterator[tuple[Tensor, Ten
         side = sides.amax(1, True) * (REACH[0] + (REACH[1] - REACH[0]) * reach)
         middle = boxes[:, :2] + sides / 2 + side * SHIFT * (2 * shift - 1)
         rois = torch.cat((torch.arange(len(boxes))[:, None], middle - side / 2, middle + side / 2), 1)
-        cut = roi_align(pictures.contiguous(memory_format=torch.channels_last), rois, SIDE, 1.0, 2, True)
+        cut = roi_align(images.contiguous(memory_format=torch.channels_last), rois, SIDE, 1.0, 2, True)
         yield cut, labels

@@ -17,18 +17,18 @@ from pliant.studies.detection.contestants import find
 from pliant.train.recipe import DataRecipe, DetectorRecipe, ModelRecipe, OptimiserRecipe
 
 DATA = ("composed", "crowns")
-# Objects of a scene to train on, drawn from a wider range than those of a test scene: a scene costs what it costs, and
-# teaches by its objects.
+# Objects per training scene, more than in a test scene: a scene takes as long to train on whatever it shows, and what
+# is learned from it grows with its objects.
 OBJECTS = (4, 8)
-SIDE = 128  # of a scene, and of the part of a tile of crowns that is trained on, in pixels
-TRAIN_SEED, TEST_SEED = 1000, 20_000  # of the scenes: seed n trains on those of TRAIN_SEED + n, all are tested alike
+SIDE = 128  # of a scene, and of the crops of crown tiles that are trained on, in pixels
+TRAIN_SEED, TEST_SEED = 1000, 20_000  # of the scenes: seed n trains on those of TRAIN_SEED + n
 BINS = 20  # parts of a run over which its losses are averaged
 
-# Of Fashion-MNIST's ten: shirts, pullovers and coats, and kinds of shoes, are hard to tell apart at 14 to 60 pixels,
-# and in minutes a network learns nothing else.
+# Five of Fashion-MNIST's ten: shirts, pullovers and coats, and the kinds of shoes, are hard to tell apart at 14 to 60
+# pixels, and a training of minutes would go into nothing else.
 CLASSES = ("trouser", "pullover", "dress", "sneaker", "bag")
 
-# What is the same in every network.
+# The same in every network.
 NETWORK = ModelRecipe(depth=10, width=16, stem="small", neck="fpn")
 OPTIONS: dict[str, Any] = {
     "levels": (1, 2, 3),
@@ -61,7 +61,7 @@ class Protocol:
 
     Args:
         profile: "quick" or "full".
-        recipe: how networks are trained on composed scenes; of crowns they do as many steps.
+        recipe: how networks are trained on composed scenes; on crowns for as many steps.
         train: composed scenes to train on.
         test: composed scenes to test on.
         evaluations: how often a network is tested while it trains, the end included.
@@ -80,7 +80,7 @@ class Protocol:
         if profile not in sizes:
             raise ValueError(f"detection: the profile must be one of {tuple(sizes)}, got {profile!r}")
         epochs, train, test, evaluations = sizes[profile]
-        # Version 2's customary tenth of the learning rate is for fine-tuning; here everything starts from nothing.
+        # The usual factor of 0.1 for the branches of version 2 is for fine-tuning; here they are trained from scratch.
         optimiser = OptimiserRecipe(
             "adamw", lr=1e-3, weight_decay=1e-2, offset_lr_mult=1.0, warmup=100, milestones=(0.7, 0.9)
         )
@@ -89,11 +89,11 @@ class Protocol:
 
     @property
     def steps(self) -> int:
-        """Return the steps of the optimiser, the same for all pictures."""
+        """Return the steps of the optimiser, the same for all images."""
         return self.recipe.epochs * (self.train // self.recipe.batch)
 
-    def recipe_of(self, task: Task, pictures: int, weights: Path | None = None) -> DetectorRecipe:
-        """Return how a network is trained on so many `pictures`, its backbone from the file `weights` on."""
+    def recipe_of(self, task: Task, images: int, weights: Path | None = None) -> DetectorRecipe:
+        """Return how a network is trained on so many `images`, its backbone starting from the file `weights`."""
         contestant = find(task.contestant)
         options = {**OPTIONS, "anchor_sizes": ANCHORS[task.data]}
         if contestant.roi_pool == "modulated":
@@ -108,7 +108,7 @@ class Protocol:
             options=options,
             weights=None if weights is None else str(weights),
         )
-        epochs = max(1, self.steps // max(1, pictures // self.recipe.batch))
+        epochs = max(1, self.steps // max(1, images // self.recipe.batch))
         return replace(
             self.recipe,
             data=_data(task.data),
@@ -119,7 +119,7 @@ class Protocol:
         )
 
     def settings(self) -> dict[str, Any]:
-        """Return all that decides about the results, except software, ready for JSON."""
+        """Return all that determines the results, except software, ready for JSON."""
         return {
             "study": "detection",
             "profile": self.profile,
@@ -140,8 +140,8 @@ class Protocol:
             },
         }
 
-    def pictures(self, data: str, split: str, seed: int) -> Kept:
-        """Return the pictures that a seed trains on, or that all are tested on."""
+    def images(self, data: str, split: str, seed: int) -> Kept:
+        """Return the images that a seed trains on, or those of the test."""
         if data == "crowns":
             return Kept(Crowns(split))
         if split == "train":
@@ -150,7 +150,7 @@ class Protocol:
 
 
 class Kept(Dataset[tuple[Tensor, Target]]):
-    """A data set that keeps every picture it was asked for: a scene takes as long to draw as a tenth of a step."""
+    """A data set that keeps every image it has read: drawing a scene takes a tenth of the time of a step."""
 
     def __init__(self, data: Composed | Crowns) -> None:
         self.data = data
@@ -176,8 +176,8 @@ class Kept(Dataset[tuple[Tensor, Target]]):
         return self.truth
 
 
-class Pictures:
-    """The pictures of a process: the test sets, and the training set of the seed that was asked for last."""
+class Images:
+    """The images of a process: the test sets, and the training set of the last seed."""
 
     def __init__(self, protocol: Protocol) -> None:
         self.protocol = protocol
@@ -193,7 +193,7 @@ class Pictures:
 
     def _get(self, data: str, split: str, seed: int) -> Kept:
         if self._kept.get((data, split), (None,))[0] != seed:
-            self._kept[data, split] = (seed, self.protocol.pictures(data, split, seed))
+            self._kept[data, split] = (seed, self.protocol.images(data, split, seed))
         return self._kept[data, split][1]
 
 
@@ -210,5 +210,5 @@ def _data(name: str) -> DataRecipe:
 
 
 def shown(image: Tensor) -> Tensor:
-    """Return a picture (3, H, W), uint8, as a network takes it: float32 in 0 … 1."""
+    """Return an image (3, H, W), uint8, as a network takes it: float32 in 0 … 1."""
     return image.to(torch.float32) / 255

@@ -16,7 +16,7 @@ from pliant.studies.detection import measures
 from pliant.studies.detection.contestants import find
 from pliant.studies.detection.hog import HogMachine
 from pliant.studies.detection.pretraining import pretrained
-from pliant.studies.detection.protocol import BINS, SIDE, Kept, Pictures, Protocol, Task, shown
+from pliant.studies.detection.protocol import BINS, SIDE, Images, Kept, Protocol, Task, shown
 from pliant.studies.runner import Tell
 from pliant.train import checkpoint, fit_detector, multiply_adds, parameters, save
 from pliant.train.build import augmentation, build_detector
@@ -25,19 +25,19 @@ from pliant.train.evaluation import average_precision, coco_results, evaluate
 from pliant.train.log import Record, finite
 
 SCORES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "per_class")
-PACED = 40  # pictures whose time is taken
+PACED = 40  # images timed, at most
 ROUNDS = 3  # of the search for hard negatives
 
 
-def run_one(task: Task, protocol: Protocol, data: Pictures, device: str, path: Path, tell: Tell) -> dict[str, Any]:
+def run_one(task: Task, protocol: Protocol, data: Images, device: str, path: Path, tell: Tell) -> dict[str, Any]:
     """Return the result of one run, and write the weights of a network to `path`.
 
     The same task gives the same result on the same machine with the same number of threads.
 
     Args:
-        task: contestant, pictures, seed.
+        task: contestant, data, seed.
         protocol: what all runs share.
-        data: pictures to train and test on.
+        data: images to train and test on.
         device: of the network.
         path: file of the weights.
         tell: called with (part, parts) while the run goes on.
@@ -48,7 +48,7 @@ def run_one(task: Task, protocol: Protocol, data: Pictures, device: str, path: P
     return task.described(contestant.label, protocol.profile) | found
 
 
-def _network(task: Task, protocol: Protocol, data: Pictures, device: str, path: Path, tell: Tell) -> dict[str, Any]:
+def _network(task: Task, protocol: Protocol, data: Images, device: str, path: Path, tell: Tell) -> dict[str, Any]:
     train, test = data.of(task)
     recipe = protocol.recipe_of(task, len(train), pretrained(data, task.seed, path.parent))
     ranks = Ranks(device=torch.device(device))
@@ -90,7 +90,7 @@ def _network(task: Task, protocol: Protocol, data: Pictures, device: str, path: 
     }
 
 
-def _hog(task: Task, protocol: Protocol, data: Pictures, device: str, path: Path, tell: Tell) -> dict[str, Any]:
+def _hog(task: Task, protocol: Protocol, data: Images, device: str, path: Path, tell: Tell) -> dict[str, Any]:
     train, test = data.of(task)
     machine = HogMachine(len(train.classes), task.seed)
     epochs = protocol.recipe.epochs
@@ -105,7 +105,7 @@ def _hog(task: Task, protocol: Protocol, data: Pictures, device: str, path: Path
     tell(epochs, epochs)
     return {
         "parameters": machine.parameters,
-        "multiply_adds": None,  # of gradients and histograms inside scikit-image: not counted
+        "multiply_adds": None,  # inside scikit-image: not counted
         "train_seconds": round(trained - started, 2),
         "image_seconds": _pace(machine.detect, None, test),
         "epochs": 1,
@@ -131,7 +131,7 @@ def averaged(steps: Sequence[Mapping[str, Any]], bins: int) -> list[dict[str, fl
 
 @torch.no_grad()
 def _pace(detect: Callable[[Tensor], Any], model: nn.Module | None, test: Kept) -> float:
-    """Return the median seconds that a picture takes alone, on this process's threads."""
+    """Return the median seconds per image, one at a time, on this process's threads."""
     images = [test[index][0] for index in range(min(PACED, len(test)))]
     detect(images[0])
     times = []

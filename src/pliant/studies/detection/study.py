@@ -10,7 +10,7 @@ from pliant.data import FashionMNIST
 from pliant.studies import runner
 from pliant.studies.detection import pretraining
 from pliant.studies.detection.contestants import CONTESTANTS
-from pliant.studies.detection.protocol import DATA, Pictures, Protocol, Task
+from pliant.studies.detection.protocol import DATA, Images, Protocol, Task
 from pliant.studies.detection.single import run_one
 from pliant.studies.runner import Tell
 
@@ -47,15 +47,15 @@ class Study(runner.Study):
         """Return the data that are trained on, in one order whatever was asked for."""
         return tuple(data for data in DATA if data in self.data)
 
-    def load(self) -> Pictures:
-        """Return the pictures, drawn when they are asked for."""
-        return Pictures(self.protocol)
+    def load(self) -> Images:
+        """Return the images, drawn when they are asked for."""
+        return Images(self.protocol)
 
-    def settings(self, data: Pictures) -> dict[str, Any]:
+    def settings(self, data: Images) -> dict[str, Any]:
         """Return what settings.json holds."""
         clothes = {"clothes": FashionMNIST.load().digest, "pretraining": asdict(pretraining.RECIPE)}
         return {**self.protocol.settings(), **clothes, **self.here()}
 
-    def run_one(self, task: Task, data: Pictures, path: Path, tell: Tell) -> dict[str, Any]:
+    def run_one(self, task: Task, data: Images, path: Path, tell: Tell) -> dict[str, Any]:
         """Return the result of one run, and write the weights of a network to `path`."""
         return run_one(task, self.protocol, data, self.device, path, tell)

@@ -1,4 +1,4 @@
-"""The summary that a study prints: one table per data set, and what differs from the regular network."""
+"""The summary that the study prints: one table per data set, and what differs from the regular network."""
 
 from __future__ import annotations
 

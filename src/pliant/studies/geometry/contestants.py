@@ -57,7 +57,7 @@ class Net(nn.Module):
     """A chain of five 3×3 convolutions, the average over the map, and a linear classifier.
 
     `features` runs from the canvas (N, 1, 64, 64) to (N, width, 16, 16): conv1 halves the map, pool1 halves it again,
-    the others keep it. Every convolution is followed by batch normalization and a ReLU; with LRN, conv1
+    the others keep its size. Every convolution is followed by batch normalization and a ReLU; with LRN, conv1
     and conv2 by a local response normalization too, as in AlexNet.
     """
 
@@ -70,7 +70,7 @@ class Net(nn.Module):
             layers[f"bn{number}"] = nn.BatchNorm2d(channels)
             layers[f"relu{number}"] = nn.ReLU()
             if contestant.lrn and number < 3:
-                # AlexNet's constants do next to nothing to responses of unit variance: these inhibit visibly.
+                # AlexNet's constants hardly change responses of unit variance: these inhibit visibly.
                 layers[f"lrn{number}"] = LocalResponseNorm(5, alpha=1.0, beta=0.75, k=1.0)
 
         add(1, nn.Conv2d(1, 16, 3, stride=2, padding=1, bias=False), 16)

@@ -18,10 +18,10 @@ BINS = 6
 
 
 @torch.no_grad()
-def watch(net: Net, pictures: Tensor) -> Iterator[tuple[str, DeformConv2d, Tensor, Tensor]]:
-    """Return (name, layer, its input, its offsets) of every deformable layer while `pictures` pass."""
+def watch(net: Net, images: Tensor) -> Iterator[tuple[str, DeformConv2d, Tensor, Tensor]]:
+    """Return (name, layer, its input, its offsets) of every deformable layer while `images` pass."""
     net.eval()
-    map_ = pictures
+    map_ = images
     for name, layer in net.features.named_children():
         if isinstance(layer, DeformConv2d):
             yield name, layer, map_, layer.predict(map_)[0]
@@ -31,14 +31,14 @@ def watch(net: Net, pictures: Tensor) -> Iterator[tuple[str, DeformConv2d, Tenso
 def offsets(net: Net, batches: Iterable[Tensor]) -> dict[str, dict[str, float]]:
     """Return per deformable layer mean |offset| in map pixels and the share of samples that read nothing."""
     sums = OffsetSums()
-    for pictures in batches:
-        for name, layer, map_, offset in watch(net, pictures):
+    for images in batches:
+        for name, layer, map_, offset in watch(net, images):
             sums.add(name, layer, offset, *map_.shape[2:])
     return sums.means()
 
 
 def dilation_of_objects(net: Net, canvas: Tensor) -> dict[str, Tensor]:
-    """Return per deformable layer the effective dilation on the object of every picture, (N,); NaN without any.
+    """Return per deformable layer the effective dilation on the object of every image, (N,); NaN without any.
 
     A position of the map lies on the object where at least half of its canvas pixels are ink.
     """
@@ -55,17 +55,17 @@ def dilation_of_objects(net: Net, canvas: Tensor) -> dict[str, Tensor]:
 def adaptation(
     net: Net, tests: Iterable[Iterable[Tensor]], seed: int = 0
 ) -> tuple[list[dict[str, Any]], dict[str, dict[str, float]]]:
-    """Return how the effective dilation on objects goes with their size: means per size bin, and Spearman's ρ.
+    """Return how the effective dilation on objects depends on their size: means per size bin, and Spearman's ρ.
 
     Args:
         net: with deformable layers.
-        tests: several drawings of the same pictures in the same order, each as batches of canvases.
+        tests: several drawings of the same images in the same order, each as batches of canvases.
         seed: of the bootstrap.
 
     Returns:
         Rows of layer, scale (mean √area of the bin's objects in canvas pixels), dilation (mean, in pixels of the
-        layer's input map), sd and n; and per layer ρ with the 95 % interval of a bootstrap over pictures: all
-        drawings of a picture are drawn together, since they are not independent.
+        layer's input map), sd and n; and per layer ρ with the 95 % interval of a bootstrap over images: all
+        drawings of an image are resampled together, since they are not independent.
     """
     import numpy as np
 
@@ -81,7 +81,7 @@ def adaptation(
         sizes.append(torch.cat(size))
         for name, parts in found.items():
             dilations.setdefault(name, []).append(torch.cat(parts))
-    every = torch.stack(sizes).double().numpy()  # (tests, pictures)
+    every = torch.stack(sizes).double().numpy()  # (tests, images)
     rows: list[dict[str, Any]] = []
     spearman = {}
     for name, parts in dilations.items():

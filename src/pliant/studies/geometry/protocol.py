@@ -13,7 +13,7 @@ from pliant.data import Ranges, Split, draw, drawing, render
 from pliant.studies import runner
 from pliant.train import Recipe
 
-# Upright objects in a narrow range of scales, and the same augmented. Both are drawn anew in every epoch.
+# Upright objects in a narrow range of scales, without and with augmentation. Both are drawn anew in every epoch.
 TRAININGS = {
     "upright": Ranges(scale=(0.9, 1.1), shift=4.0),
     "augmented": Ranges((0.7, 1.4), (0.0, 30.0), (1.0, 1.5), (0.0, 0.2), (0.0, 0.1), 4.0),
@@ -47,7 +47,7 @@ class Protocol:
     Args:
         profile: "quick" or "full".
         recipe: how networks are trained.
-        train, test: most pictures to train and test on; None takes all.
+        train, test: images to train and test on, at most; None takes all.
     """
 
     profile: str
@@ -58,17 +58,17 @@ class Protocol:
     @classmethod
     def of(cls, profile: str) -> Protocol:
         """Return the protocol of a profile."""
-        # The quick one is to end within five minutes on two cores: half of its time would go into testing.
+        # Fewer test images: the quick profile should take five minutes on two cores, and half of that would be testing.
         sizes = {"quick": (3, 250), "full": (14, None)}
         if profile not in sizes:
             raise ValueError(f"geometry: the profile must be one of {tuple(sizes)}, got {profile!r}")
         epochs, test = sizes[profile]
-        # The papers slow the branches of version 2 down (0.1) to fine-tune trained networks; here everything starts
-        # from nothing, and branches as slow as that hardly move in so few epochs.
+        # The papers multiply the learning rate of version 2's branches by 0.1 to fine-tune trained networks. Here they
+        # are trained from scratch, and would hardly move in so few epochs.
         return cls(profile, Recipe(epochs, batch=32, lr=3e-3, offset_lr_mult=1.0), test=test)
 
     def settings(self) -> dict[str, Any]:
-        """Return all that decides about the results, except data and software, ready for JSON."""
+        """Return all that determines the results, except data and software, ready for JSON."""
         return {
             "study": "geometry",
             "profile": self.profile,
@@ -108,7 +108,7 @@ def epoch(split: Split, training: str, batch: int, random: torch.Generator) -> I
 
 
 def exam(split: Split, ranges: Ranges, batch: int = 250) -> Iterator[tuple[Tensor, Tensor]]:
-    """Return the batches of one test: the same pictures in the same poses at every call."""
+    """Return the batches of one test: the same images in the same poses at every call."""
     random = torch.Generator().manual_seed(TEST_SEED)
     for start in range(0, len(split), batch):
         part = Split(split.pictures[start : start + batch], split.labels[start : start + batch])

@@ -19,7 +19,7 @@ from pliant.studies.geometry.sift import SiftWords
 from pliant.studies.runner import Tell
 from pliant.train import accuracy, fit, multiply_adds, parameters, save
 
-SIFT_DRAWS = 2  # drawings of the training pictures that SIFT learns from
+SIFT_DRAWS = 2  # times that the training images are drawn for SIFT
 
 
 def run_one(task: Task, protocol: Protocol, data: FashionMNIST, device: str, path: Path, tell: Tell) -> dict[str, Any]:
@@ -30,7 +30,7 @@ def run_one(task: Task, protocol: Protocol, data: FashionMNIST, device: str, pat
     Args:
         task: contestant, training, seed.
         protocol: what all runs share.
-        data: pictures to train and test on.
+        data: images to train and test on.
         device: of the network.
         path: file of the weights.
         tell: called with (epoch, epochs) after every epoch.
@@ -49,8 +49,8 @@ def _network(task: Task, protocol: Protocol, data: FashionMNIST, device: str, pa
     random = torch.Generator().manual_seed(task.seed)
 
     def moved(batches: Iterator[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
-        for pictures, labels in batches:
-            yield pictures.to(device, memory_format=torch.channels_last), labels.to(device)
+        for images, labels in batches:
+            yield images.to(device, memory_format=torch.channels_last), labels.to(device)
 
     started = time.perf_counter()
     fit(
@@ -87,8 +87,8 @@ def _sift(task: Task, protocol: Protocol, data: FashionMNIST, device: str, path:
     described: list[np.ndarray] = []
     labels = []
     for _ in range(SIFT_DRAWS):
-        for pictures, classes in epoch(data.train, task.training, protocol.recipe.batch, random):
-            described += machine.describe(pictures)
+        for images, classes in epoch(data.train, task.training, protocol.recipe.batch, random):
+            described += machine.describe(images)
             labels.append(classes)
     machine.fit(described, torch.cat(labels).numpy())
     tell(epochs // 2, epochs)
@@ -96,8 +96,7 @@ def _sift(task: Task, protocol: Protocol, data: FashionMNIST, device: str, path:
 
     def right(ranges: Ranges) -> float:
         hits = [
-            machine.predict(machine.describe(pictures)) == classes.numpy()
-            for pictures, classes in exam(data.test, ranges)
+            machine.predict(machine.describe(images)) == classes.numpy() for images, classes in exam(data.test, ranges)
         ]
         return float(np.concatenate(hits).mean())
 
@@ -105,7 +104,7 @@ def _sift(task: Task, protocol: Protocol, data: FashionMNIST, device: str, path:
     tell(epochs, epochs)
     return {
         "parameters": machine.parameters,
-        "multiply_adds": None,  # of keypoints and descriptors inside OpenCV: not counted
+        "multiply_adds": None,  # inside OpenCV: not counted
         "train_seconds": round(trained - started, 2),
         "test_seconds": round(time.perf_counter() - trained, 2),
         "epochs": SIFT_DRAWS,
@@ -129,8 +128,8 @@ def _watched(net: Any, test: Split) -> dict[str, Any]:
     net = net.to("cpu")
     scales = [ranges for kind, _, ranges in examinations() if kind in ("clean", "scale")]
 
-    def pictures(ranges: Ranges) -> Iterator[Tensor]:
+    def images(ranges: Ranges) -> Iterator[Tensor]:
         return (canvas for canvas, _ in exam(test, ranges))
 
-    rows, spearman = measures.adaptation(net, map(pictures, scales))
-    return {"effective_dilation": rows, "spearman": spearman, "offsets": measures.offsets(net, pictures(scales[0]))}
+    rows, spearman = measures.adaptation(net, map(images, scales))
+    return {"effective_dilation": rows, "spearman": spearman, "offsets": measures.offsets(net, images(scales[0]))}

@@ -37,13 +37,13 @@ class Study(runner.Study):
         return tuple(TRAININGS)
 
     def load(self) -> FashionMNIST:
-        """Return the pictures that the protocol admits."""
+        """Return as many images as the protocol takes."""
         data = FashionMNIST.load(self.data)
         train = len(data.train) if self.protocol.train is None else self.protocol.train
         test = len(data.test) if self.protocol.test is None else self.protocol.test
         if train < self.protocol.recipe.batch:
             raise ValueError(
-                f"geometry: {train} training pictures are less than one batch of {self.protocol.recipe.batch}"
+                f"geometry: {train} training images are less than one batch of {self.protocol.recipe.batch}"
             )
         return FashionMNIST(data.train.first(train), data.test.first(test), data.source)
 

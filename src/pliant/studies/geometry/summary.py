@@ -1,4 +1,4 @@
-"""The summary that a study prints: one table, and in plain words where deformable layers do not win."""
+"""The summary that the study prints: one table per training, and where deformable layers win, tie and lose."""
 
 from __future__ import annotations
 

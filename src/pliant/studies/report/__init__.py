@@ -1,1 +1,1 @@
-"""What the reports of all studies share: the page, the pictures in it, the statistics, the reading of results."""
+"""What the reports of all studies share: results and their statistics, figures, curves, cells of tables, the page."""

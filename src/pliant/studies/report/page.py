@@ -1,4 +1,4 @@
-"""The page around the report: one HTML file with its style and pictures inside, light and dark."""
+"""The page around a report: one HTML file with its style and figures inside, light and dark."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from pliant._files import replacing
 
-# Okabe and Ito's palette, the dark page's lighter.
+# Okabe and Ito's palette, lighter on the dark page.
 _STYLE = """
 :root { color-scheme: light dark; --ground:#ffffff; --ink:#1c1f23; --faint:#5d6670; --rule:#e2e5e9; --panel:#f5f6f8;
   --shade:rgba(0,114,178,.09); --ink-line:#30353b; --blue:#0072b2; --orange:#d07c00; --green:#00875f;
@@ -89,7 +89,7 @@ def bullets(texts: Sequence[str]) -> str:
 def picture(data: bytes, alternative: str, caption: str, width: int | None = None) -> str:
     """Return a PNG as a figure on white paper, inside the page, no wider than `width` pixels."""
     code = base64.b64encode(data).decode("ascii")
-    # One that a narrow page can hold shrinks with it; a wider one scrolls.
+    # A figure that fits a narrow page shrinks with it; a wider one scrolls.
     style = "" if width is None else f'style="max-width:{width}px;min-width:{560 if width > 720 else 0}px" '
     return (
         f'<figure><div class="paper" tabindex="0"><img {style}alt="{escape(alternative, quote=True)}" '
@@ -98,7 +98,7 @@ def picture(data: bytes, alternative: str, caption: str, width: int | None = Non
 
 
 def legend(entries: Mapping[str, tuple[str, str, str, float]], *, switches: bool = True) -> str:
-    """Return the key of the curves, name → (label, colour, dashes, width), with a box to switch each on and off."""
+    """Return the legend of the curves, name → (label, colour, dashes, width), with a box to switch each on and off."""
     parts = ['<div class="legend">']
     for name, (label, color, dash, width) in entries.items():
         dashes = f' stroke-dasharray="{dash}"' if dash else ""
@@ -115,7 +115,7 @@ def details(summary: str, content: str) -> str:
 
 
 def footer(study: str, folder: Path, settings: Mapping[str, Any]) -> str:
-    """Return what the page was made by, on which machine and when."""
+    """Return what made the page, on which machine and when."""
     machine, versions = settings.get("machine", {}), settings.get("versions", {})
     parts = [", ".join(f"{k} {v}" for k, v in versions.items()), ", ".join(f"{k} {v}" for k, v in machine.items())]
     parts.append(f"started {settings['started']}" if settings.get("started") else "")

@@ -31,7 +31,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Difference:
-    """Mean of a paired difference over the seeds that both have, and its 95 % t interval (NaN for one seed)."""
+    """Mean of a paired difference over common seeds, and its 95 % t interval (NaN for one seed)."""
 
     mean: float
     low: float

@@ -1,4 +1,4 @@
-"""The detection study's report: one HTML file that says what was asked, what was done and what came out."""
+"""The detection study's report: one HTML file with the question, the protocol and the results."""
 
 from __future__ import annotations
 
@@ -64,8 +64,8 @@ def _sections(results: Results, drawn: list[Figure]) -> list[str]:
 def _quick(results: Results) -> str:
     return (
         f"This is the {results.profile} profile: {count(len(results.seeds), 'seed')}, a few contestants, "
-        f"{results.settings.get('steps', 'few')} steps. It shows that everything works; it decides nothing. The full "
-        "profile (pliant study detection without --quick) has all of them, on both kinds of pictures, trains longer, "
+        f"{results.settings.get('steps', 'few')} steps. It shows that everything works and decides nothing. The full "
+        "profile (`pliant study detection` without --quick) runs all contestants on both data sets, for more steps and "
         "with three seeds."
     )
 
@@ -77,70 +77,71 @@ def _protocol(results: Results) -> list[str]:
     if scenes and "composed" in results.conditions:
         said.append(
             f"Composed scenes: clothes of Fashion-MNIST ({', '.join(scenes['classes'])}) in all poses on photographs, "
-            f"{scenes['side']} pixels a side; {scenes['train']} to train on with {scenes['objects'][0]} to "
-            f"{scenes['objects'][1]} objects, others for every seed, and {scenes['test']} to test on with 1 to 4, the "
-            "same for all. Clothes and photographs of the test are in no training scene."
+            f"{scenes['side']} × {scenes['side']} pixels; {scenes['train']} to train on with {scenes['objects'][0]} to "
+            f"{scenes['objects'][1]} objects, different for every seed, and {scenes['test']} to test on with 1 to 4, "
+            "the same for all. No clothes and no photographs of the test appear in training."
         )
     if "crowns" in results.conditions:
         said.append(
-            "Tree crowns: two aerial photographs with hand-drawn boxes, one class, in tiles; a strip of each is tested "
-            "on. Training sees random parts of tiles, mirrored, scaled and recoloured at random."
+            "Tree crowns: two aerial photographs with hand-drawn boxes, one class, in tiles; the test is a strip of "
+            "each. Training uses random crops of the other tiles, randomly mirrored, scaled and recoloured."
         )
     recipe = settings.get("recipe", {})
     if recipe:
         model, optimiser = recipe["model"], recipe["optimiser"]
         said.append(
             f"Networks: Faster R-CNN with a feature pyramid on a ResNet-{model['depth']} of width {model['width']}, "
-            f"{settings.get('steps')} steps of {optimiser['name']} with {recipe['batch']} pictures, "
+            f"{settings.get('steps')} steps of {optimiser['name']} with batches of {recipe['batch']} images, "
             f"largest learning rate {optimiser['lr']}, divided by {1 / optimiser['gamma']:g} after "
             f"{' and '.join(f'{100 * m:.0f} %' for m in optimiser['milestones'])} of the steps; the same for all, "
-            "offset branches included. Normalization is live."
+            "offset branches included. Batch normalization is trained, not frozen."
         )
         said.append(
-            "What ImageNet is to the papers' backbones is here a classification of the training scenes' own objects, "
-            "cut out; all networks of a seed start from the same weights, which know nothing of offsets."
+            "In place of ImageNet, the backbone is first trained to classify the objects cut out of the training "
+            "scenes. All networks of a seed start from the same weights, without offsets."
         )
         said.append(
-            "Nothing makes up for the parameters that offset branches add; the tables name them. Multiply-adds are of "
-            "a picture with all its proposals, bilinear samples included."
+            "Offset branches add parameters, and no other network is enlarged to match; the tables list them. "
+            "Multiply-adds are per image, with all its proposals and bilinear samples."
         )
     mimic = settings.get("mimic", {})
     if mimic and any("mimic" in c for c in results.contestants):
         said.append(
-            f"Mimicking: {mimic['count']} proposals of a picture, patches of {mimic['size']} pixels (the paper: 32 "
-            "and 224)."
+            f"Mimicking: {mimic['count']} proposals per image, patches of {mimic['size']} pixels (in the paper "
+            "32 and 224)."
         )
     if "hog" in results.contestants:
         said.append(
-            "The hand-made detector learns from the same pictures: histograms of oriented gradients in windows of a "
+            "The hand-made detector learns from the same images: histograms of oriented gradients in windows of a "
             "few aspects that slide over a pyramid, a linear support vector machine for each class and window with "
-            "hard negatives, a linear regression of the box, suppression of the worse of two that overlap."
+            "hard negatives, a linear regression of the box, non-maximum suppression."
         )
     return said
 
 
 _QUESTION = (
     "The papers on deformable convolution measure detectors of 40 to 65 million parameters that start from ImageNet's "
-    "weights, on COCO, with eight GPUs for days. Their tables add one thing after the other: deformable convolution in "
+    "weights, on COCO, with eight GPUs for days. Their tables add one part at a time: deformable convolution in "
     "more and more layers, deformable RoI pooling, modulation, feature mimicking.",
-    "This study makes the same steps with a network of half a million parameters, on small "
-    "pictures, and says of each step whether the numbers show it. What they do not show here may be true there: few "
-    "seeds see only large effects.",
+    "This study takes the same steps with a network of half a million parameters, on small images, and says of each "
+    "whether the numbers show it. An effect that is not shown here may still exist there: few seeds reveal only large "
+    "effects.",
 )
 _CLAIMS = (
     "Paired over seeds, with the 95 % t interval of the mean; ▲ and ▼ mark intervals that exclude 0. They are not "
-    "corrected for the number of comparisons, and they know how much seeds vary, not how much test pictures do."
+    "corrected for the number of comparisons, and they cover how much seeds vary, not how much test images do."
 )
 _COLUMNS = (
     "COCO's average precision: AP is the mean over overlaps from 0.5 to 0.95, AP50 and AP75 at one of them; APs, APm "
-    "and APl of small, medium and large objects, each about a third of what there is. The highest mean of a column is "
-    "bold, which says nothing about whether the distance to the next is more than chance; the table after it does."
+    "and APl are of small, medium and large objects, each about a third of all. The highest mean of a column is bold, "
+    "which does not mean that its lead is more than chance; the table after it tests that."
 )
 _CURVES = (
-    "Mean over seeds with a band of one standard deviation. Point at a dot for its value; the boxes switch curves off."
+    "Mean over seeds with a band of one standard deviation. Point at a dot to see its value; the boxes switch curves "
+    "off."
 )
 _DILATION = (
     "The effective dilation is the mean distance of adjacent taps, in pixels of the layer's input map. A position of a "
-    "layer's map belongs to an object where its middle lies in the object's box; c5.2 is the second 3×3 convolution of "
+    "layer's map belongs to an object where its centre lies in the object's box; c5.2 is the second 3×3 convolution of "
     "c5."
 )

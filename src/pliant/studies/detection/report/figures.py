@@ -1,4 +1,4 @@
-"""The report's pictures, drawn from the weights and the test pictures of the study."""
+"""The report's figures, drawn from the weights and the test images of the study."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from pliant.studies.report.figures import Figure, drawn, first, unreadable
 from pliant.studies.store import weights
 from pliant.train.build import build_detector
 
-# Beside the truth in the picture of detections, where the folder has their weights.
+# Shown beside the truth in the figure of detections, where the folder has their weights.
 SHOWN = ("hog", "regular", "dconv-c3-c5", "mdconv-c3-c5-mdpool", "full-mimic-fg")
 SCENES = 4
-HIT = 0.5  # overlap with an object of its class from which a detection is drawn as right
+HIT = 0.5  # least overlap with an object of its class for a detection that is drawn as correct
 RIGHT, WRONG, TRUE = canvas.GREEN, canvas.VERMILION, canvas.BLUE
 
 
 def all_figures(results: Results) -> list[Figure]:
-    """Draw every picture the folder has weights for; a sentence in its notes for each one left out."""
+    """Draw every figure that the folder has weights for; add a note for each one left out."""
     makers: list[Callable[[Results], Figure]] = [
         functools.partial(detections, data=data) for data in results.conditions
     ]
@@ -36,7 +36,7 @@ def all_figures(results: Results) -> list[Figure]:
 
 
 def detections(results: Results, data: str) -> Figure:
-    """Draw what several contestants find in the same test pictures, as many as there are objects."""
+    """Draw what several contestants find in the same test images, as many as there are objects."""
     finders = [(name, find_) for name in SHOWN if (find_ := _finder(results, name, data)) is not None]
     if not finders:
         raise LookupError(f"The folder holds no weights for {data}, so no detections are drawn.")
@@ -48,21 +48,21 @@ def detections(results: Results, data: str) -> Figure:
         image, target = test[index]
         counted = ~target["ignore"]
         truth, labels = target["boxes"][counted], target["labels"][counted]
-        picture = image.permute(1, 2, 0).numpy() / 255
+        pixels = image.permute(1, 2, 0).numpy() / 255
         title = "truth" if index == chosen[0] else ""
-        canvas.show_picture(cells[0], picture, title)
+        canvas.show_picture(cells[0], pixels, title)
         for box, label in zip(truth, labels.tolist(), strict=True):
             _frame(cells[0], box, TRUE, test.classes[label])
         for cell, (name, find_) in zip(cells[1:], finders, strict=True):
-            canvas.show_picture(cell, picture, results.label(name) if index == chosen[0] else "")
+            canvas.show_picture(cell, pixels, results.label(name) if index == chosen[0] else "")
             found = find_(image)
             for box, label in zip(found["boxes"][: len(truth)], found["labels"][: len(truth)].tolist(), strict=True):
                 overlap = boxes.iou(box[None], truth)[0] * (labels == label)
                 _frame(cell, box, RIGHT if overlap.max() >= HIT else WRONG, test.classes[label])
     figure.subplots_adjust(0.005, 0.005, 0.995, 1 - 0.3 / figure.get_figheight(), 0.03, 0.03)
     caption = (
-        f"Held-out pictures ({data}), seed {results.seeds[0]}. In each as many detections are drawn as there are "
-        f"objects, those of the highest score: green where an object of that class overlaps by {HIT} or more, else red."
+        f"Test images ({data}), seed {results.seeds[0]}. Each shows as many detections as it has objects, those of the "
+        f"highest score: green where an object of that class overlaps by {HIT} or more, else red."
     )
     alternative = "True boxes and the detections of several contestants, side by side"
     return Figure(f"detections-{data}", canvas.png(figure), caption, alternative)
@@ -84,7 +84,7 @@ def moved(results: Results) -> Figure:
         middle = (torch.arange(P) + 0.5) / P
         y, x = torch.meshgrid(middle, middle, indexing="ij")
         regular = torch.stack((y, x), -1)
-        there = regular + shifts[0].flip(0).permute(1, 2, 0)  # x first there, y first here
+        there = regular + shifts[0].flip(0).permute(1, 2, 0)  # x comes first there, y first here
         weight = masks[0, 0] / masks[0, 0].max() if masks is not None else torch.ones(P, P)
         for axes, at, color, alpha, title in (
             (before, regular, canvas.REGULAR, torch.ones(P, P), f"{size} object"),
@@ -96,9 +96,8 @@ def moved(results: Results) -> Figure:
             canvas.scatter(axes, points.numpy(), color, size=16, alpha=alpha.flatten().numpy())
     figure.subplots_adjust(0.005, 0.005, 0.995, 0.955, 0.03, 0.03)
     caption = (
-        f"Middles of the {P} × {P} bins that {name} pools from a true box (yellow): above where they lie without "
-        "offsets, below where the offsets move them. With modulation, the fainter a bin, the less it weighs beside the "
-        "strongest of its box."
+        f"Centres of the {P} × {P} bins that {name} pools from a true box (yellow): above without offsets, below with "
+        "them. With modulation, fainter bins have smaller weights relative to the largest of the box."
     )
     alternative = "Bins of RoI pooling on objects of three sizes, regular above, moved below"
     return Figure("bins", canvas.png(figure), caption, alternative)
@@ -129,25 +128,25 @@ def sampled(results: Results) -> Figure:
         places.append(("background", last, _background(model, test, last)))
         for cell, (title, image, place) in zip(cells, places, strict=True):
             found = sampling.trace(_chain(model), model.batch([shown(image)])[0], place, 3)
-            text = f"{title}\n{name if cell is cells[0] else ' '}"  # of two lines, so that pictures align
+            text = f"{title}\n{name if cell is cells[0] else ' '}"  # two lines everywhere, so that the images align
             sampling.draw(cell, image.permute(1, 2, 0).numpy() / 255, found, title=text, margin=6)
     figure.subplots_adjust(0.005, 0.005, 0.995, 1 - 0.45 / figure.get_figheight(), 0.02, 0.16)
     caption = (
-        "Where one output of the last convolution of c5 (green cross) looks through the last three 3×3 convolutions: "
-        "729 paths, of which many meet where grids are regular. Paths follow the convolutions of residual blocks, not "
-        "their shortcuts; below, points lie in the middle of what a pixel of the map sees. Grey rings are outside a "
-        "map."
+        "What one output of the last convolution of c5 (green cross) samples through the last three 3×3 convolutions: "
+        "729 paths, many of which coincide where grids are regular. Paths follow the convolutions of residual blocks, "
+        "not their shortcuts; below these layers, a point is the centre of the receptive field of a map pixel. Grey "
+        "rings are out of bounds."
     )
     alternative = "Sampling points of three layers on a small and a large object and on the background"
     return Figure("sampling", canvas.png(figure), caption, alternative)
 
 
 def _test(results: Results, data: str) -> Kept:
-    return Protocol.of(results.profile).pictures(data, "test", 0)
+    return Protocol.of(results.profile).images(data, "test", 0)
 
 
 def _finder(results: Results, contestant: str, data: str) -> Callable[[Tensor], dict[str, Tensor]] | None:
-    """Return what detects as a contestant of the first seed does; None without its weights."""
+    """Return the detector of a contestant and the first seed; None without its weights."""
     task = Task(contestant, data, results.seeds[0])
     path = weights(results.folder, task)
     if contestant not in CONTESTANTS or not path.is_file():
@@ -194,7 +193,7 @@ def _model(results: Results, wanted: Callable[[Any], bool], what: str) -> tuple[
 
 
 def _by_size(test: Kept) -> dict[str, tuple[Tensor, Tensor]]:
-    """Return a picture and a box for each size: the first object of that size that is well inside its picture."""
+    """Return an image and a box for each size: the first object of that size that is well inside its image."""
     found: dict[str, tuple[Tensor, Tensor]] = {}
     for image, target in test:
         H, W = image.shape[-2:]
@@ -213,7 +212,7 @@ def _chain(model: Any) -> list[nn.Module]:
 
 
 def _cell_of(model: Any, box: Tensor) -> tuple[int, int]:
-    """Return the position of the last map (row, column) in which the middle of a box lies."""
+    """Return the position (row, column) of the last map that holds the centre of a box."""
     x, y = ((box[:2] + box[2:]) / 2 / model.backbone.strides[-1]).long().tolist()
     return y, x
 
@@ -244,7 +243,7 @@ def _frame(axes: Any, box: Tensor, color: str, text: str) -> None:
 
 
 def _around(image: Tensor, box: Tensor) -> tuple[Tensor, Tensor]:
-    """Return a square of the picture, about twice as large as the box in it, and the square's corner (x, y)."""
+    """Return a square crop of the image, about twice as large as the box in it, and its corner (x, y)."""
     extent = torch.tensor(image.shape[:0:-1])
     side = min(int(2.1 * (box[2:] - box[:2]).max()), int(extent.min()))
     corner = ((box[:2] + box[2:] - side) / 2).long().clamp(min=0).minimum(extent - side)

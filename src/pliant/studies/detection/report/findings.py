@@ -82,7 +82,7 @@ CLAIMS = (
 
 
 def verdict(claim: Claim, gap: Difference) -> str:
-    """Return in two words what a difference says about a claim."""
+    """Return what a difference says about a claim, in a few words."""
     if math.isnan(gap.low):
         return "one seed, open"
     if claim.sign:
@@ -91,13 +91,13 @@ def verdict(claim: Claim, gap: Difference) -> str:
 
 
 def tested(results: Results, data: str) -> list[tuple[Claim, Difference]]:
-    """Return the claims that the folder has both contestants of, with what was measured."""
+    """Return the claims for which the folder has both contestants, with the measured difference."""
     found = [(claim, results.against(claim.ours, claim.theirs, data, claim.column)) for claim in CLAIMS]
     return [(claim, gap) for claim, gap in found if gap is not None]
 
 
 def sentences(results: Results) -> list[str]:
-    """Return what the study shows, what it does not, and what it cannot."""
+    """Return what the study shows, and what it does not."""
     return [s for data in results.conditions for s in (*_level(results, data), *_claims(results, data))] + [
         *_growth(results),
         *_bins(results),
@@ -106,7 +106,7 @@ def sentences(results: Results) -> list[str]:
 
 
 def _level(results: Results, data: str) -> list[str]:
-    """Say where all of it happens: the best detector, the hand-made one, and the untrained ones."""
+    """Say how good the best detector, the hand-made one and the untrained ones are."""
     networks = [c for c in results.contestants if c != "hog"]
     best, hog = results.best(networks, data, "AP50"), results.score("hog", data, "AP50")
     cell = results.score(best, data, "AP50") if best else None
@@ -145,7 +145,7 @@ def _claims(results: Results, data: str) -> list[str]:
 
 
 def _growth(results: Results) -> list[str]:
-    """Count the layers whose effective dilation goes with the object's size in every seed."""
+    """Count the layers whose effective dilation grows with the object's size in every seed."""
     up, down, layers = results.growth()
     if not layers:
         return []
@@ -178,7 +178,8 @@ def _cost(results: Results) -> list[str]:
             continue
         for name, cell in (("full network", times[0]), ("network with deformable c3–c5", times[1])):
             if cell is not None:
-                said.append(f"the {name} {1e3 * cell.mean:.0f} ms against {1e3 * times[2].mean:.0f} ms ({data})")
+                ours, theirs = (1e3 * c.mean for c in (cell, times[2]))
+                said.append(f"the {name} {ours:.0f} ms against {theirs:.0f} ms of the regular one ({data})")
     if not said:
         return []
-    return [f"A picture takes {'; '.join(said)} of the regular one: wall time of one picture, whatever else went on."]
+    return [f"Wall time per image, other load on the machine included: {'; '.join(said)}."]

@@ -36,7 +36,7 @@ _STYLES: dict[str, Style] = {
 
 
 def ablation(results: Results, data: str) -> str:
-    """Return the table of the papers' shape: rows contestants, columns average precisions and what they cost."""
+    """Return the table as the papers have it: a row per contestant, columns of average precision and of cost."""
     best = {column: results.best(results.contestants, data, column) for column in COLUMNS}
     rows: list[Sequence[Entry | str]] = []
     for group, members in results.groups(data):
@@ -44,14 +44,14 @@ def ablation(results: Results, data: str) -> str:
         for c in members:
             cells = [share(results.score(c, data, column), best[column] == c) for column in COLUMNS]
             rows.append([results.label(c), *cells, *_costs(results, c, data), str(len(results.of(c, data)))])
-    head = ["contestant", *COLUMNS, "parameters", "10⁶ multiply-adds", "ms a picture", "training (s)", "seeds"]
+    head = ["contestant", *COLUMNS, "parameters", "10⁶ multiply-adds", "ms per image", "training (s)", "seeds"]
     return table(head, rows, f"{OURS.get(data, data).capitalize()}: average precision in %, mean ± sd over seeds.")
 
 
 def _costs(results: Results, contestant: str, data: str) -> list[str]:
     runs = results.of(contestant, data)
     cost = [counted(runs, "parameters", "{:,.0f}"), counted(runs, "multiply_adds", "{:.1f}", 1e6)]
-    # How times vary over seeds says what else the machine did.
+    # No standard deviation: how times vary over seeds tells of other load on the machine.
     for key, unit, write in (("image_seconds", 1e-3, "{:.1f}"), ("train_seconds", 1, "{:.0f}")):
         values = [run[key] for run in runs if run.get(key)]
         cost.append(write.format(fmean(values) / unit) if values else "–")
@@ -121,7 +121,7 @@ def curves(results: Results) -> str:
 
 
 def dilation(results: Results) -> str:
-    """Return the mean effective dilation by size of object, in the shape of the paper's table 2."""
+    """Return the mean effective dilation by size of object, as in table 2 of the first paper."""
     rows: list[Sequence[Entry | str]] = []
     for data in results.conditions:
         for c in results.contestants:
@@ -136,9 +136,9 @@ def dilation(results: Results) -> str:
     return table(
         head,
         rows,
-        "Mean ± standard deviation over positions of a layer's map, seeds averaged; 1 is an ordinary 3×3 kernel. ρ "
-        "goes over objects: mean over seeds, in brackets the lowest and highest end of their 95 % bootstrap intervals "
-        "over pictures. Offsets in pixels of the layer's input; % out of bounds: samples that read nothing.",
+        "Mean ± standard deviation over positions of a layer's map, averaged over seeds; 1 is an ordinary 3×3 kernel. "
+        "ρ is over objects: mean over seeds, in brackets the lowest and highest end of their 95 % bootstrap intervals "
+        "over images. Offsets in pixels of the layer's input; % out of bounds: samples that read nothing.",
     )
 
 

@@ -1,4 +1,4 @@
-"""The geometry study's report: one HTML file that says what was asked, what was done and what came out."""
+"""The geometry study's report: one HTML file with the question, the protocol and the results."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def write(out: Path) -> Path:
     results = Results.read(Path(out))
     drawn = figures.all_figures(results)
     content = frame.Content(
-        title="Do deformable layers cope with geometry nobody showed them?",
+        title="Do deformable layers cope with transformations that training did not show?",
         quick=_quick(results),
         findings=_findings(results),
         question=_QUESTION,
@@ -72,7 +72,7 @@ def _quick(results: Results) -> str:
     length = f"{epochs} epochs" if epochs is not None else "few epochs"
     return (
         f"This is the {results.profile} profile: {count(len(results.seeds), 'seed')}, {length}. It shows that "
-        "everything works and which way things lean; it does not decide anything. The full profile (`pliant study "
+        "everything works and which way the results lean; it decides nothing. The full profile (`pliant study "
         "geometry` without --quick) trains longer, with five seeds."
     )
 
@@ -83,9 +83,9 @@ def _protocol(results: Results) -> list[str]:
     data = settings.get("data", {})
     if data:
         said.append(
-            f"Pictures: {data.get('name')}, {data.get('train')} to train on and {data.get('test')} to test on "
-            f"({data.get('source')}), each drawn on a black canvas of {settings.get('canvas')} pixels a side. "
-            "Training pictures are drawn anew in every epoch; the test poses are the same for everybody."
+            f"Images: {data.get('name')}, {data.get('train')} to train on and {data.get('test')} to test on "
+            f"({data.get('source')}), each drawn on a black canvas with sides of {settings.get('canvas')} pixels. "
+            "Training images are drawn anew in every epoch; the test poses are the same for all contestants."
         )
     trainings = settings.get("trainings", {})
     for name, title in (("upright", "Trained upright"), ("augmented", "Trained with augmentation")):
@@ -95,7 +95,7 @@ def _protocol(results: Results) -> list[str]:
         tests = "; ".join(f"{kind} {', '.join(f'{s:g}' for s in all_)}" for kind, all_ in settings["strengths"].items())
         said.append(
             f"Tested clean (posed as in upright training) and under one transformation at a time: {tests}. Strengths "
-            "that augmentation does not cover are seen by nobody in training."
+            "that augmentation does not cover never occur in training."
         )
     if settings.get("optimiser"):
         optimiser = settings["optimiser"]
@@ -105,8 +105,8 @@ def _protocol(results: Results) -> list[str]:
             "have as many parameters as “deformable v2, 3 layers”, within 5 %."
         )
     said.append(
-        "Controls: everything that is not deformable. Fixed larger dilation is the decisive one: it sees as far as "
-        "a deformable grid, but cannot adapt."
+        "Controls: everything that is not deformable. A larger fixed dilation is the decisive one: it reaches as far "
+        "as a deformable grid, but does not adapt."
     )
     return said
 
@@ -114,7 +114,7 @@ def _protocol(results: Results) -> list[str]:
 def _ranges(ranges: dict[str, Any]) -> str:
     words = {
         "scale": "scale {0:g} to {1:g}",
-        "rotation": "turned by up to {1:g}° to either side",
+        "rotation": "rotated by up to {1:g}° to either side",
         "aspect": "sides stretched up to {1:g} : 1",
         "shear": "sheared by up to {1:g}",
         "bend": "bent by up to {1:g} of the side",
@@ -124,32 +124,32 @@ def _ranges(ranges: dict[str, Any]) -> str:
         words[kind].format(*values) for kind, values in ranges.items() if kind in words and list(values) != idle[kind]
     ]
     if ranges.get("shift"):
-        said.append(f"up to {ranges['shift']:g} pixels off the middle")
+        said.append(f"up to {ranges['shift']:g} pixels off the centre")
     return ", ".join(said)
 
 
 _QUESTION = (
-    "Objects appear turned, scaled, stretched and bent, in more ways than anyone can list. There are two classical "
+    "Objects appear rotated, scaled, stretched and bent, in more ways than one can list. There are two classical "
     "answers: show the network examples of every transformation (augmentation), or build features that do not change "
-    "under it (such as SIFT). Deformable layers are a learned one: a convolution that predicts from the picture "
-    "itself where its taps sample.",
-    "The study asks whether that helps on real pictures of clothes when everything else is equal: parameters, "
-    "training, pictures, seeds. It asks twice: after training on upright objects only, where every transformation "
+    "under it (such as SIFT). Deformable layers are a third, learned answer: a convolution that predicts from "
+    "the image itself where its taps sample.",
+    "The study asks whether that helps on real images of clothes when everything else is equal: parameters, "
+    "training, images, seeds. It asks twice: after training on upright objects only, where every transformation "
     "is new, and after training with augmentation.",
 )
 _COLUMNS = (
     "Each kind is the mean over its strengths, “all transformed” the mean over kinds, “unseen strengths” the mean over "
     "kinds of the strengths that augmentation does not cover. The highest mean of a column is "
-    "bold, which says nothing about whether the distance to the next is more than chance; the table after these does."
+    "bold, which does not mean that its lead is more than chance; the table after these tests that."
 )
 _MARGINS = (
     "Seed by seed, each deformable network minus the control that is best in that column (chosen by its mean, so "
     "slightly in the control's favour). ▲ and ▼ mark intervals that exclude 0, t intervals over seeds at 95 %, not "
-    "corrected for the number of comparisons. They say how much seeds vary, not how much test pictures do."
+    "corrected for the number of comparisons. They cover how much seeds vary, not how much test images do."
 )
 _CURVES = (
-    "Mean over seeds with a band of one standard deviation; the tinted ground is what augmentation covers. The point "
-    "where nothing is transformed is the clean test. Point at a dot for its value; the boxes switch curves off."
+    "Mean over seeds with a band of one standard deviation; the tinted area is what augmentation covers. The point "
+    "without a transformation is the clean test. Point at a dot to see its value; the boxes switch curves off."
 )
 _DILATION = (
     "The effective dilation is the mean distance of adjacent taps, in pixels of the layer's map, at outputs on the "
@@ -157,6 +157,6 @@ _DILATION = (
 )
 _POINTS = (
     "A sample of the top layer falls between outputs of the layer below and depends on four of them, each with "
-    "offsets of its own; every point is the exact mean position of what its path samples, nothing is rounded. Below "
-    "the deformable layers, points are placed at the centre of what a pixel of the map sees."
+    "offsets of its own; every point is the exact mean position of what its path samples, without rounding. Below the "
+    "deformable layers, a point is the centre of the receptive field of a map pixel."
 )

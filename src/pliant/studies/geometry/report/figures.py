@@ -1,4 +1,4 @@
-"""The report's pictures, drawn from the weights and the test pictures of the study."""
+"""The report's figures, drawn from the weights and the test images of the study."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pliant.studies.geometry.report.results import Results, deformable
 from pliant.studies.report.figures import Figure, drawn, first
 from pliant.studies.store import weights
 
-SHOWN = (9, 2, 0)  # classes of the objects in the pictures: ankle boot, pullover, T-shirt
+SHOWN = (9, 2, 0)  # classes of the objects in the images: ankle boot, pullover, T-shirt
 POSES: dict[str, dict[str, float]] = {
     "small": {"scale": 0.7},
     "large": {"scale": 1.9},
@@ -26,7 +26,7 @@ POSES: dict[str, dict[str, float]] = {
 
 
 def all_figures(results: Results) -> list[Figure]:
-    """Draw every picture the folder has weights for; a sentence in its notes for each one left out."""
+    """Draw every figure that the folder has weights for; add a note for each one left out."""
     return drawn(results, (sampling_pair, sampling_poses, special_cases, inhibition), results.notes)
 
 
@@ -39,19 +39,19 @@ def sampling_pair(results: Results) -> Figure:
     rows = figure.subplots(2, 3)
     depths = range(1, 4)
     still = [_without_offsets(layer) for layer in chain]
-    picture = canvas_[0, 0].numpy()
+    image = canvas_[0, 0].numpy()
     for axes, layers, kind in zip(rows, (still, chain), ("regular", "deformable"), strict=True):
         for cell, depth in zip(axes, depths, strict=True):
             found = sampling.trace(layers, canvas_, on, depth)
             color = canvas.REGULAR if kind == "regular" else canvas.TAPS
             title = f"{kind}, {depth} layer{'s' * (depth > 1)}: {len(found.points)} points"
-            sampling.draw(cell, picture, found, title=title, margin=1.5, color=color)
+            sampling.draw(cell, image, found, title=title, margin=1.5, color=color)
     figure.subplots_adjust(0.005, 0.005, 0.995, 0.955, 0.02, 0.1)
     caption = (
-        "Where one output of the last layer (green cross) looks through one, two and three 3×3 layers. Top: regular "
-        "grids, whose 81 and 729 paths meet in 25 and 49 positions; bottom: the trained layers of "
-        f"{name}. The object is a test picture drawn at scale 1.5, turned by 25°. The fainter a point, the less it "
-        "weighs; grey rings lie outside a map."
+        "What one output of the last layer (green cross) samples through one, two and three 3×3 layers. Top: regular "
+        "grids, whose 81 and 729 paths end in 25 and 49 positions; bottom: the trained layers of "
+        f"{name}. The object is a test image drawn at scale 1.5, rotated by 25°. Fainter points have smaller weights; "
+        "grey rings are out of bounds."
     )
     alternative = "Sampling points of one, two and three layers over an image, regular above, deformable below"
     return Figure("sampling", canvas.png(figure), caption, alternative)
@@ -65,11 +65,11 @@ def sampling_poses(results: Results) -> Figure:
     rows = figure.subplots(3, 4)
     for axes, (pose, ranges), kind in zip(rows, POSES.items(), SHOWN, strict=True):
         canvas_, on, off = _posed(kind, ranges, chain)
-        picture = canvas_[0, 0].numpy()
+        image = canvas_[0, 0].numpy()
         for cell, depth, place in zip(axes, (1, 2, 3, 3), (on, on, on, off), strict=True):
             found = sampling.trace(chain, canvas_, place, depth)
             title = f"{pose}, {len(found.points)} points" + (", background" if place == off else "")
-            sampling.draw(cell, picture, found, title=title, margin=1.5)
+            sampling.draw(cell, image, found, title=title, margin=1.5)
     figure.subplots_adjust(0.005, 0.005, 0.995, 0.965, 0.02, 0.1)
     caption = (
         f"Sampling points of {name} on a small (scale 0.7), a large (1.9) and a rotated object (60°), for an output on "
@@ -80,15 +80,15 @@ def sampling_poses(results: Results) -> Figure:
 
 
 def special_cases(results: Results) -> Figure:
-    """Draw regular, scaled, stretched, sheared and rotated grids over a test picture."""
+    """Draw regular, scaled, stretched, sheared and rotated grids over a test image."""
     canvas_ = _drawn(SHOWN[1], {"scale": 1.5})
     figure = canvas.sheet(12, 2.75)
-    picture = canvas_[0, 0].numpy()
+    image = canvas_[0, 0].numpy()
     for axes, (name, case) in zip(
         figure.subplots(1, len(grids.SPECIAL_CASES)), grids.SPECIAL_CASES.items(), strict=True
     ):
         offsets = grids.affine_offsets(3, **case) if case else None
-        grids.draw(axes, picture, (31.5, 31.5), offsets, pixel=9.0, title=name)
+        grids.draw(axes, image, (31.5, 31.5), offsets, pixel=9.0, title=name)
     figure.subplots_adjust(0.005, 0.005, 0.995, 0.9, 0.03)
     caption = (
         "Scaling, stretching, shearing and rotating the sampling grid are special cases of offsets: rings are the "
@@ -102,7 +102,7 @@ def inhibition(results: Results) -> Figure:
     """Draw the responses of the first layer before and after local response normalization."""
     net, name = _net(results, lambda c: CONTESTANTS[c].lrn, "a network with local response normalization")
     x = _drawn(SHOWN[1], {"scale": 1.5})
-    picture = x[0, 0].numpy()
+    image = x[0, 0].numpy()
     norm = None
     with torch.no_grad():
         for layer in net.features:
@@ -115,11 +115,11 @@ def inhibition(results: Results) -> Figure:
     found = lrn.inhibition(x, norm.size, norm.alpha, norm.beta, norm.k)
     figure = canvas.sheet(12, 2.9)
     figure.set_layout_engine("constrained")
-    lrn.draw(figure, found, picture)
+    lrn.draw(figure, found, image)
     caption = (
         f"Lateral inhibition in the first layer of {name}, size {norm.size}, α = {norm.alpha:g}, β = {norm.beta:g}, "
-        f"k = {norm.k:g}: responses where they are strongest (ring), before and after; the share of what each channel "
-        "would give alone that it loses to its neighbours, over the whole map; and which neighbour takes how much."
+        f"k = {norm.k:g}: responses where they are strongest (ring), before and after; the share of its response that "
+        "each channel loses to its neighbours, over the whole map; and how much of it each neighbour takes."
     )
     alternative = "Responses before and after local response normalization, and what channels lose to neighbours"
     return Figure("lrn", canvas.png(figure), caption, alternative)
@@ -143,7 +143,7 @@ def _net(results: Results, wanted: Callable[[str], bool], what: str) -> tuple[An
 
 
 def _chain(net: Any) -> list[nn.Module]:
-    """Return the layers up to the last one that moves anything."""
+    """Return the layers up to the last convolution."""
     layers = list(net.features)
     while not isinstance(layers[-1], DeformConv2d | nn.Conv2d):
         layers.pop()
@@ -151,7 +151,7 @@ def _chain(net: Any) -> list[nn.Module]:
 
 
 def _without_offsets(layer: nn.Module) -> nn.Module:
-    """Return a regular convolution in place of a deformable one; traces see its grid and nothing of its weights."""
+    """Return a regular convolution in place of a deformable one; a trace uses its grid and not its weights."""
     if not isinstance(layer, DeformConv2d):
         return layer
     geometry = (layer.kernel_size, layer.stride, layer.padding, layer.dilation)
@@ -159,7 +159,7 @@ def _without_offsets(layer: nn.Module) -> nn.Module:
 
 
 def _drawn(label: int, pose: dict[str, Any]) -> Tensor:
-    """Return the first test picture of a class on the canvas (1, 1, 64, 64), in an exact pose."""
+    """Return the first test image of a class on the canvas (1, 1, 64, 64), in an exact pose."""
     from pliant.data import FashionMNIST, Ranges, draw, render
 
     data = FashionMNIST.load().test
@@ -172,19 +172,19 @@ def _drawn(label: int, pose: dict[str, Any]) -> Tensor:
 def _posed(
     label: int, pose: dict[str, float], chain: list[nn.Module]
 ) -> tuple[Tensor, tuple[int, int], tuple[int, int]]:
-    """Return a drawn object, the output position nearest to its middle, and one far from it."""
-    picture = _drawn(label, pose)
+    """Return a drawn object, the output position nearest to its centre, and one far from it."""
+    image = _drawn(label, pose)
     with torch.no_grad():
-        x = picture
+        x = image
         for layer in chain:
             x = layer(x)
     Ho, Wo = x.shape[-2:]
-    ink = torch.nn.functional.adaptive_avg_pool2d(picture, (Ho, Wo))[0, 0]
+    ink = torch.nn.functional.adaptive_avg_pool2d(image, (Ho, Wo))[0, 0]
     y, x_ = torch.meshgrid(torch.arange(Ho), torch.arange(Wo), indexing="ij")
     middle = (ink * y).sum() / ink.sum(), (ink * x_).sum() / ink.sum()
     distance = (y - middle[0]) ** 2 + (x_ - middle[1]) ** 2
     on = int(torch.where(ink > 0.2, distance, float("inf")).argmin())
-    # Two cells off the border, where the grid of one layer still fits on the map.
+    # At least two pixels from the border, so that the grid of one layer fits on the map.
     inner = (y >= 2) & (y < Ho - 2) & (x_ >= 2) & (x_ < Wo - 2)
     off = int(torch.where(inner, distance - 1e4 * ink, -float("inf")).argmax())
-    return picture, divmod(on, Wo), divmod(off, Wo)
+    return image, divmod(on, Wo), divmod(off, Wo)

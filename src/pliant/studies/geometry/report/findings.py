@@ -63,7 +63,7 @@ def _named(columns: Sequence[str]) -> str:
 
 
 def _growth(results: Results) -> list[str]:
-    """Count the layers whose effective dilation goes with the object's size in every seed."""
+    """Count the layers whose effective dilation grows with the object's size in every seed."""
     up, down, layers = results.growth()
     if not layers:
         return []
@@ -105,5 +105,5 @@ def _cost(results: Results) -> list[str]:
     ratio = times[0].mean / times[1].mean
     return [
         f"Training {results.label(ours)} took {ratio:.1f} times as long as the plain CNN "
-        f"({times[0].mean:.0f} s against {times[1].mean:.0f} s a run; wall time, whatever else the machine did)."
+        f"({times[0].mean:.0f} s against {times[1].mean:.0f} s per run; wall time, other load on the machine included)."
     ]

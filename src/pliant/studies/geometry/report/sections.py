@@ -21,8 +21,8 @@ UNITS = {
     "scale": "scale factor",
     "rotation": "angle in degrees, to either side",
     "aspect": "ratio of the sides",
-    "shear": "tangent of the lean",
-    "bend": "amplitude in shares of the side",
+    "shear": "tangent of the shear angle",
+    "bend": "amplitude relative to the side",
 }
 IDENTITY = {"scale": 1.0, "rotation": 0.0, "aspect": 1.0, "shear": 0.0, "bend": 0.0}
 LOGARITHMIC = ("scale", "aspect")
@@ -43,7 +43,7 @@ _LAYERS = (("var(--blue)", ""), ("var(--orange)", "6 4"), ("var(--green)", "2 3"
 
 
 def accuracy(results: Results, training: str) -> str:
-    """Return the table of accuracies after one training: rows contestants, columns kinds of test, best in bold."""
+    """Return the accuracies after one training: a row per contestant, a column per kind of test, the best in bold."""
     best = {column: results.best(results.contestants, training, column) for column in results.columns}
     rows: list[Sequence[Entry | str]] = []
     for group, members in _groups(results):
@@ -237,7 +237,7 @@ def _dilations(runs: list[list[dict[str, Any]]], paint: Mapping[str, tuple[str, 
     lines = []
     for layer in sorted({row["layer"] for run in runs for row in run}):
         per_seed = [sorted((r["scale"], r["dilation"]) for r in run if r["layer"] == layer) for run in runs]
-        # Every seed sees the same test pictures; a seed with fewer bins would shift the others' means.
+        # Every seed sees the same test images; a seed with fewer bins would shift the others' means.
         bins = max(len(rows) for rows in per_seed)
         whole = [rows for rows in per_seed if len(rows) == bins]
         x = [Cell(dict(enumerate(rows[b][0] for rows in whole))).mean for b in range(bins)]
