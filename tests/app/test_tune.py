@@ -106,7 +106,7 @@ def test_the_walk_ends_at_the_fastest_and_the_kernels_take_it(
     assert out[0].startswith(f"{name}: 90.0 µs, 10.0 µs with the best of ")
     assert out[0].endswith("; kept: P 128, O 64, C 32, taps 1, warps 2, stages 3")
     assert all(line.endswith("kept: the table's") for line in out[1:3])
-    assert out[3] == f"1 sizes are new in {file}"
+    assert out[3] == f"1 new size in {file}"
     assert json.loads(file.read_text())["sizes"] == {name: [128, 64, 32, 1, 2, 3, None]}
 
     # As another process finds it.
@@ -172,9 +172,9 @@ def test_a_shape_of_ones_own(file: Path, clock: Callable[..., None], capsys: pyt
     [
         (["--cases", "S1,T1"], "--cases must be some of S1, S2, S3, S4, S5, S6, S7, S8, got T1"),
         (["--dtypes", "float64"], "--dtypes must be some of bfloat16, float16, float32, tf32, got 'float64'"),
-        (["--batch", "one"], "--batch and --input are whole numbers with commas between them"),
+        (["--batch", "one"], "--batch and --input must be whole numbers with commas between them"),
         (["--batch", "0"], "--batch must be positive, got 0"),
-        (["--input", "3,4"], "--input is four numbers, N,C,H,W, got 3,4"),
+        (["--input", "3,4"], "--input must be four numbers, N,C,H,W, got 3,4"),
         (["--input", "1,4,5,5", "--groups", "3"], "--input and its sizes must be positive"),
     ],
 )

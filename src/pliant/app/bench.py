@@ -1,4 +1,4 @@
-"""``pliant bench``: time every operator beside its limit and its peers, from a checkout."""
+"""``pliant bench``: time every operator against its limit and other libraries, from a checkout."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def main(words: Sequence[str]) -> int:
     script = Path(pliant.__file__).resolve().parents[2] / "benchmarks" / "run.py"
     if not script.is_file():
         raise ValueError(
-            "the benchmarks are not part of the installed package; they run from a checkout of the repository, "
-            "where `make install` has been called: make bench"
+            "the benchmarks are not part of the installed package; run `make install` and `make bench` in a checkout "
+            "of the repository"
         )
     return subprocess.run([sys.executable, str(script), *words]).returncode

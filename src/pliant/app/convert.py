@@ -1,4 +1,4 @@
-"""``pliant convert IN OUT --from SOURCE``: turn another library's checkpoint into ours."""
+"""``pliant convert IN OUT --from SOURCE``: convert another library's checkpoint to pliant's names."""
 
 from __future__ import annotations
 
@@ -9,12 +9,16 @@ from pliant.interop import checkpoints
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the two files, the source, and what a file may leave open."""
+    """Add the two files, the source, and what the checkpoint alone does not determine."""
     parser.add_argument("input", metavar="IN", help="the checkpoint: .pth, .pt, .pkl, .params (MXNet) or .safetensors")
-    parser.add_argument("output", metavar="OUT", help="what is written: .safetensors, .pth or .pt")
-    parser.add_argument("--from", dest="source", required=True, choices=list(checkpoints.SOURCES), help="whose it is")
-    parser.add_argument("--take", default="", metavar="PART", help='only what lies in a part, such as "backbone"')
-    parser.add_argument("--version", type=int, choices=(1, 2), help="of layers whose channels allow both")
+    parser.add_argument("output", metavar="OUT", help="the file to write: .safetensors, .pth or .pt")
+    parser.add_argument(
+        "--from", dest="source", required=True, choices=list(checkpoints.SOURCES), help="the library that wrote it"
+    )
+    parser.add_argument("--take", default="", metavar="PART", help='convert only this part, such as "backbone"')
+    parser.add_argument(
+        "--version", type=int, choices=(1, 2), help="of deformable layers whose channels fit both versions"
+    )
 
 
 def run(args: argparse.Namespace) -> int:

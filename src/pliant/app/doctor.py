@@ -61,7 +61,7 @@ class Check:
 
 
 def checks() -> list[Check]:
-    """Return one check for every operator of :mod:`pliant.ops`."""
+    """Return one check per operator of :mod:`pliant.ops`."""
     moved = next(case for case in testing.DEFORM_CONV_CASES if case.name == "crooked")
     normed = next(case for case in testing.LRN_CASES if case.name == "alexnet")
     activations = {"input": normed.tensors()["input"]}
@@ -125,7 +125,7 @@ def _report(check: Check, limit: float) -> bool:
     try:
         forward, backward = check.errors()
     except Exception as error:
-        # Whatever it is, the other operators are still to be checked.
+        # Whatever went wrong, the other operators are checked too.
         print(f"{name:<20} failed: {textwrap.shorten(str(error), 160)}")
         return False
     # Written so that a NaN fails.
@@ -137,7 +137,7 @@ def _report(check: Check, limit: float) -> bool:
 
 def _triton() -> str:
     try:
-        # Not by its distribution's name: torch's builds for other devices bring it under names of their own.
+        # Imported, not looked up by distribution: torch's builds for other devices distribute it under other names.
         return str(importlib.import_module("triton").__version__)
     except ModuleNotFoundError as error:
         return "not installed" if error.name == "triton" else f"does not load: {error}"

@@ -1,4 +1,4 @@
-"""``pliant tune``: find faster sizes of the GPU kernels of deformable convolution on this device, and keep them."""
+"""``pliant tune``: find faster block sizes of deformable convolution's GPU kernels on this device, and keep them."""
 
 from __future__ import annotations
 
@@ -19,30 +19,32 @@ from pliant.testing import DEFORM_CONV_SPEED, TOLERANCE, DeformConvCase, error
 CASES = {case.name: case for case in DEFORM_CONV_SPEED}
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32, "tf32": torch.float32}
 KERNELS = ("forward", "samples", "weight")
-# Another size must save this part of the time: less is not told from noise.
+# The smallest share of time whose saving counts: less cannot be told from noise.
 WORTH = 0.03
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--cases", default=",".join(CASES), metavar="S1,S2,…", help="shapes of the benchmarks (default: all)"
+        "--cases", default=",".join(CASES), metavar="S1,S2,…", help="cases of the benchmarks (default: all)"
     )
     parser.add_argument(
-        "--input", metavar="N,C,H,W", help="a shape of your own instead, with --outputs, --kernel, --groups, …"
+        "--input", metavar="N,C,H,W", help="tune this input shape instead, with --outputs, --kernel, --groups, …"
     )
     parser.add_argument("--outputs", type=int, metavar="O", help="output channels of --input (default: C)")
     parser.add_argument("--kernel", type=int, default=3, metavar="K", help="kernel size of --input (default: 3)")
     parser.add_argument("--groups", type=int, default=1, metavar="g", help="convolution groups of --input")
     parser.add_argument("--offset-groups", type=int, default=1, metavar="G", help="offset groups of --input")
-    parser.add_argument("--batch", default="1,16", metavar="1,16", help="how many times the shape's own batch")
+    parser.add_argument(
+        "--batch", default="1,16", metavar="1,16", help="batch sizes, as multiples of the case's own (default: 1,16)"
+    )
     parser.add_argument("--dtypes", default="bfloat16", metavar=",".join(DTYPES), help="default: bfloat16")
-    parser.add_argument("--minutes", type=float, default=10.0, help="begin no kernel after this time (default: 10)")
+    parser.add_argument("--minutes", type=float, default=10.0, help="start no kernel after this time (default: 10)")
     parser.add_argument("--device", default=None, help="default: the current GPU")
-    parser.add_argument("--forget", action="store_true", help="go back to the sizes of the table")
+    parser.add_argument("--forget", action="store_true", help="delete the tuned sizes and use those of the table again")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Tune kernel by kernel, save after each, and say what was found.
+    """Tune kernel by kernel, save after each, and print what was found.
 
     Raises:
         ValueError: there is no GPU that the kernels run on, or an argument does not fit.
@@ -70,12 +72,13 @@ def run(args: argparse.Namespace) -> int:
             + f"; kept: {kept}",
             flush=True,
         )
-    print(f"{found} sizes are new in {_tuned.path(device)}" if found else "nothing faster was found")
+    new = f"{found} new size{'s' * (found > 1)} in {_tuned.path(device)}"
+    print(new if found else "nothing faster was found")
     return 0
 
 
 def gpu(name: str | None) -> torch.device:
-    """Return the GPU that is meant, with its number.
+    """Return the GPU to tune for, with its index.
 
     Raises:
         ValueError: there is none, or the kernels do not run on it.
@@ -98,7 +101,7 @@ def gpu(name: str | None) -> torch.device:
 
 @dataclass(frozen=True)
 class Trial:
-    """One kernel on one shape: `run` computes what it computes, with the sizes that are known at the time."""
+    """One kernel on one shape: `run` launches it with the sizes that are known at the time and returns its outputs."""
 
     kernel: str
     shape: Any
@@ -108,7 +111,7 @@ class Trial:
 
 
 def trials(args: argparse.Namespace, device: torch.device) -> Iterator[Trial]:
-    """Yield what is to be tuned, a class of shapes once.
+    """Yield what is to be tuned, each class of shapes once.
 
     Raises:
         ValueError: an argument does not fit.
@@ -129,7 +132,7 @@ def _cases(args: argparse.Namespace) -> list[DeformConvCase]:
         batches = [int(n) for n in args.batch.split(",")]
         own = None if args.input is None else [int(n) for n in args.input.split(",")]
     except ValueError as reason:
-        raise ValueError("--batch and --input are whole numbers with commas between them") from reason
+        raise ValueError("--batch and --input must be whole numbers with commas between them") from reason
     if own is None:
         unknown = [name for name in args.cases.split(",") if name not in CASES]
         if unknown:
@@ -137,7 +140,7 @@ def _cases(args: argparse.Namespace) -> list[DeformConvCase]:
         base = [CASES[name] for name in args.cases.split(",")]
     else:
         if len(own) != 4:
-            raise ValueError(f"--input is four numbers, N,C,H,W, got {args.input}")
+            raise ValueError(f"--input must be four numbers, N,C,H,W, got {args.input}")
         N, C, H, W = own
         k, O, g, G = args.kernel, args.outputs or C, args.groups, args.offset_groups
         numbers = (N, C, H, W, k, O, g, G, *batches)
@@ -154,7 +157,7 @@ def _cases(args: argparse.Namespace) -> list[DeformConvCase]:
 
 
 def of(case: DeformConvCase, precision: str, device: torch.device) -> list[Trial]:
-    """Return the kernels of one case. TF32 is asked for, or not, for as long as the process lives."""
+    """Return the kernels of one case, and set torch's use of TF32 for the rest of the process."""
     from pliant.ops.deform_conv2d import triton as kernels
     from pliant.ops.deform_conv2d.triton import blocks
     from pliant.ops.deform_conv2d.triton.shape import Shape
@@ -178,7 +181,7 @@ def of(case: DeformConvCase, precision: str, device: torch.device) -> list[Trial
         return [output]
 
     def samples() -> list[Tensor]:
-        # Added to what is there: cleared each time, as in a backward.
+        # The kernel adds to `sums`, which a backward clears first.
         kernels.samples_launch(shape, grad, sums.zero_(), None, d_offset, d_mask).run(device)
         return [sums, d_offset, d_mask]
 
@@ -194,10 +197,10 @@ def of(case: DeformConvCase, precision: str, device: torch.device) -> list[Trial
 def search(trial: Trial, timer: Callable[[Trial], float]) -> tuple[Any, float, float, int, int]:
     """Walk from the table's sizes to faster neighbours until there is none.
 
-    A size that does not compile, does not fit the device or computes something else is passed over.
+    Sizes that do not compile, do not fit the device or give another result are skipped.
 
     Returns:
-        The best sizes, the seconds of the table's and of the best, how many were tried, how many do not run.
+        The best sizes, the seconds with the table's and with the best, the number of sizes tried and of those skipped.
     """
     from pliant.ops.deform_conv2d.triton import blocks
 
@@ -220,7 +223,7 @@ def search(trial: Trial, timer: Callable[[Trial], float]) -> tuple[Any, float, f
                     if right:
                         times[size] = timer(trial)
                 except Exception:
-                    # Out of registers or shared memory, or a size for which there is no instruction.
+                    # Out of registers or shared memory, or no instruction of that size.
                     right = False
                 failed += not right
             found = min(times, key=lambda size: times[size])
@@ -234,12 +237,12 @@ def search(trial: Trial, timer: Callable[[Trial], float]) -> tuple[Any, float, f
 
 
 def seconds(trial: Trial) -> float:
-    """Return what one run takes on the device: the median of rounds of many."""
+    """Return the seconds that one run takes on the device: the median over rounds of many runs."""
     device = trial.shape.device
     devices = torch.get_device_module(device)
     with devices.device(device):
         once = _round(devices, trial.run)
-        # A hundredth of a second, which clocks do not disturb.
+        # Rounds of about 10 ms, long compared to the resolution of the clock.
         count = min(max(int(0.01 / once), 1), 100)
 
         def many() -> None:
@@ -248,7 +251,7 @@ def seconds(trial: Trial) -> float:
 
         replay: Callable[[], object] = many
         if device.type == "cuda":
-            # A graph: small kernels take less time than their launches, which are not what is timed.
+            # Replayed as a graph: launching a small kernel takes longer than running it, and only the run is timed.
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph):
                 many()
