@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -30,12 +30,8 @@ def _scenes(count: int = 2, size: int = 64) -> Scenes:
 
 
 @pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Compute on one thread: for maps of a few cells a second one only costs."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+def _few_threads(few_threads: None) -> None:
+    """Every test of this folder computes on maps of a few cells."""
 
 
 @pytest.fixture

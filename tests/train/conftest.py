@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -111,12 +110,8 @@ class Oracle(nn.Module):
 
 
 @pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Compute with one thread: these networks are too small to be shared, above all between processes."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+def _few_threads(few_threads: None) -> None:
+    """Every test of this folder computes on maps of a few cells."""
 
 
 @pytest.fixture
