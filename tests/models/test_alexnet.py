@@ -88,7 +88,7 @@ def test_small_learns() -> None:
     x[labels == 1, :, :, 32:] += 1
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
     losses = []
-    for _ in range(12):
+    for _ in range(20):
         optimizer.zero_grad()
         loss = F.cross_entropy(net(x), labels)
         loss.backward()
