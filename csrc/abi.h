@@ -1,5 +1,5 @@
-// What every operator needs of torch: the stable C++ interface, tensors, dtypes and their dispatch, and the one
-// refusal.
+// What every operator needs of torch: the stable C++ interface, tensors, dtypes and their dispatch, and the refusal of
+// arguments.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -80,8 +80,8 @@ inline bool accompanies(const Tensor& t, ScalarType type) {
   return t.scalar_type() == type || (low && t.scalar_type() == ScalarType::Float);
 }
 
-// The one refusal of every kernel, before it reads any element. Kernels do not say which argument is wrong: Python
-// checks the arguments first, or after a refusal on the eager short cut, and words the error.
+// The one refusal of every kernel, before it reads any element. It does not say which argument is wrong; Python does,
+// which checks the arguments before the call or, on the eager short cut, after a refusal.
 inline void require_fit(bool fits, const char* op) {
   STD_TORCH_CHECK(fits, op, ": the arguments do not fit each other; pliant.ops.", op, " says which");
 }

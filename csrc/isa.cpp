@@ -1,4 +1,4 @@
-// The operator that says which instruction level the kernels run at.
+// The operator that returns the instruction level of the kernels.
 #include "isa.h"
 
 #include "abi.h"
@@ -7,7 +7,7 @@ namespace pliant {
 
 int64_t instruction_level() {
 #if PLIANT_LEVELS
-  // The same question that the loader asks when it picks a clone.
+  // The loader asks the same when it picks a clone.
   if (__builtin_cpu_supports("x86-64-v4")) return 4;
   if (__builtin_cpu_supports("x86-64-v3")) return 3;
 #endif

@@ -19,17 +19,16 @@
 // Cloning does not extend to callees: everything that a clone calls in its loops must be inlined into it.
 #define PLIANT_INLINE inline __attribute__((always_inline))
 
-// A function in explicit AVX2 code, called only where `avx2_and_nothing_wider` holds.
+// For functions written in AVX2, which are called only where `avx2_and_nothing_wider` is true.
 #if defined(__x86_64__)
 #define PLIANT_AVX2 __attribute__((target("avx2,fma")))
 #else
 #define PLIANT_AVX2
 #endif
 
-// PLIANT_KERNEL(SIGNATURE, BODY, (float, float), (double, double)) defines the overload SIGNATURE(float, float) with
-// that body, compiled for every level, and so on for each list of types. Clones cannot be templates: a kernel is
-// written as an inline template, and this macro binds it to the types that it is compiled for. PLIANT_DECLARE declares
-// the same overloads for other files.
+// Binds a kernel to the types that it is compiled for: PLIANT_KERNEL(SIGNATURE, BODY, (float, float), (double, double))
+// defines the overloads SIGNATURE(float, float) and SIGNATURE(double, double), each for every level. Clones cannot be
+// templates, so BODY calls a PLIANT_INLINE template. PLIANT_DECLARE declares the same overloads for other files.
 #define PLIANT_KERNEL(SIGNATURE, BODY, ...) PLIANT_REPEAT(PLIANT_DEFINE_NEXT(SIGNATURE, BODY, __VA_ARGS__))
 #define PLIANT_DECLARE(SIGNATURE, ...) PLIANT_REPEAT(PLIANT_DECLARE_NEXT(SIGNATURE, __VA_ARGS__))
 
@@ -49,8 +48,8 @@
 
 namespace pliant {
 
-// Whether to run what is written in AVX2. On processors with AVX-512 the plain loops and torch's products run instead:
-// nobody has measured whether AVX2 code beats those.
+// Whether to run functions written in AVX2. Processors with AVX-512 run the plain loops and torch's products instead:
+// whether AVX2 is faster than those has not been measured.
 inline bool avx2_and_nothing_wider() {
 #if defined(__x86_64__)
   static const bool yes =

@@ -1,4 +1,4 @@
-// Memory of a kernel's own.
+// Scratch memory: buffers, and arenas of several arrays.
 #pragma once
 
 #include <algorithm>
@@ -43,8 +43,8 @@ class Buffer {
   T* data_ = nullptr;
 };
 
-// Several arrays in one buffer, each aligned to cache lines. The pointers passed to `reserve` are set by `allocate`,
-// which comes before the parallel loop, because that must not throw; until then they must stay where they are.
+// Several arrays in one buffer, each aligned to cache lines. `reserve` notes a pointer, which must not move before
+// `allocate` sets it. Both are called before the parallel loop, which must not throw.
 class Arena {
  public:
   template <class T>

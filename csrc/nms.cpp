@@ -1,6 +1,6 @@
 // Non-maximum suppression: within each class, in the order of descending scores, a box is kept unless it overlaps one
-// that was kept before. This file is compiled without contraction (CMakeLists.txt): a fused multiply-add would move
-// overlaps that lie exactly on the threshold. tests/test_contraction.py holds it to that.
+// that was kept before. This file is compiled without contraction (-ffp-contract=off in CMakeLists.txt): a fused
+// multiply-add would change overlaps that lie exactly on the threshold. tests/test_contraction.py checks that.
 #include <cmath>
 #include <vector>
 
@@ -37,7 +37,7 @@ struct Boxes {
   }
 };
 
-// Boxes that are compared before the first look at whether one of them overlapped.
+// Boxes that are compared between two looks at whether one of them overlapped.
 constexpr int64_t kStrip = 64;
 
 // Whether one of the first `count` boxes overlaps `box` by more than the threshold.
@@ -64,7 +64,7 @@ PLIANT_INLINE bool overlapped_by(const Boxes<A>& kept, int64_t count, const Box<
 #define PLIANT_OVERLAPPED(A) bool overlapped(const Boxes<A>& kept, int64_t count, const Box<A>& box, A threshold)
 PLIANT_KERNEL(PLIANT_OVERLAPPED, { return overlapped_by(kept, count, box, threshold); }, (float), (double))
 
-// Every box and its score; groups are classes.
+// All boxes as candidates, a group per class.
 std::vector<Candidate> candidates(const Tensor& scores, const std::optional<Tensor>& classes) {
   std::vector<Candidate> all(scores.size(0));
   const int64_t* labels = classes ? static_cast<const int64_t*>(classes->const_data_ptr()) : nullptr;
@@ -79,7 +79,7 @@ std::vector<Candidate> candidates(const Tensor& scores, const std::optional<Tens
   return all;
 }
 
-// The first candidate of each group, and the number of candidates at last; candidates are sorted by group.
+// The index of each group's first candidate, then the number of candidates, which are sorted by group.
 std::vector<int64_t> group_starts(const std::vector<Candidate>& all) {
   std::vector<int64_t> starts;
   for (int64_t i = 0; i < int64_t(all.size()); ++i)

@@ -1,5 +1,5 @@
-// Columns: the values of all taps of a position, one row per position. Read from images, and their gradient added to
-// sums of the images' gradient.
+// Columns: a row per position with the values of all its taps. They are gathered from images, and their gradient is
+// scattered into sums of the images' gradient.
 #pragma once
 
 #include <vector>

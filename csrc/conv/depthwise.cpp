@@ -1,4 +1,4 @@
-// The products of depthwise convolution, and sums of bfloat16 products in float.
+// Elementwise kernels behind the products: those of depthwise convolution, and sums of bfloat16 products in float.
 #include "products.h"
 
 namespace pliant {

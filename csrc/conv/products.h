@@ -28,7 +28,7 @@ struct ProductPlan {
   int64_t size(int64_t chunk) const { return std::min(taps, K - first(chunk)); }
 };
 
-// result[p][0..O) = bias + Σ columns[p]·weight, over one chunk of taps after another.
+// result[p][0..O) = bias + columns[p]·weight, added up over the chunks of taps.
 template <class V>
 class OutputProduct {
  public:
@@ -53,7 +53,7 @@ class OutputProduct {
     }
   }
 
-  // The product of one chunk, added to those before.
+  // Add the product of one chunk; the first begins with the bias.
   bool operator()(V* result, const V* columns, int64_t count, int64_t chunk) const {
     bool ok = true;
     for (int64_t q = 0; q < s_.g; ++q) {
@@ -91,7 +91,8 @@ class OutputProduct {
   Panels panels_;
 };
 
-// The kernels of depthwise convolution, which has one filter per channel instead of matrices.
+// Kernels of depthwise convolution, which has one filter per channel instead of matrices.
+
 // columns[p][k][c] = rows[p][c]·factors[k][c].
 #define PLIANT_SPREAD(A)                                                                                           \
   void spread(A* columns, const A* rows, int64_t stride, const A* factors, int64_t K, int64_t C, int64_t count)
@@ -125,7 +126,7 @@ class ColumnsProduct {
     }
   }
 
-  // The columns of one chunk of taps.
+  // Write the columns of one chunk of taps.
   bool operator()(V* columns, const V* rows, int64_t rows_stride, int64_t count, int64_t chunk) const {
     if constexpr (!std::is_same_v<V, BFloat16>)
       if (s_.depthwise) return spread(columns, rows, rows_stride, weight_, s_.K, s_.C, count), true;

@@ -8,7 +8,7 @@
 
 namespace pliant {
 
-// What an operator's arguments say about the grid of positions; pairs are (vertical, horizontal).
+// The grid of positions, as the operators receive it; pairs are (vertical, horizontal).
 struct ConvGeometry {
   std::array<int64_t, 2> stride, padding, dilation;
   bool clamp;  // boundary "clamp", else "zeros"

@@ -1,5 +1,5 @@
-// Stages of a convolution's backward pass that are no products: the output's gradient in the order that products read,
-// and the gradients of mask and offset.
+// Stages of a convolution's backward pass besides its products (products.h): turning the output's gradient into the
+// matrices that they read, and the gradients of mask and offset.
 #pragma once
 
 #include "../maps/planes.h"
@@ -28,11 +28,11 @@ class OutputGradient {
     is_turned_ = in_place && !is_rows_ && planes_.w == 1;
   }
 
-  // Elements per position that `turn` writes to the two rooms.
+  // Elements per position of the memory that `turn` needs for rows and for turned.
   int64_t rows_room() const { return want_rows_ && !is_rows_ ? s_.O : 0; }
   int64_t turned_room() const { return (want_turned_ || !is_rows_) && !is_turned_ ? s_.O : 0; }
 
-  // Positions [p0, p0 + count) of image n.
+  // The tile of positions [p0, p0 + count) of image n.
   GradientTile<V> turn(int64_t n, int64_t p0, int64_t count, V* rows, V* turned) const {
     const V* const first = static_cast<const V*>(planes_.data) + n * planes_.n + p0 * planes_.w;
     GradientTile<V> tile{rows, turned, s_.O, count};

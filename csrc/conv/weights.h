@@ -35,7 +35,7 @@ class Weights {
   }
 
  private:
-  // Write filters [begin, end); `to` begins with filter `zero`.
+  // Write filters [begin, end) to `to`, whose first filter is `zero`.
   void order(A* to, int64_t zero, int64_t begin, int64_t end) const {
     const ConvShape& s = s_;
     const Planes& f = from_;

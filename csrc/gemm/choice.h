@@ -1,5 +1,5 @@
-// Which matrix product runs: torch's own, in float32 or bfloat16, or the packed product of panels.h, chosen once per
-// process by the processor and the variable PLIANT_PRODUCTS.
+// Matrix products: torch's own, in float32 or bfloat16, or the packed product of panels.h. Which one runs is decided
+// once per process by the processor and the environment variable PLIANT_PRODUCTS.
 #pragma once
 
 #include <cstdlib>
@@ -37,8 +37,8 @@ inline bool bfloat16_products() {
   return fast;
 }
 
-// Call f with values of the types of maps, sums, and the matrices that are multiplied: bfloat16 where the processor
-// multiplies it. Convolutions without matrices (depthwise) have no use for that.
+// Call f with values of the types of maps, of sums, and of the matrices that are multiplied. The latter are bfloat16 if
+// maps are and the processor multiplies it; not where there are no matrices (depthwise convolution).
 template <class F>
 void dispatch_products(ScalarType type, bool matrices, F&& f) {
   dispatch(type, [&](auto zero) {

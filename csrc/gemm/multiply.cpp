@@ -44,7 +44,7 @@ PLIANT_AVX2 PLIANT_INLINE void block(float* out, int64_t out_stride, const float
     for (int v = 0; v < Vectors; ++v) __builtin_memcpy(out + r * out_stride + 8 * v, &sum[r][v], sizeof(Eight));
 }
 
-// The same for at most six rows.
+// The same for a number of rows that is not known at compile time, at most six.
 template <int Vectors, int Rows = kRows>
 PLIANT_AVX2 PLIANT_INLINE void rows_left(int64_t rows, float* out, int64_t out_stride, const float* start,
                                          int64_t start_stride, const float* a, int64_t stride, const float* panel,

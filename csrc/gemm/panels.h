@@ -9,7 +9,7 @@
 
 namespace pliant {
 
-// Depth of a panel, at most: it fits into level-1 cache together with as much of six rows.
+// The largest depth of a panel: it fits into level-1 cache together with six rows of that depth.
 inline constexpr int64_t kDepth = 384;
 
 // Pack one panel of a matrix whose element (k, n) is at k·sk + n·sn, one of the two being 1; zeros beyond `width`.
@@ -79,7 +79,7 @@ class Panels {
       f(begin + k, all * (r + 1) / count - k);
     }
   }
-  // Row k, column n of matrix i, in a run of so many rows that begins with k.
+  // The panel of matrix i at column n, for the run of `run` rows that begins at k.
   float* panel(int64_t i, int64_t n, int64_t k, int64_t run) const {
     return memory_.get() + (i * depth_ + k) * each_ * kPanel + n * run;
   }

@@ -1,4 +1,4 @@
-// Matrix products by torch, on memory of ours: the ATen calls that torch::stable does not wrap.
+// Matrix products by torch on our own memory, through the ATen calls that torch::stable does not wrap.
 #pragma once
 
 #include <torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h>

@@ -20,7 +20,7 @@ struct Window {
   double a, beta, k;
 };
 
-// Taps of a window that the loops sum themselves; longer and shorter windows are summed beforehand.
+// The number of taps that the loops sum themselves; other windows are summed beforehand.
 constexpr int kFused = 5;
 
 enum class Power { half, three_quarters, one, general };
@@ -36,10 +36,10 @@ struct Job {
   int64_t before, after, half, taps;
   S a, k, beta, beta_rest, factor;  // factor = 2·a·β
   Power power;
-  bool fused;      // the loops sum the window themselves
-  bool by_rows;    // they read rows of the tensor, no scratch
-  bool by_pixels;  // channels-last, by the loops of three_quarters.h
-  bool estimated;  // powers are estimated, by the loops of three_quarters.h
+  bool fused;      // the loops sum the window
+  bool by_rows;    // they read rows of the tensor instead of scratch (rows.h)
+  bool by_pixels;  // channels-last pixels, by three_quarters.h
+  bool estimated;  // powers are estimated, by three_quarters.h
   int64_t batch, chunk, columns, chunks, tiles, blocks;
   int64_t pitch, item;  // distance of rows, and of outer items, in the scratch
 

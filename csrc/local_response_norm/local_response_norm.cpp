@@ -11,7 +11,7 @@
 namespace pliant {
 namespace {
 
-// Blocks [begin, end) of a job, by the loops that it is planned for.
+// Run blocks [begin, end) of a job.
 template <class T, class S>
 void run(const Job<T>& job, int64_t begin, int64_t end, S* scratch) {
   if constexpr (std::is_same_v<T, S>)

@@ -30,7 +30,7 @@ PLIANT_AVX2 PLIANT_INLINE Eight power(Eight s) {
   return _mm256_blendv_ps(result, exact, odd);
 }
 
-// The sum of the squares that the windows of eight elements see, in rows of the tensor.
+// The sums of squares in the windows of eight elements, from rows of the tensor.
 PLIANT_AVX2 PLIANT_INLINE Eight squares(const float* const* rows, int64_t i) {
   Eight sum = load(rows[0] + i) * load(rows[0] + i);
   for (int j = 1; j < kFused; ++j) sum += load(rows[j] + i) * load(rows[j] + i);
@@ -107,7 +107,7 @@ PLIANT_AVX2 void forward_pixels(const Job<float>& job, const float* x, float* y,
   }
 }
 
-// The second step follows one pixel behind: its sums read across values that the first has stored, which arrive late.
+// The second step is one pixel behind the first: it reads across the first one's stores, which take a while to arrive.
 // `scratch` holds four times C + kFused − 1 elements.
 PLIANT_AVX2 void backward_pixels(const Job<float>& job, const float* x, const float* g, float* out, int64_t pixels,
                                  float* scratch) {

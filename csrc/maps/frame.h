@@ -8,7 +8,7 @@
 
 namespace pliant {
 
-// Values of a framed pixel, of which as many are used as the image has channels.
+// Values of a framed pixel. Those past the channels of the image are unused.
 inline constexpr int64_t kPixel = 4;
 
 // Images of a map, or sums of their gradients. Two rows of zeros are above an image, one below, one column on each
@@ -17,11 +17,11 @@ inline constexpr int64_t kPixel = 4;
 template <class A>
 class Frame {
  public:
-  // Room for so many images at a time.
+  // Room for `images` images at a time.
   Frame(int64_t images, int64_t C, int64_t H, int64_t W)
       : C_(C), H_(H), W_(W), row_((W + 2) * kPixel), image_((H + 3) * row_), memory_(images * image_) {}
 
-  // Frame of the n-th of those images.
+  // The frame of the n-th of them.
   A* image(int64_t n) const { return memory_.get() + n * image_; }
   // Distance from a pixel to the one below.
   int64_t row() const { return row_; }

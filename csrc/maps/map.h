@@ -16,10 +16,10 @@ class Map {
  public:
   const A* data;  // the images that were read
 
-  // All images, read.
+  // Read all images.
   explicit Map(const Tensor& t, int64_t groups = 1) : Map(t, groups, t.size(0)) { read(0, t.size(0)); }
 
-  // Room for so many images at a time, none of them read yet.
+  // Room for `images` images at a time; none is read yet.
   Map(const Tensor& t, int64_t groups, int64_t images)
       : planes_(t), C_(t.size(1)), W_(t.size(3)), HW_(t.size(2) * W_), groups_(groups) {
     const bool dense = planes_.c == 1 && planes_.w == C_ && planes_.h == W_ * C_ && planes_.n == HW_ * C_;
@@ -40,7 +40,7 @@ class Map {
   }
 
  private:
-  // Planes are read in long runs: each short one would touch another page of memory.
+  // Positions that are read at a time. Runs are long because the next channel's lies in another page of memory.
   static constexpr int64_t kRun = 4 * kBlock;
 
   // Copy the run of positions from p on of image first + n.

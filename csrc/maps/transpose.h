@@ -1,4 +1,4 @@
-// Transposes: the one way between channels-last rows and planes.
+// Transposes, which turn channels-last rows into planes and planes into rows.
 #pragma once
 
 #include <algorithm>
@@ -9,7 +9,7 @@
 
 namespace pliant {
 
-// Matrices are transposed in square blocks of so many rows.
+// Rows and columns of the blocks in which matrices are transposed.
 inline constexpr int64_t kBlock = 16;
 
 // out[i][j] = in[j][i] for four by four floats, in vectors of four.

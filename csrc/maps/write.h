@@ -1,4 +1,4 @@
-// Writing results out, in the dtype and layout of the tensor that they go to.
+// Writing results to tensors, in their dtype and memory format.
 #pragma once
 
 #include "../abi.h"
@@ -7,7 +7,7 @@
 
 namespace pliant {
 
-// What torch calls channels_last when it must choose a memory format for a result.
+// Whether torch would choose channels_last for a result computed from t.
 inline bool channels_last(const Tensor& t) {
   if (t.stride(1) == 0) return false;
   int64_t least = 0;
@@ -25,8 +25,8 @@ inline Tensor empty_map(const Tensor& like, int64_t N, int64_t C, int64_t H, int
       last ? torch::headeronly::MemoryFormat::ChannelsLast : torch::headeronly::MemoryFormat::Contiguous);
 }
 
-// A dense map of `like`'s shape and dtype for its gradient or, where that is not wanted, an empty tensor of input's
-// dtype.
+// Memory for the gradient of `like`, a dense map of its shape and dtype, or, if it is not wanted, an empty tensor of
+// input's dtype.
 inline Tensor gradient_map(bool wanted, const Tensor& like, bool last, const Tensor& input) {
   if (!wanted) return torch::stable::new_empty(input, {0});
   return empty_map(like, like.size(0), like.size(1), like.size(2), like.size(3), last);

@@ -10,7 +10,7 @@
 
 namespace pliant {
 
-// Which operator: sizes, channels, and the rule for samples.
+// What distinguishes the operators: sizes, channels, and the rule for samples.
 struct Pool {
   const char* op;
   int64_t N, C, H, W, R;
@@ -75,7 +75,7 @@ inline Pool deform_psroi_pool_of(const Tensor& input, const Tensor& rois, const 
   return s;
 }
 
-// Whether the tensors fit each other. Image indices are not looked at: a box of an image that does not exist reads
+// Whether the tensors fit each other. Image indices are not checked: a box of an image that does not exist reads
 // nothing.
 inline bool pool_fits(const Pool& s, const Tensor& input, const Tensor& rois, const std::optional<Tensor>& offset,
                       const std::optional<Tensor>& mask, const Tensor* grad = nullptr) {
@@ -182,7 +182,7 @@ class Walk {
   std::optional<Planes> offset_, mask_;
   std::vector<Axis<A>> rows_, columns_;
   A *offsets_, *masks_;
-  // The RoI.
+  // The RoI that the walk is at.
   bool alive_ = false;
   int64_t image_ = 0;
   Side<A> y_, x_;
@@ -196,7 +196,7 @@ struct PoolLane {
   std::optional<Walk<A>> walk;
   A *tile, *offset, *mask;
 
-  // Room for a tile of values, for gradients of offsets and of masks.
+  // Make room for a tile, and for gradients of offsets and masks.
   void allocate(const Pool& s, const Tensor& rois, const std::optional<Tensor>& offsets,
                 const std::optional<Tensor>& masks, int64_t values, int64_t offset_values, int64_t mask_values) {
     walk.emplace(s, rois, offsets, masks, arena);

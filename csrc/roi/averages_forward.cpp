@@ -40,8 +40,8 @@ PLIANT_INLINE void blend_bin(A* out, const A* map, int64_t C, int64_t W, int64_t
              A factor)
 PLIANT_KERNEL(PLIANT_BLEND_BIN, { blend_bin(out, map, C, W, n, rows, columns, factor); }, (float), (double))
 
-// Average the bins of RoI r into `tile`, [bins][channels]. `result` is the memory that they go to: it is fetched while
-// the tile is computed, unless that is the tile.
+// Average the bins of RoI r into `tile`, [bins][channels]. The tile goes to `result` later, which is fetched meanwhile,
+// unless it is the tile itself.
 template <class T, class A>
 void average(const Pool& s, Walk<A>& walk, const Map<A>& map, int64_t r, A* tile, const T* result) {
   const int64_t outputs = s.outputs(), each = s.each();

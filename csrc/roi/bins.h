@@ -48,7 +48,7 @@ struct Bins {
   }
 
   int64_t count() const { return Ph * Pw; }
-  // What bin `bin` of box r covers; bins are counted row by row.
+  // The rows and columns that a bin of box r covers; bins are counted row by row.
   const Span& row(int64_t r, int64_t bin) const { return rows[r * Ph + bin / Pw]; }
   const Span& column(int64_t r, int64_t bin) const { return columns[r * Pw + bin % Pw]; }
 };

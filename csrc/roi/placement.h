@@ -1,6 +1,6 @@
 // Where the bins of a RoI lie: numbers only. Positions must equal the reference's bit for bit on every platform, so
 // placement.cpp is compiled without contraction (-ffp-contract=off in CMakeLists.txt): a fused multiply-add rounds once
-// where the reference rounds twice. tests/test_contraction.py holds it to that.
+// where the reference rounds twice. tests/test_contraction.py checks that.
 #pragma once
 
 #include <cstdint>
@@ -40,7 +40,8 @@ struct Axis {
   A samples;  // that the average divides by
 };
 
-// Place a box (image, x1, y1, x2, y2). Return whether it reads anything of N images; its image index may be anything.
+// Place a box (image, x1, y1, x2, y2) on one of N images. Return false for a box that reads nothing, because its image
+// does not exist or it is not finite.
 template <class A>
 bool place_box(const A (&box)[5], const SampleRule& rule, int64_t N, Side<A>& y, Side<A>& x);
 

@@ -97,8 +97,8 @@ std::tuple<Tensor, Tensor> roi_pool(const Tensor& input, const Tensor& rois, con
   return {output, taken};
 }
 
-// Add the gradient of `channels` channels of box r, from c0 on, to the planes of its image. `row` has room for a bin
-// each.
+// Add the gradient of channels [c0, c0 + channels) of box r to the planes of its image. `row` has room for a value per
+// bin.
 template <class A>
 void add_box(A* sums, const Planes& grads, const int32_t* place, int64_t r, int64_t c0, int64_t channels, int64_t Pw,
              int64_t count, int64_t HW, A* row) {

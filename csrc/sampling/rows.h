@@ -1,4 +1,4 @@
-// What the sampling kernels do with the values of one pixel: find them, widen and narrow them.
+// What the sampling kernels share: finding the values of a pixel, widening and narrowing them.
 #pragma once
 
 #include "../maps/frame.h"

@@ -12,7 +12,7 @@ namespace pliant {
 template <class A>
 struct Samples {
   // Index of the corner in its image; −1 out of bounds, which reads from a row of zeros and scatters nowhere. In a
-  // frame (maps/frame.h) the first corner alone, always valid.
+  // frame (maps/frame.h) only the first corner is set, and it is always valid.
   int64_t* pixel[4];
   A* weight[4];  // bilinear, without the mask
   A *fy, *fx;    // distance from the upper left corner

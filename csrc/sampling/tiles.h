@@ -10,8 +10,8 @@ namespace pliant {
 struct Tiles {
   int64_t positions, unit, blocks, per_image, count, largest;
 
-  // As many of an image's positions as `bytes` hold at `per_position` bytes each, in whole units (the rows of a
-  // product).
+  // Tiles of about as many positions as `bytes` hold at `per_position` bytes each, in multiples of `unit` (the rows
+  // that a product takes at a time).
   Tiles(int64_t images, int64_t positions, int64_t unit, int64_t bytes, int64_t per_position)
       : positions(positions), unit(unit), blocks((positions + unit - 1) / unit) {
     const int64_t threads = torch::stable::get_num_threads();
