@@ -24,6 +24,7 @@ class Operator:
         settings: the function's other arguments on a case.
         cases: the cases on which it is tested, small and irregular.
         speed: the cases on which speed is promised.
+        checked: the name of the case that ``pliant doctor`` checks.
         gradients: the tensors it can be differentiated in, twice.
         layer: the layer of :mod:`pliant.nn` built on it, or nothing.
         meaning: what it does, in half a sentence.
@@ -40,6 +41,7 @@ class Operator:
     inputs: Callable[[Any, torch.dtype, int, bool], dict[str, Tensor]]
     settings: Callable[[Any], dict[str, Any]]
     cases: tuple[Any, ...]
+    checked: str
     speed: tuple[Any, ...]
     gradients: tuple[str, ...]
     layer: str
@@ -92,6 +94,7 @@ def _of_roi(
         inputs=_roi(name),
         settings=lambda case: case.arguments(name),
         cases=testing.PS_ROI_CASES if own_channels else testing.ROI_CASES,
+        checked="classes" if own_channels else "adaptive",
         speed=testing.ROI_SPEED,
         gradients=("input", "offset", "mask") if name.startswith("deform") else ("input",),
         layer=layer,
@@ -108,6 +111,7 @@ def _of_nms(function: Callable[..., Tensor], names: tuple[str, ...], meaning: st
         inputs=_nms(*names),
         settings=lambda case: {"iou_threshold": 0.5},
         cases=testing.NMS_CASES,
+        checked="dense",
         speed=testing.NMS_SPEED,
         gradients=(),
         layer="",
@@ -127,6 +131,7 @@ OPERATORS = (
         inputs=_conv,
         settings=lambda case: dict(case.geometry),
         cases=testing.DEFORM_CONV_CASES,
+        checked="crooked",
         speed=testing.DEFORM_CONV_SPEED,
         gradients=("input", "offset", "weight", "bias", "mask"),
         layer="DeformConv2d",
@@ -175,6 +180,7 @@ OPERATORS = (
         inputs=_lrn,
         settings=lambda case: dict(case.arguments),
         cases=testing.LRN_CASES,
+        checked="alexnet",
         speed=testing.LRN_SPEED,
         gradients=("input",),
         layer="LocalResponseNorm",
@@ -194,6 +200,7 @@ OPERATORS = (
             "beta": case.beta,
         },
         cases=tuple(case for case in testing.LRN_CASES if case.region == "channel"),
+        checked="alexnet",
         speed=testing.LRN_SPEED,
         gradients=("input",),
         layer="",
