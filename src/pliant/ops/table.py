@@ -27,7 +27,7 @@ class Operator:
         checked: the name of the case that ``pliant doctor`` checks.
         gradients: the tensors it can be differentiated in, twice.
         layer: the layer of :mod:`pliant.nn` built on it, or nothing.
-        meaning: what it does, in half a sentence.
+        meaning: what it does, in half a sentence; `meaning_zh` the same in Chinese.
         source: where it comes from.
         page: its page in docs/.
         exports: the formats that ``pliant.interop`` writes it to.
@@ -46,6 +46,7 @@ class Operator:
     gradients: tuple[str, ...]
     layer: str
     meaning: str
+    meaning_zh: str
     source: str
     page: str
     exports: tuple[str, ...] = ("ONNX", "OpenVINO")
@@ -85,7 +86,12 @@ def _nms(*names: str) -> Callable[[testing.NMSCase, torch.dtype, int, bool], dic
 
 
 def _of_roi(
-    function: Callable[..., Tensor], meaning: str, source: str, layer: str = "", own_channels: bool = False
+    function: Callable[..., Tensor],
+    meaning: str,
+    meaning_zh: str,
+    source: str,
+    layer: str = "",
+    own_channels: bool = False,
 ) -> Operator:
     name = function.__name__
     return Operator(
@@ -99,12 +105,15 @@ def _of_roi(
         gradients=("input", "offset", "mask") if name.startswith("deform") else ("input",),
         layer=layer,
         meaning=meaning,
+        meaning_zh=meaning_zh,
         source=source,
         page="roi_pooling.md",
     )
 
 
-def _of_nms(function: Callable[..., Tensor], names: tuple[str, ...], meaning: str, source: str) -> Operator:
+def _of_nms(
+    function: Callable[..., Tensor], names: tuple[str, ...], meaning: str, meaning_zh: str, source: str
+) -> Operator:
     return Operator(
         function=function,
         family="nms",
@@ -116,6 +125,7 @@ def _of_nms(function: Callable[..., Tensor], names: tuple[str, ...], meaning: st
         gradients=(),
         layer="",
         meaning=meaning,
+        meaning_zh=meaning_zh,
         source=source,
         page="nms.md",
         exports=("ONNX",),
@@ -136,18 +146,21 @@ OPERATORS = (
         gradients=("input", "offset", "weight", "bias", "mask"),
         layer="DeformConv2d",
         meaning="convolution whose taps are moved by learned offsets (v1) and weighted by a learned mask (v2)",
+        meaning_zh="每个采样点按学到的偏移量移动的卷积（v1），并可乘以学到的调制系数（v2）",
         source="Dai et al. 2017, Zhu et al. 2019",
         page="deform_conv2d.md",
     ),
     _of_roi(
         ops.deform_roi_pool,
         "average over every bin of a box, each bin moved by a learned offset (v1) and weighted by a learned mask (v2)",
+        "对框内各格取平均，每格按学到的偏移量移动（v1），并可乘以学到的调制系数（v2）",
         "Dai et al. 2017, Zhu et al. 2019",
         layer="DeformRoIPool",
     ),
     _of_roi(
         ops.deform_psroi_pool,
         "position-sensitive `deform_roi_pool`: every bin reads its own channels",
+        "位置敏感的 `deform_roi_pool`：每格只读取属于自己的通道",
         "Dai et al. 2017, Zhu et al. 2019",
         layer="DeformPSRoIPool",
         own_channels=True,
@@ -155,22 +168,26 @@ OPERATORS = (
     _of_roi(
         ops.roi_align,
         "average of bilinear samples over every bin of a box; torchvision's arguments",
+        "对框内各格的双线性采样值取平均；参数与 torchvision 一致",
         "He et al. 2017",
     ),
     _of_roi(
         ops.ps_roi_align,
         "position-sensitive `roi_align`: every bin reads its own channels; torchvision's arguments",
+        "位置敏感的 `roi_align`：每格只读取属于自己的通道；参数与 torchvision 一致",
         "Li et al. 2017",
         own_channels=True,
     ),
     _of_roi(
         ops.roi_pool,
         "maximum over the whole pixels of every bin of a box; torchvision's arguments",
+        "对框内各格的整数像素取最大值；参数与 torchvision 一致",
         "Girshick 2015",
     ),
     _of_roi(
         ops.ps_roi_pool,
         "position-sensitive average over the whole pixels of every bin of a box; torchvision's arguments",
+        "位置敏感：每格在属于自己的通道中对整数像素取平均；参数与 torchvision 一致",
         "Dai et al. 2016",
         own_channels=True,
     ),
@@ -186,6 +203,7 @@ OPERATORS = (
         layer="LocalResponseNorm",
         meaning="divides every value by a power of the energy of neighbouring channels, or of neighbouring pixels; "
         "PyTorch's arguments",
+        meaning_zh="除以相邻通道（或相邻像素）的能量的幂；参数与 PyTorch 一致",
         source="Krizhevsky et al. 2012",
         page="local_response_norm.md",
     ),
@@ -205,6 +223,7 @@ OPERATORS = (
         gradients=("input",),
         layer="",
         meaning="local response normalization over the last dimension; TensorFlow's arguments",
+        meaning_zh="沿最后一维的局部响应归一化；参数与 TensorFlow 一致",
         source="`tf.nn.lrn`",
         page="local_response_norm.md",
     ),
@@ -212,12 +231,14 @@ OPERATORS = (
         ops.nms,
         ("boxes", "scores"),
         "non-maximum suppression: keeps the best of the boxes that overlap; exact; torchvision's arguments",
+        "非极大值抑制：在重叠的框中只留最好的一个；结果精确；参数与 torchvision 一致",
         "Girshick et al. 2014",
     ),
     _of_nms(
         ops.batched_nms,
         ("boxes", "scores", "classes"),
         "`nms` within each class; torchvision's arguments",
+        "按类别分开的 `nms`；参数与 torchvision 一致",
         "`torchvision.ops`",
     ),
 )

@@ -75,9 +75,9 @@ def _shape(input: Tensor, rois: Tensor, output_size: Sequence[int], *rest: objec
 
 
 def _triton() -> ModuleType:
-    from pliant.ops.roi import triton
+    from pliant.ops.roi.triton import averages
 
-    return triton
+    return averages
 
 
 _run = _declare.declare(

@@ -78,9 +78,9 @@ def _shape(input: Tensor, rois: Tensor, output_size: Sequence[int], *rest: objec
 
 
 def _triton() -> ModuleType:
-    from pliant.ops.roi import triton
+    from pliant.ops.roi.triton import bins
 
-    return triton
+    return bins
 
 
 def _pool_again(

@@ -94,9 +94,9 @@ def _read_taken(
 
 
 def _triton() -> ModuleType:
-    from pliant.ops.roi import triton
+    from pliant.ops.roi.triton import bins
 
-    return triton
+    return bins
 
 
 _run = _declare.declare(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -192,3 +193,14 @@ def backward_launch(
     # Sums in 64 bits take registers.
     registers = 128 if unit is None else 168
     return Launch.of(averaging.backward, grid, registers=registers, fused=False, **pool.arguments, **more)
+
+
+def _of(op: str) -> tuple[Callable[..., Tensor], Callable[..., Any]]:
+    return partial(forward, op), partial(backward, op)
+
+
+# What the declarations of the operators look for.
+roi_align, roi_align_backward = _of("roi_align")
+ps_roi_align, ps_roi_align_backward = _of("ps_roi_align")
+deform_roi_pool, deform_roi_pool_backward = _of("deform_roi_pool")
+deform_psroi_pool, deform_psroi_pool_backward = _of("deform_psroi_pool")
