@@ -144,7 +144,7 @@ class RoICase:
         rois = rois.double() if dtype == torch.float64 else rois
         if channels_last:
             input = input.contiguous(memory_format=torch.channels_last)
-        if op in ("roi_align", "ps_roi_align", "roi_pool", "ps_roi_pool"):
+        if not op.startswith("deform"):
             return {"input": input, "boxes": rois}
         parts = op == "deform_psroi_pool"
         offset = (2 * self.classes, self.part_size, self.part_size) if parts else (2, Ph, Pw)

@@ -92,6 +92,7 @@ def _of_roi(
     source: str,
     layer: str = "",
     own_channels: bool = False,
+    timed: bool = False,
 ) -> Operator:
     name = function.__name__
     return Operator(
@@ -101,7 +102,7 @@ def _of_roi(
         settings=lambda case: case.arguments(name),
         cases=testing.PS_ROI_CASES if own_channels else testing.ROI_CASES,
         checked="classes" if own_channels else "adaptive",
-        speed=testing.ROI_SPEED,
+        speed=testing.ROI_SPEED if timed else (),
         gradients=("input", "offset", "mask") if name.startswith("deform") else ("input",),
         layer=layer,
         meaning=meaning,
@@ -121,7 +122,7 @@ def _of_nms(
         settings=lambda case: {"iou_threshold": 0.5},
         cases=testing.NMS_CASES,
         checked="dense",
-        speed=testing.NMS_SPEED,
+        speed=testing.NMS_SPEED if "classes" not in names else (),
         gradients=(),
         layer="",
         meaning=meaning,
@@ -142,7 +143,7 @@ OPERATORS = (
         settings=lambda case: dict(case.geometry),
         cases=testing.DEFORM_CONV_CASES,
         checked="crooked",
-        speed=testing.DEFORM_CONV_SPEED,
+        speed=(*testing.DEFORM_CONV_SPEED, testing.DEFORM_CONV_CALL),
         gradients=("input", "offset", "weight", "bias", "mask"),
         layer="DeformConv2d",
         meaning="convolution whose taps are moved by learned offsets (v1) and weighted by a learned mask (v2)",
@@ -156,6 +157,7 @@ OPERATORS = (
         "对框内各格取平均，每格按学到的偏移量移动（v1），并可乘以学到的调制系数（v2）",
         "Dai et al. 2017, Zhu et al. 2019",
         layer="DeformRoIPool",
+        timed=True,
     ),
     _of_roi(
         ops.deform_psroi_pool,
@@ -170,6 +172,7 @@ OPERATORS = (
         "average of bilinear samples over every bin of a box; torchvision's arguments",
         "对框内各格的双线性采样值取平均；参数与 torchvision 一致",
         "He et al. 2017",
+        timed=True,
     ),
     _of_roi(
         ops.ps_roi_align,
@@ -183,6 +186,7 @@ OPERATORS = (
         "maximum over the whole pixels of every bin of a box; torchvision's arguments",
         "对框内各格的整数像素取最大值；参数与 torchvision 一致",
         "Girshick 2015",
+        timed=True,
     ),
     _of_roi(
         ops.ps_roi_pool,
@@ -219,7 +223,7 @@ OPERATORS = (
         },
         cases=tuple(case for case in testing.LRN_CASES if case.region == "channel"),
         checked="alexnet",
-        speed=testing.LRN_SPEED,
+        speed=(),
         gradients=("input",),
         layer="",
         meaning="local response normalization over the last dimension; TensorFlow's arguments",
