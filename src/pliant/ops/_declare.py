@@ -67,7 +67,7 @@ def declare(
     extra: Extra | None = None,
     linear: Callable[..., Tensor] | None = None,
     fake: Callable[..., Tensor] | None = None,
-) -> Run:
+) -> Callable[..., Tensor]:
     """Declare an operator and its derivatives to torch.
 
     Args:
@@ -89,25 +89,33 @@ def declare(
         fake: the fake kernel, where the size of the output depends on values.
 
     Returns:
-        a function of an implementation (see ``_native.chosen``) and the operator's arguments.
+        a function that runs the operator. It takes an implementation (see ``_native.chosen``), the operator's arguments,
+        and as `called` the public function's name where that is not the operator's.
     """
     what = Declaration(name, arguments, gradients, bias, forgotten, extra, elementwise)
     what.define()
-    forward = Forward(what, shape, reference, fake)
-    torch.library.register_fake(f"pliant::{name}", forward.fake, lib=_native.library)
+
+    def fake_forward(*given: Any) -> Any:
+        if elementwise:
+            return torch.empty_like(given[0])
+        size = shape(*given)
+        output = given[0].new_empty(size).to(memory_format=torch._prims_common.suggest_memory_format(given[0]))
+        return output if extra is None else (output, given[0].new_empty(size, dtype=extra.dtype))
+
+    torch.library.register_fake(f"pliant::{name}", fake or fake_forward, lib=_native.library)
     _native.on_gpu(name, lambda *given: getattr(triton(), name)(*given), *also)
-    if not what.wanted:
-        return Run(what, forward, lowered, None)
-    backward = Backward(what, reference, linear)
-    again = f"{name}_backward"
-    torch.library.register_fake(f"pliant::{again}", backward.fake, lib=_native.library)
-    for op, derivative, keep in (
-        (name, backward.gradients, backward.keep),
-        (again, backward.second_gradients, backward.keep_again),
-    ):
-        torch.library.register_autograd(f"pliant::{op}", derivative, setup_context=keep, lib=_native.library)
-    _native.on_gpu(again, lambda *given: getattr(triton(), again)(*given))
-    return Run(what, forward, lowered, backward)
+    backward = None
+    if what.wanted:
+        backward = Backward(what, reference, linear)
+        again = f"{name}_backward"
+        torch.library.register_fake(f"pliant::{again}", backward.fake, lib=_native.library)
+        for op, derivative, keep in (
+            (name, backward.gradients, backward.keep),
+            (again, backward.second_gradients, backward.keep_again),
+        ):
+            torch.library.register_autograd(f"pliant::{op}", derivative, setup_context=keep, lib=_native.library)
+        _native.on_gpu(again, lambda *given: getattr(triton(), again)(*given))
+    return _runner(what, shape, reference, [what.names.index(n) for n in lowered], backward)
 
 
 class Declaration:
@@ -158,33 +166,6 @@ class Declaration:
         # `wanted` holds one bit per gradient, in the order of the outputs; those not asked for come back empty.
         wanted, found = (", int wanted", f"({found})") if self.several else ("", "Tensor")
         _native.library.define(f"{self.name}_backward(Tensor grad, {', '.join(read)}{more}{wanted}) -> {found}")
-
-
-class Forward:
-    """The output: its shape, and its values by the reference."""
-
-    def __init__(
-        self,
-        what: Declaration,
-        shape: Callable[..., Sequence[int]],
-        reference: Callable[..., Tensor],
-        fake: Callable[..., Tensor] | None,
-    ) -> None:
-        self.what, self.shape, self.reference = what, shape, reference
-        self.fake = self._fake if fake is None else fake
-
-    def _fake(self, *arguments: Any) -> Tensor | tuple[Tensor, Tensor]:
-        input, size, extra = arguments[0], self.shape(*arguments), self.what.extra
-        if self.what.elementwise:
-            return torch.empty_like(input)
-        output = input.new_empty(size).to(memory_format=torch._prims_common.suggest_memory_format(input))
-        return output if extra is None else (output, input.new_empty(size, dtype=extra.dtype))
-
-    def by_reference(self, *arguments: Any) -> Tensor:
-        output = self.reference(*arguments)
-        if self.what.elementwise or not self.what.wanted:
-            return output
-        return output.contiguous(memory_format=torch._prims_common.suggest_memory_format(arguments[0]))
 
 
 class Backward:
@@ -325,88 +306,83 @@ def _twice(
     return [None if t is None else next(found) for t in saved]
 
 
-class Run:
-    """Runs an operator: by its kernel or by its reference, whichever is asked for and possible."""
+def _runner(
+    what: Declaration,
+    shape: Callable[..., Sequence[int]],
+    reference: Callable[..., Tensor],
+    lowered: Sequence[int],
+    backward: Backward | None,
+) -> Callable[..., Tensor]:
+    """Return the function that runs an operator, by its kernel or by its reference; see :func:`declare`.
 
-    def __init__(self, what: Declaration, forward: Forward, lowered: Sequence[str], backward: Backward | None) -> None:
-        self.what, self.forward = what, forward
-        self.lowered = [what.names.index(n) for n in lowered if n in what.names]
-        self.kernel = getattr(torch.ops.pliant, what.name).default
-        self.short_cut = _short_cut(what, self.kernel, backward)
-
-    def __call__(self, implementation: str, *arguments: Any, called: str = "") -> Tensor:
-        """Run on `arguments`; `called` is what the public function is called, where that is not the operator's name."""
-        if implementation == "auto" and (found := self.short_cut(*arguments)) is not None:
-            return found
-        what = self.what
-        op = called or what.name
-        for i in what.tensors:
-            if arguments[i] is not None or what.types[i] == "Tensor":
-                _check.tensors(op, **{what.names[i]: arguments[i]})
-        given = [*arguments]
-        for i in self.lowered:
-            given[i] = _check.autocast(arguments[0].device.type, arguments[i])
-        self.forward.shape(*given)
-        if not _native.chosen(op, implementation, given[0]):
-            return self.forward.by_reference(*given)
-        found = self.kernel(*given)
-        output: Tensor = found if what.extra is None else found[0]
-        return output
-
-
-def _short_cut(
-    what: Declaration, kernel: Callable[..., Any], backward: Backward | None
-) -> Callable[..., Tensor | None]:
-    """Return a short cut to a CPU kernel, which costs a third of the way through torch's dispatcher and library.
-
-    The call returns None where it is not the way (traced, other devices, autocast, torch.func), and where the kernel
-    refuses what it is given: the operator's own checks then find the words. Every other exception passes.
+    It begins with a short cut for eager calls on the CPU, which costs a third of the way through torch's dispatcher and
+    library. Where a kernel refuses its arguments there, the checks of the long way find the words; every other
+    exception passes.
     """
+    overload = getattr(torch.ops.pliant, what.name).default
+    kernel = overload._op  # without the overload's own call, a function of Python
     record = None if backward is None else _recorded(what, kernel, backward).apply
     tensors = [(i, what.types[i] == "Tensor") for i in what.tensors]
-    first_alone = what.extra is not None
+    single = what.extra is None
     # Every line here is part of the cost of every call of a small network: no generators, no names looked up twice.
     compiling, tracing = torch.compiler.is_compiling, torch._C._get_tracing_state
     modes, transforms = torch._C._len_torch_dispatch_stack, torch._C._are_functorch_transforms_active
     autocast, recording, below = torch.is_autocast_enabled, torch.is_grad_enabled, torch._C._AutoDispatchBelowAutograd
 
-    def call(*inputs: Any) -> Tensor | None:
+    def run(implementation: str, *given: Any, called: str = "") -> Tensor:
         if (
-            _native.path is None
-            or compiling()
-            or tracing() is not None
-            or modes() > 0
-            or forward_ad._current_level >= 0
-            or transforms()
-            or autocast("cpu")
+            implementation == "auto"
+            and _native.path is not None
+            and not compiling()
+            and tracing() is None
+            and modes() == 0
+            and forward_ad._current_level < 0
+            and not transforms()
+            and not autocast("cpu")
         ):
-            return None
-        differentiable = False
-        for i, needed in tensors:
-            t = inputs[i]
-            if t is None:
-                if needed:
-                    return None
-            elif (type(t) is not Tensor and type(t) is not Parameter) or not t.is_cpu:
-                return None
+            differentiable = False
+            for i, needed in tensors:
+                t = given[i]
+                if t is None:
+                    if needed:
+                        break
+                elif (type(t) is not Tensor and type(t) is not Parameter) or not t.is_cpu:
+                    break
+                else:
+                    differentiable |= t.requires_grad
             else:
-                differentiable |= t.requires_grad
-        output: Tensor
-        try:
-            if differentiable and record is not None and recording():
-                output = record(*inputs)
-            else:
-                with below():
-                    output = kernel(*inputs)
-                if first_alone:
-                    output = output[0]
-        except RuntimeError as error:
-            if REFUSAL not in str(error):
-                raise
-            return None
-        return output
+                output: Tensor
+                try:
+                    if differentiable and record is not None and recording():
+                        output = record(*given)
+                        return output
+                    with below():
+                        found = kernel(*given)
+                    output = found if single else found[0]
+                    return output
+                except RuntimeError as error:
+                    if REFUSAL not in str(error):
+                        raise
+        return run_checked(implementation, called or what.name, *given)
 
-    return call
+    def run_checked(implementation: str, op: str, *given: Any) -> Tensor:
+        for i, needed in tensors:
+            if needed or given[i] is not None:
+                _check.tensors(op, **{what.names[i]: given[i]})
+        kind = given[0].device.type
+        given = tuple(_check.autocast(kind, a) if i in lowered else a for i, a in enumerate(given))
+        shape(*given)
+        output: Tensor
+        if _native.chosen(op, implementation, given[0]):
+            found = overload(*given)
+            output = found if single else found[0]
+            return output
+        output = reference(*given)
+        if what.elementwise or backward is None:
+            return output
+        return output.contiguous(memory_format=torch._prims_common.suggest_memory_format(given[0]))
+
+    return run
 
 
 def _recorded(what: Declaration, kernel: Callable[..., Any], backward: Backward) -> Any:

@@ -154,9 +154,11 @@ def _triton() -> ModuleType:
     return triton
 
 
+# A padding may depend on the sizes of a map, and is followed where they are symbolic. Stride and dilation are numbers of
+# the network: lists of plain integers cost a call less.
 _run = _declare.declare(
     _OP,
-    "Tensor input, Tensor offset, Tensor weight, Tensor? bias, SymInt[] stride, SymInt[] padding, SymInt[] dilation, "
+    "Tensor input, Tensor offset, Tensor weight, Tensor? bias, int[] stride, SymInt[] padding, int[] dilation, "
     "Tensor? mask, bool clamp",
     _shape,
     reference.deform_conv2d,
