@@ -89,8 +89,8 @@ def declare(
         fake: the fake kernel, where the size of the output depends on values.
 
     Returns:
-        a function that runs the operator. It takes an implementation (see ``_native.chosen``), the operator's arguments,
-        and as `called` the public function's name where that is not the operator's.
+        a function that runs the operator. It takes an implementation (see ``_native.chosen``), the arguments, and as
+        `called` the public function's name where that is not the operator's.
     """
     what = Declaration(name, arguments, gradients, bias, forgotten, extra, elementwise)
     what.define()

@@ -154,8 +154,8 @@ def _triton() -> ModuleType:
     return triton
 
 
-# A padding may depend on the sizes of a map, and is followed where they are symbolic. Stride and dilation are numbers of
-# the network: lists of plain integers cost a call less.
+# A padding may depend on the sizes of a map, and is followed where they are symbolic. Stride and dilation are constants
+# of the network, and lists of plain integers cost less per call.
 _run = _declare.declare(
     _OP,
     "Tensor input, Tensor offset, Tensor weight, Tensor? bias, int[] stride, SymInt[] padding, int[] dilation, "
