@@ -41,7 +41,7 @@ def test_somebodys_model_is_drawn_and_what_it_lacks_is_said():
     names = [figure.name for figure in found]
     assert names == told == ["picture", "sampling", "support", "offsets-1", "dilation", "lrn"]
     assert any("not a detector" in note for note in notes)
-    assert any("has masks" in note for note in notes)
+    assert any("modulated" in note for note in notes)
     for figure in found:
         with Image.open(io.BytesIO(figure.data)) as image:
             assert image.format == "PNG"

@@ -304,7 +304,7 @@ def _offsets(view: View) -> Iterator[Figure]:
 def _masks(view: View) -> Iterator[Figure]:
     modulated = [(name, step) for name, step in _chosen(view) if step.mask is not None]
     if not modulated:
-        raise LookupError("No deformable convolution of the model has masks: no masks are drawn.")
+        raise LookupError("No deformable convolution of the model is modulated: no masks are drawn.")
     for i, (name, step) in enumerate(modulated):
         Ho, Wo = step.above
         figure = canvas.sheet(1.5 * step.kernel[1] + 0.7, step.kernel[0] * (height(1.5, Ho / Wo) + 0.25))
