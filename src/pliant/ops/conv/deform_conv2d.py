@@ -62,8 +62,8 @@ def deform_conv2d(
         fixed number of threads.
 
     Raises:
-        TypeError: a dtype is unsupported or not input's; only `offset` and `mask` may be float32 instead, beside input
-            in float16 or bfloat16.
+        TypeError: a dtype is unsupported or not input's; only `offset` and `mask` may be float32 instead, with input in
+            float16 or bfloat16.
         ValueError: a shape does not fit, tensors are on different devices, the output would be empty.
         RuntimeError: ``implementation="native"`` where there is no kernel.
 

@@ -35,7 +35,7 @@ def deform_psroi_pool(
     ``start = round(y1, x1)·spatial_scale − ½``, ``extent = (round(y2, x2) + 1)·spatial_scale − ½ − start``, at least
     0.1, ``bin = extent/P``, ``Δ = trans_std·extent·offset[r, class(c), part(b)]``. `round` is that of C: half away
     from zero. Channel c of bin (ph, pw) is channel ``(c·group_size + gh)·group_size + gw`` of the map with
-    ``gh = floor(ph·group_size/P)``; it takes the offsets of part ``floor(ph·part_size/P)``; gw and columns alike.
+    ``gh = floor(ph·group_size/P)``; it takes the offsets of part ``floor(ph·part_size/P)``; gw and columns likewise.
 
     At the edges: a sample outside ``[−½, H − ½] × [−½, W − ½]`` is left out of sum and `count`, others are moved into
     the map, where the derivative in that direction is 0; a bin without any sample is 0. At integer positions the offset
@@ -62,8 +62,8 @@ def deform_psroi_pool(
         (R, C/group_size², P, P) in input's dtype, differentiable twice in input, offset and mask.
 
     Raises:
-        TypeError: a dtype is unsupported or not input's; only `rois`, and beside input in float16 or bfloat16 `offset`
-            and `mask`, may be float32 instead.
+        TypeError: a dtype is unsupported or not input's; `rois` may always be float32 instead, `offset` and `mask` with
+            input in float16 or bfloat16.
         ValueError: a shape does not fit, tensors are on different devices, or (on the CPU, outside of torch.compile)
             an image index is out of range; elsewhere such an RoI gives zeros and no gradient.
         RuntimeError: ``implementation="native"`` where there is no kernel.

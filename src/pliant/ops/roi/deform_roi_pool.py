@@ -57,8 +57,8 @@ def deform_roi_pool(
         (R, C, Ph, Pw) in input's dtype, differentiable twice in input, offset and mask.
 
     Raises:
-        TypeError: a dtype is unsupported or not input's; only `rois`, and beside input in float16 or bfloat16 `offset`
-            and `mask`, may be float32 instead.
+        TypeError: a dtype is unsupported or not input's; `rois` may always be float32 instead, `offset` and `mask` with
+            input in float16 or bfloat16.
         ValueError: a shape does not fit, tensors are on different devices, or (on the CPU, outside of torch.compile)
             an image index is out of range; elsewhere such an RoI gives zeros and no gradient.
         RuntimeError: ``implementation="native"`` where there is no kernel.

@@ -27,7 +27,7 @@ def ps_roi_pool(
     """Average the map over the bins of every box, each bin of whole pixels and in its own channels.
 
     ``y[r,c,ph,pw] = mean x[n(r), (c·Ph + ph)·Pw + pw, i, j]`` over rows
-    ``floor(ph·h/Ph) ≤ i − top < ceil((ph + 1)·h/Ph)`` and columns alike, with ``top = round(y1·spatial_scale)`` and
+    ``floor(ph·h/Ph) ≤ i − top < ceil((ph + 1)·h/Ph)`` and columns likewise, with ``top = round(y1·spatial_scale)`` and
     ``h = max(round(y2·spatial_scale) − top, 1)``; round is C's, half away from zero.
 
     At the edges: pixels outside the map are neither added nor counted, and a bin without pixels is 0. The last row and

@@ -26,7 +26,7 @@ def roi_pool(
 ) -> Tensor:
     """Take the maximum of the map over the bins of every box, where bins consist of whole pixels.
 
-    ``y[r,c,ph,pw] = max x[n(r),c,i,j]`` over rows ``floor(ph·h/Ph) ≤ i − top < ceil((ph + 1)·h/Ph)`` and columns alike,
+    ``y[r,c,ph,pw] = max x[n(r),c,i,j]`` over rows ``floor(ph·h/Ph) ≤ i − top < ceil((ph + 1)·h/Ph)``, columns likewise,
     with ``top = round(y1·spatial_scale)`` and ``h = max(round(y2·spatial_scale) − top + 1, 1)``; round is C's, half
     away from zero. The gradient goes to the pixel of the maximum, of equal ones to the first in row-major order.
 
