@@ -23,8 +23,17 @@ class Operator:
             channels_last).
         settings: the function's other arguments on a case.
         cases: the cases on which it is tested, small and irregular.
+        small: cases for finite differences, where it has gradients.
+        huge: a case of more than 2³¹ elements, where the shape of the output does not depend on values.
         speed: the cases on which speed is promised.
         gradients: the tensors it can be differentiated in, twice.
+        variants: settings beside those of a case; what is tested holds with each of them.
+        wide: tensors that may be float32 beside an input in low precision, and stay so under autocast.
+        beside: views of what may hold any value and is not the map: coordinates and masks.
+        alone: one image of a batch: (tensors, image) to (its tensors, its rows of the output).
+        jumps: whether the last bit of a coordinate may decide about the output, as it does where boxes are
+            rounded: the reference is then asked in the precision that the kernel computes in.
+        any_threads: whether gradients are the same bit for bit for any number of threads.
         layer: the layer of :mod:`pliant.nn` built on it, or nothing.
         meaning: what it does, in half a sentence.
         source: where it comes from.
@@ -40,8 +49,12 @@ class Operator:
     inputs: Callable[[Any, torch.dtype, int, bool], dict[str, Tensor]]
     settings: Callable[[Any], dict[str, Any]]
     cases: tuple[Any, ...]
+    small: tuple[Any, ...]
+    huge: Any
     speed: tuple[Any, ...]
     gradients: tuple[str, ...]
+    beside: Callable[[dict[str, Tensor]], dict[str, Tensor]]
+    alone: Callable[[dict[str, Tensor], int], tuple[dict[str, Tensor], Tensor]]
     layer: str
     meaning: str
     source: str
@@ -50,6 +63,10 @@ class Operator:
     dtypes: tuple[torch.dtype, ...] = _check.DTYPES
     gpu_dtypes: tuple[torch.dtype, ...] = (torch.float32, *_check.LOW)
     whole: bool = True
+    variants: tuple[dict[str, Any], ...] = ({},)
+    wide: tuple[str, ...] = ()
+    jumps: bool = False
+    any_threads: bool = True
 
     @property
     def name(self) -> str:
@@ -82,18 +99,55 @@ def _nms(*names: str) -> Callable[[testing.NMSCase, torch.dtype, int, bool], dic
     return draw
 
 
+def _image(*names: str) -> Callable[[dict[str, Tensor], int], tuple[dict[str, Tensor], Tensor]]:
+    """Return how one image is taken out of the batch: `names` are the tensors with a value for each."""
+
+    def alone(tensors: dict[str, Tensor], image: int) -> tuple[dict[str, Tensor], Tensor]:
+        own = {name: t[image : image + 1] if name in names else t for name, t in tensors.items()}
+        return own, torch.tensor([image])
+
+    return alone
+
+
+def _boxes_of_image(tensors: dict[str, Tensor], image: int) -> tuple[dict[str, Tensor], Tensor]:
+    name = "rois" if "rois" in tensors else "boxes"
+    (rows,) = torch.where(tensors[name][:, 0] == image)
+    own = {n: t[image : image + 1] if n == "input" else t[rows] for n, t in tensors.items()}
+    own[name][:, 0] = 0
+    return own, rows
+
+
 def _of_roi(
-    function: Callable[..., Tensor], meaning: str, source: str, layer: str = "", own_channels: bool = False
+    function: Callable[..., Tensor],
+    meaning: str,
+    source: str,
+    layer: str = "",
+    own_channels: bool = False,
+    jumps: bool = False,
+    variants: tuple[dict[str, Any], ...] = ({},),
 ) -> Operator:
     name = function.__name__
+    moved = ("offset", "mask") if name.startswith("deform") else ()
+
+    def beside(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        boxes = "rois" if moved else "boxes"
+        return {boxes: tensors[boxes][:, 1:], **{n: tensors[n] for n in moved}}
+
     return Operator(
         function=function,
         family="roi",
         inputs=_roi(name),
         settings=lambda case: case.arguments(name),
         cases=testing.PS_ROI_CASES if own_channels else testing.ROI_CASES,
+        small=testing.PS_ROI_SMALL if own_channels else testing.ROI_SMALL,
+        huge=testing.ROI_HUGE,
         speed=testing.ROI_SPEED,
-        gradients=("input", "offset", "mask") if name.startswith("deform") else ("input",),
+        gradients=("input", *moved),
+        variants=variants,
+        wide=moved,
+        beside=beside,
+        alone=_boxes_of_image,
+        jumps=jumps,
         layer=layer,
         meaning=meaning,
         source=source,
@@ -108,8 +162,15 @@ def _of_nms(function: Callable[..., Tensor], names: tuple[str, ...], meaning: st
         inputs=_nms(*names),
         settings=lambda case: {"iou_threshold": 0.5},
         cases=testing.NMS_CASES,
+        small=(),
+        huge=None,
         speed=testing.NMS_SPEED,
         gradients=(),
+        variants=({}, {"iou_threshold": 0.1}),
+        beside=lambda tensors: {n: tensors[n] for n in ("boxes", "scores")},
+        # It has no images.
+        alone=lambda tensors, image: (tensors, torch.arange(0)),
+        jumps=True,
         layer="",
         meaning=meaning,
         source=source,
@@ -127,8 +188,16 @@ OPERATORS = (
         inputs=_conv,
         settings=lambda case: dict(case.geometry),
         cases=testing.DEFORM_CONV_CASES,
+        small=testing.DEFORM_CONV_SMALL,
+        huge=testing.DEFORM_CONV_HUGE,
         speed=testing.DEFORM_CONV_SPEED,
         gradients=("input", "offset", "weight", "bias", "mask"),
+        variants=({}, {"boundary": "clamp"}),
+        wide=("offset", "mask"),
+        beside=lambda tensors: {n: tensors[n] for n in ("offset", "mask")},
+        alone=_image("input", "offset", "mask"),
+        # Sums over images and tiles are split among threads.
+        any_threads=False,
         layer="DeformConv2d",
         meaning="convolution whose taps are moved by learned offsets (v1) and weighted by a learned mask (v2)",
         source="Dai et al. 2017, Zhu et al. 2019",
@@ -146,11 +215,14 @@ OPERATORS = (
         "Dai et al. 2017, Zhu et al. 2019",
         layer="DeformPSRoIPool",
         own_channels=True,
+        # Boxes are rounded to whole pixels, and samples right at the border are left out or not.
+        jumps=True,
     ),
     _of_roi(
         ops.roi_align,
         "average of bilinear samples over every bin of a box; torchvision's arguments",
         "He et al. 2017",
+        variants=({}, {"aligned": True}),
     ),
     _of_roi(
         ops.ps_roi_align,
@@ -162,12 +234,14 @@ OPERATORS = (
         ops.roi_pool,
         "maximum over the whole pixels of every bin of a box; torchvision's arguments",
         "Girshick 2015",
+        jumps=True,
     ),
     _of_roi(
         ops.ps_roi_pool,
         "position-sensitive average over the whole pixels of every bin of a box; torchvision's arguments",
         "Dai et al. 2016",
         own_channels=True,
+        jumps=True,
     ),
     Operator(
         function=ops.local_response_norm,
@@ -175,8 +249,12 @@ OPERATORS = (
         inputs=_lrn,
         settings=lambda case: dict(case.arguments),
         cases=testing.LRN_CASES,
+        small=testing.LRN_SMALL,
+        huge=testing.LRN_HUGE,
         speed=testing.LRN_SPEED,
         gradients=("input",),
+        beside=lambda tensors: {},
+        alone=_image("input"),
         layer="LocalResponseNorm",
         meaning="divides every value by a power of the energy of neighbouring channels, or of neighbouring pixels; "
         "PyTorch's arguments",
@@ -194,8 +272,12 @@ OPERATORS = (
             "beta": case.beta,
         },
         cases=tuple(case for case in testing.LRN_CASES if case.region == "channel"),
+        small=tuple(case for case in testing.LRN_SMALL if case.region == "channel"),
+        huge=testing.LRN_HUGE,
         speed=testing.LRN_SPEED,
         gradients=("input",),
+        beside=lambda tensors: {},
+        alone=_image("input"),
         layer="",
         meaning="local response normalization over the last dimension; TensorFlow's arguments",
         source="`tf.nn.lrn`",
