@@ -128,7 +128,7 @@ def _boxes(random: torch.Generator, count: int, images: int, height: float, widt
     first, extent = torch.rand(2, count, 2, generator=random, dtype=torch.float64)
     span = torch.tensor([width, height], dtype=torch.float64)
     start = (1.2 * first - 0.2) * span
-    image = torch.randint(images, (count, 1), generator=random).double()
+    image = torch.randint(max(images, 1), (count, 1), generator=random).double()
     return torch.cat([image, start, start + (0.05 + 0.75 * extent) * span], 1)
 
 
