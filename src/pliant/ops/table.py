@@ -42,6 +42,7 @@ class Operator:
         dtypes: those of its CPU kernel.
         gpu_dtypes: those of its GPU kernel.
         whole: whether ``torch.compile(fullgraph=True)`` takes it.
+        traceable: whether it takes the reference: not where loops depend on values.
     """
 
     function: Callable[..., Tensor]
@@ -63,6 +64,7 @@ class Operator:
     dtypes: tuple[torch.dtype, ...] = _check.DTYPES
     gpu_dtypes: tuple[torch.dtype, ...] = (torch.float32, *_check.LOW)
     whole: bool = True
+    traceable: bool = True
     variants: tuple[dict[str, Any], ...] = ({},)
     wide: tuple[str, ...] = ()
     jumps: bool = False
@@ -124,6 +126,7 @@ def _of_roi(
     layer: str = "",
     own_channels: bool = False,
     jumps: bool = False,
+    traceable: bool = True,
     variants: tuple[dict[str, Any], ...] = ({},),
 ) -> Operator:
     name = function.__name__
@@ -148,6 +151,7 @@ def _of_roi(
         beside=beside,
         alone=_boxes_of_image,
         jumps=jumps,
+        traceable=traceable,
         layer=layer,
         meaning=meaning,
         source=source,
@@ -178,6 +182,7 @@ def _of_nms(function: Callable[..., Tensor], names: tuple[str, ...], meaning: st
         exports=("ONNX",),
         # How many boxes are kept depends on values.
         whole=False,
+        traceable=False,
     )
 
 
@@ -235,6 +240,7 @@ OPERATORS = (
         "maximum over the whole pixels of every bin of a box; torchvision's arguments",
         "Girshick 2015",
         jumps=True,
+        traceable=False,
     ),
     _of_roi(
         ops.ps_roi_pool,
@@ -242,6 +248,7 @@ OPERATORS = (
         "Dai et al. 2016",
         own_channels=True,
         jumps=True,
+        traceable=False,
     ),
     Operator(
         function=ops.local_response_norm,
