@@ -109,9 +109,9 @@ def _same_step(compiled: Any, network: Any, problem: Problem, tensors: Tensors, 
 
 @pytest.fixture
 def free_sizes() -> Iterator[None]:
-    """Sizes that are equal by chance are not equal by necessity; sizes that depend on values may be traced."""
+    """Sizes equal by chance are not equal by necessity, sizes may depend on values, and a scale is a constant."""
     duck = torch.fx.experimental._config.patch(use_duck_shape=False)
-    with duck, torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True):
+    with duck, torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True, specialize_float=True):
         yield
 
 

@@ -1,4 +1,4 @@
-"""What the deformable convolutions say about wrong arguments: (operators, what replaces a right argument, exception, sentence)."""
+"""What deformable convolution says about wrong arguments: (operators, the wrong argument, exception, sentence)."""
 
 from __future__ import annotations
 
