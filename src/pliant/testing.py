@@ -91,6 +91,7 @@ DEFORM_CONV_CASES = (
     DeformConvCase("crooked", (2, 6, 11, 9), 4, (3, 2), (2, 1), (1, 0), (2, 1), groups=2, offset_groups=3),
     DeformConvCase("pointwise", (1, 3, 4, 5), 7, (1, 1), padding=(0, 0)),
     DeformConvCase("one_pixel", (3, 4, 1, 1), 4, offset_groups=2),
+    DeformConvCase("one_channel", (2, 1, 4, 5), 2),
     DeformConvCase("depthwise", (2, 8, 9, 7), 8, groups=8),
     DeformConvCase("multiplier", (1, 4, 6, 7), 12, groups=4, offset_groups=2),
     DeformConvCase("wide", (1, 48, 13, 17), 33),
@@ -205,6 +206,7 @@ ROI_CASES = (
     RoICase("many_bins", (1, 3, 10, 12), 3, (7, 5), 0.125, 2),
     RoICase("many_channels", (1, 37, 8, 9), 11, (2, 2), 0.5, 2),
     RoICase("one_bin", (2, 3, 8, 9), 4, (1, 1), 0.5, 0),
+    RoICase("one_channel", (2, 1, 5, 4), 3, (2, 2)),
     RoICase("none", (2, 4, 5, 6), 0, (2, 2)),
 )
 
@@ -219,6 +221,7 @@ PS_ROI_CASES = (
     RoICase("many_bins", (1, 98, 14, 11), 3, (7, 7), 0.25, 0, group_size=7, part_size=7),
     RoICase("wide", (1, 148, 9, 12), 6, (2, 2), group_size=2, part_size=2, classes=37),
     RoICase("pixel", (2, 8, 1, 1), 3, (2, 2), group_size=2, part_size=2),
+    RoICase("one_channel", (2, 1, 5, 4), 3, (1, 1), part_size=1),
     RoICase("none", (2, 8, 5, 6), 0, (2, 2), group_size=2, part_size=2),
 )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -61,23 +62,41 @@ def test_opcheck(problem: Problem, dtype: torch.dtype, layout: str) -> None:
         opcheck(call.function, (grad, *rest), atol=1e-2, rtol=1e-2)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@each([p for p in problems() if not p.variant])
-def test_fake_kernels_know_shapes_dtypes_and_strides(problem: Problem, dtype: torch.dtype, layout: str) -> None:
-    # Inductor lays out memory by what they say.
-    for call in raw_calls(problem, LAYOUTS[layout](problem.tensors(dtype))):
+def _same_as_fake(problem: Problem, tensors: Tensors) -> None:
+    """Compare raw operators with their fake kernels: inductor lays out memory by what those say."""
+    for call in raw_calls(problem, tensors):
         with FakeTensorMode(shape_env=ShapeEnv()) as mode:
             fake = [mode.from_tensor(a) if isinstance(a, Tensor) else a for a in call.arguments]
             claimed = call.function(*fake)
         for real, claim in zip(call.results, claimed if isinstance(claimed, tuple) else (claimed,), strict=True):
-            assert claim.dtype == real.dtype
-            assert claim.dim() == real.dim()
+            assert (claim.dtype, claim.dim()) == (real.dtype, real.dim())
             if problem.op.whole:
                 assert claim.shape == real.shape
                 assert claim.stride() == real.stride() or not real.numel()
             else:
                 assert isinstance(claim.shape[0], torch.SymInt)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@each([p for p in problems() if not p.variant])
+def test_fake_kernels_know_shapes_dtypes_and_strides(problem: Problem, dtype: torch.dtype, layout: str) -> None:
+    _same_as_fake(problem, LAYOUTS[layout](problem.tensors(dtype)))
+
+
+# Sizes at which memory formats are ambiguous.
+AMBIGUOUS = [(2, 4, 5), (2, 1, 1), (1, 6, 1), (1, 1, 5), (0, 4, 5)]
+
+
+@pytest.mark.parametrize("size", AMBIGUOUS, ids=str)
+@each([p for p in problems() if p.case.name in ("plain", "one_channel", "own_energy") and not p.variant])
+def test_fake_kernels_know_ambiguous_strides(problem: Problem, size: tuple[int, int, int]) -> None:
+    N, H, W = size
+    problem = replace(problem, case=replace(problem.case, input=(N, problem.case.input[1], H, W)))
+    if N == 0:
+        problem = replace(problem, case=problem.case.empty())
+    for last in (False, True):
+        _same_as_fake(problem, problem.tensors(channels_last=last))
 
 
 # torch.compile and torch.export.
