@@ -89,7 +89,7 @@ def test_third_derivative(problem: Problem) -> None:
         assert error(actual, right) < 1e-10
 
 
-@on_each_implementation
+@pytest.mark.parametrize("implementation", ["auto", *IMPLEMENTATIONS])
 @each(FIRST)
 def test_only_those_asked_for(problem: Problem, implementation: str) -> None:
     tensors = problem.tensors()
@@ -126,7 +126,7 @@ def test_the_kernel_computes_only_those_asked_for(problem: Problem) -> None:
                 assert found.isfinite().all()
 
 
-@on_each_implementation
+@pytest.mark.parametrize("implementation", ["auto", *IMPLEMENTATIONS])
 @each_operator(DIFFERENTIABLE)
 def test_no_gradient_flows_into_other_tensors(op: Operator, implementation: str) -> None:
     problem = Problem(op, op.cases[0])
@@ -137,7 +137,7 @@ def test_no_gradient_flows_into_other_tensors(op: Operator, implementation: str)
         assert (t.grad is not None and t.grad.any()) == (name in problem.gradients), name
 
 
-@on_each_implementation
+@pytest.mark.parametrize("implementation", ["auto", *IMPLEMENTATIONS])
 @each(problems(cases=1))
 def test_nothing_is_kept_without_gradients(problem: Problem, implementation: str) -> None:
     kept: list[Tensor] = []

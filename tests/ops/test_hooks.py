@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import weakref
 from collections.abc import Callable
 from functools import partial
 from typing import Any, ClassVar
@@ -193,6 +194,18 @@ def test_hooks_of_saved_tensors_see_every_tensor_once(name: str) -> None:
     _equal(_gradients(part, run, x), expected)
     assert packed
     assert sorted(unpacked) == list(range(len(packed)))
+
+
+@each_operator(DIFFERENTIABLE)
+def test_what_hooks_pack_is_all_that_is_kept(op: Operator) -> None:
+    problem = Problem(op, op.cases[0])
+    given = {n: t * 1 if n in op.gradients else t for n, t in leaves(problem.tensors(), op.gradients).items()}
+    alive = {name: weakref.ref(given[name]) for name in op.gradients}
+    with saved_tensors_hooks(lambda t: t.detach().clone(), lambda t: t):
+        output = problem.call(given)
+    given.clear()
+    assert output.grad_fn is not None
+    assert [name for name, ref in alive.items() if ref() is not None] == []
 
 
 @each_part

@@ -47,6 +47,18 @@ def test_kernel_matches_the_reference(problem: Problem, dtype: torch.dtype, layo
     _agree(differentiate(problem, tensors, "native"), _expected(problem.name, dtype), tensors, dtype)
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@each(PROBLEMS)
+def test_eager_short_cut_gives_the_bits_of_the_kernel(problem: Problem, dtype: torch.dtype, layout: str) -> None:
+    # implementation="auto" passes by torch's dispatcher where it can, "native" does not.
+    tensors = LAYOUTS[layout](problem.tensors(dtype))
+    expected = differentiate(problem, tensors, "native")
+    for name, value in differentiate(problem, tensors, "auto").items():
+        assert torch.equal(value, expected[name]), name
+        assert value.stride() == expected[name].stride(), name
+
+
 @pytest.mark.parametrize("layout", ["contiguous", "sliced"])
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @each(PROBLEMS)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd import forward_ad
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.testing._internal.optests import opcheck
 
@@ -269,6 +270,9 @@ def test_forward_mode_runs_on_the_reference(op: Operator, monkeypatch: pytest.Mo
         _, tangent = torch.func.jvp(of, values, ways)
     ends = [of(*(v + sign * step * way for v, way in zip(values, ways, strict=True))) for sign in (1, -1)]
     assert error(tangent, (ends[0] - ends[1]) / (2 * step)) < 1e-6
+    with forward_ad.dual_level():
+        found = forward_ad.unpack_dual(of(*(forward_ad.make_dual(v, way) for v, way in zip(values, ways, strict=True))))
+    assert torch.equal(found.tangent, tangent)
     with pytest.raises(
         RuntimeError, match=f'^{op.name}: implementation="native" is not possible here, the kernels have'
     ):
