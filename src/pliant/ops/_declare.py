@@ -28,9 +28,9 @@ Function = TypeVar("Function", bound=Callable[..., Tensor])
 
 
 def leaf(function: Function) -> Function:
-    """Make a public operator one call for whoever overrides torch functions: torch.fx, subclasses of Tensor.
+    """Make a public operator a single call for all that overrides torch functions: torch.fx, subclasses of Tensor.
 
-    ``torch.fx.symbolic_trace`` records the operator as one node, and does not look at the checks inside.
+    ``torch.fx.symbolic_trace`` records the operator as one node, without its checks.
     """
 
     @functools.wraps(function)
@@ -45,7 +45,7 @@ def leaf(function: Function) -> Function:
 
 
 class Extra(NamedTuple):
-    """A second output of the forward kernel, of the shape of the first, that only the backward kernel reads."""
+    """A second output of the forward kernel, with the shape of the first, that only the backward kernel reads."""
 
     name: str
     dtype: torch.dtype
@@ -76,16 +76,16 @@ def declare(
         shape: raises unless the arguments fit each other, and returns the size of the output.
         reference: computes the output from the arguments, differentiable any number of times.
         triton: imports the module with the GPU kernels: functions `name` and ``{name}_backward``.
-        gradients: tensors that the operator is differentiable in; none: it has no gradient.
-        bias: the one of `gradients` that is added per channel: its gradient is a sum, the backward kernel does without.
+        gradients: the tensors in which the operator is differentiable; empty: it has no gradient.
+        bias: the tensor of `gradients` that is added per channel; its gradient is a sum and needs no kernel.
         lowered: tensors that run in the low precision under autocast.
         also: other public names of the operator.
         elementwise: the output has the shape and the strides of the first tensor; else its memory format.
         forgotten: a tensor that backward does not read and that is not kept: the backward kernel gets
             ``SymInt[] {forgotten}_size, bool channels_last`` instead.
         extra: a second output of the kernel for its own backward.
-        linear: for an operator whose backward is linear and does without the tensor `forgotten`: returns the gradient
-            of backward's first argument, from the gradient above and what the backward kernel got.
+        linear: for an operator whose backward is linear and does not read the tensor `forgotten`: computes the gradient
+            of the backward's first argument from the upstream gradient and the backward kernel's other arguments.
         fake: the fake kernel, where the size of the output depends on values.
 
     Returns:
@@ -136,15 +136,15 @@ class Declaration:
         self.tensors = [i for i, kind in enumerate(self.types) if kind in ("Tensor", "Tensor?")]
         self.bias = self.names.index(bias) if bias else -1
         self.forgotten = self.names.index(forgotten) if forgotten else -1
-        # What the backward kernel computes: one bit and the position of every tensor.
+        # The tensors whose gradients the backward kernel computes: a bit of `wanted` and the position of each.
         computed = [self.names.index(n) for n in gradients if n != bias]
         self.wanted = [(1 << bit, i) for bit, i in enumerate(computed)]
         self.several = len(computed) > 1
-        # What the backward kernel reads after the gradient: the forward kernel's arguments but the bias.
+        # What the backward kernel reads after the gradient: the forward kernel's arguments except the bias.
         self.read = [i for i in range(len(self.names)) if i != self.bias]
-        # Where that of each of them begins.
+        # The position of each of them in the backward kernel's arguments, counted after the gradient.
         self.slot = {i: at + (0 <= self.forgotten < i) for at, i in enumerate(self.read)}
-        # Tensors among that: what autograd keeps.
+        # The tensors among them, which autograd saves.
         self.kept = [self.slot[i] for i in self.tensors if i not in (self.bias, self.forgotten)]
         if extra is not None:
             self.kept.append(len(self.read) + (forgotten != ""))
@@ -163,13 +163,13 @@ class Declaration:
             for i in self.read
         ]
         found = ", ".join(f"Tensor {self.names[i]}" for _, i in self.wanted)
-        # `wanted` holds one bit per gradient, in the order of the outputs; those not asked for come back empty.
+        # `wanted` holds one bit per gradient, in the order of the outputs; gradients not asked for are returned empty.
         wanted, found = (", int wanted", f"({found})") if self.several else ("", "Tensor")
         _native.library.define(f"{self.name}_backward(Tensor grad, {', '.join(read)}{more}{wanted}) -> {found}")
 
 
 class Backward:
-    """First derivatives, by the backward kernel, and second ones, by way of the reference."""
+    """First derivatives by the backward kernel, second ones through the reference."""
 
     def __init__(
         self, what: Declaration, reference: Callable[..., Tensor], linear: Callable[..., Tensor] | None
@@ -197,7 +197,7 @@ class Backward:
         return tuple(found) if what.several else found[0]
 
     def keep(self, ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        """Keep what the backward kernel reads: its tensors in autograd's way, the rest as it is."""
+        """Save what the backward kernel reads: tensors through autograd, everything else on `ctx`."""
         what = self.what
         given = [inputs[i] for i in what.read]
         if what.forgotten >= 0:
@@ -213,7 +213,7 @@ class Backward:
         ctx.given = given
 
     def recall(self, ctx: Any) -> list[Any]:
-        """Return what :meth:`keep` kept. Hooks of saved tensors run here: never below autograd."""
+        """Return what :meth:`keep` saved. Saved-tensor hooks run here, so this is never called below autograd."""
         given = [*ctx.given]
         for at, t in zip(self.what.kept, ctx.saved_tensors, strict=True):
             given[at] = t
@@ -240,7 +240,7 @@ class Backward:
         return tuple(result)
 
     def keep_again(self, ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        """Keep everything that the backward kernel got."""
+        """Save all arguments of the backward kernel."""
         kept = [0, *(at + 1 for at in self.what.kept)]
         ctx.save_for_backward(*[inputs[at] for at in kept])
         ctx.given = [None if at in kept else a for at, a in enumerate(inputs)]
@@ -280,18 +280,18 @@ def _twice(
     """Differentiate the gradients of `function`, which is differentiable any number of times.
 
     Args:
-        function: from `tensors` to the output.
+        function: computes the output from `tensors`.
         grad: the output's gradient, from which the first derivatives were computed.
-        tensors: what `function` is differentiated in; None stays None.
-        wanted: one bit for every tensor of which the first derivative was computed.
-        above: the gradients of those first derivatives, None where there is none.
+        tensors: the arguments to differentiate `function` in; None stays None.
+        wanted: one bit per tensor whose first derivative was computed.
+        above: the upstream gradients of those first derivatives, None where there is none.
 
     Returns:
         The gradients of `grad` and of each tensor.
     """
     again = torch.is_grad_enabled()
     with torch.enable_grad():
-        # Every tensor gets a node of its own: where a third derivative is asked for they stay tied to the saved ones.
+        # Every tensor gets its own autograd node; for a third derivative it stays connected to the saved tensor.
         saved = [None if t is None else t.view_as(t) if again else t.detach() for t in (grad, *tensors)]
         present = [t for t in saved if t is not None]
         for t in present:
@@ -315,16 +315,16 @@ def _runner(
 ) -> Callable[..., Tensor]:
     """Return the function that runs an operator, by its kernel or by its reference; see :func:`declare`.
 
-    It begins with a short cut for eager calls on the CPU, which costs a third of the way through torch's dispatcher and
-    library. Where a kernel refuses its arguments there, the checks of the long way find the words; every other
-    exception passes.
+    It first tries a short cut for eager calls on the CPU, which costs a third of the path through the dispatcher and
+    torch.library. If a kernel refuses its arguments there, the checks of the full path say what is wrong; every other
+    exception propagates.
     """
     overload = getattr(torch.ops.pliant, what.name).default
     kernel = overload._op  # without the overload's own call, a function of Python
     record = None if backward is None else _recorded(what, kernel, backward).apply
     tensors = [(i, what.types[i] == "Tensor") for i in what.tensors]
     single = what.extra is None
-    # Every line here is part of the cost of every call of a small network: no generators, no names looked up twice.
+    # Every line here adds to the cost of every call in a small network: no generators, no name looked up twice.
     compiling, tracing = torch.compiler.is_compiling, torch._C._get_tracing_state
     modes, transforms = torch._C._len_torch_dispatch_stack, torch._C._are_functorch_transforms_active
     autocast, recording, below = torch.is_autocast_enabled, torch.is_grad_enabled, torch._C._AutoDispatchBelowAutograd

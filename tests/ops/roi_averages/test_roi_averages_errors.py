@@ -125,7 +125,7 @@ for _op in RIGHT:
             (
                 {"output_size": 3},
                 ValueError,
-                "the 3×3 bins take turns, 9 must divide the 8 channels of input",
+                "the 3×3 = 9 bins must divide the 8 channels of input",
             )
         )
     if _op == "deform_psroi_pool":
