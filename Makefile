@@ -12,11 +12,12 @@ PY := .venv/bin/python
 PIP := $(PY) -m pip install --disable-pip-version-check
 TORCH := $(shell grep '^torch==' constraints.txt)
 
-.PHONY: help install demo test test-triton test-browser slow lint bench bench-peers count docs wheel clean
+.PHONY: help install demo test test-triton test-rounding test-browser slow lint bench bench-peers count docs wheel clean
 
 help:
 	@echo 'make demo    the main experiment, the quick version: what deformable layers do on real images'
 	@echo 'make test    the tests; make test-triton: those of the GPU kernels, without a GPU'
+	@echo 'make test-rounding  the tests once for each way in which a machine may round'
 	@echo 'make test-browser   the tests of the explorer in Chromium, which it installs where it is missing'
 	@echo 'make bench   the speed of every operator beside its limit'
 	@echo 'make bench-peers   the same beside other libraries, which it installs into .venv-peers'
@@ -37,6 +38,16 @@ test: install
 test-triton: install
 	TRITON_INTERPRET=1 $(PY) -m pytest tests/triton $(ARGS)
 	TRITON_INTERPRET=0 $(PY) -m pytest tests/triton $(ARGS)
+
+# Other matrix products, numbers of threads and instruction sets give other last bits; no test may depend on them.
+test-rounding: install
+	PLIANT_PRODUCTS=torch $(PY) -m pytest $(ARGS)
+	PLIANT_TEST_THREADS=1 $(PY) -m pytest $(ARGS)
+	PLIANT_TEST_THREADS=2 $(PY) -m pytest $(ARGS)
+	ATEN_CPU_CAPABILITY=default $(PY) -m pytest $(ARGS)
+	ATEN_CPU_CAPABILITY=avx2 $(PY) -m pytest $(ARGS)
+	ONEDNN_MAX_CPU_ISA=SSE41 $(PY) -m pytest $(ARGS)
+	ONEDNN_MAX_CPU_ISA=AVX2 $(PY) -m pytest $(ARGS)
 
 test-browser: .venv/.browser
 	$(PY) -m pytest tests/explore/browser $(ARGS)

@@ -1,5 +1,13 @@
-// Non-maximum suppression: by class and descending score, each box against those kept before it.
-#include "common.h"
+// Non-maximum suppression: within each class, in the order of descending scores, a box is kept unless it overlaps one
+// that was kept before. This file is compiled without contraction (-ffp-contract=off in CMakeLists.txt): a fused
+// multiply-add would change overlaps that lie exactly on the threshold. tests/test_contraction.py checks that.
+#include <cmath>
+#include <vector>
+
+#include "abi.h"
+#include "isa.h"
+#include "memory.h"
+#include "threads.h"
 
 namespace pliant {
 namespace {
@@ -19,7 +27,7 @@ struct Box {
   A x1, y1, x2, y2, area;
 };
 
-// Boxes with the coordinates in arrays of their own.
+// Boxes, an array per coordinate.
 template <class A>
 struct Boxes {
   A *x1, *y1, *x2, *y2, *area;
@@ -29,17 +37,16 @@ struct Boxes {
   }
 };
 
-// As many boxes are compared before the first look at whether one of them was enough.
-constexpr int64_t STRIP = 64;
+// Boxes that are compared between two looks at whether one of them overlapped.
+constexpr int64_t kStrip = 64;
 
-// Whether one of the boxes overlaps `b` by more than the threshold. This file is compiled without contraction: a fused
-// product would move IoUs that lie exactly on it.
+// Whether one of the first `count` boxes overlaps `box` by more than the threshold.
 template <class A>
-PLIANT_INLINE bool overlapped_impl(const Boxes<A>& kept, int64_t count, const Box<A>& box, A threshold) {
+PLIANT_INLINE bool overlapped_by(const Boxes<A>& kept, int64_t count, const Box<A>& box, A threshold) {
   const A *x1 = kept.x1, *y1 = kept.y1, *x2 = kept.x2, *y2 = kept.y2, *area = kept.area;
   const Box<A> b = box;
-  for (int64_t begin = 0; begin < count; begin += STRIP) {
-    const int64_t end = std::min(begin + STRIP, count);
+  for (int64_t begin = 0; begin < count; begin += kStrip) {
+    const int64_t end = std::min(begin + kStrip, count);
     int hits = 0;
 #pragma omp simd reduction(+ : hits)
     for (int64_t k = begin; k < end; ++k) {
@@ -54,14 +61,10 @@ PLIANT_INLINE bool overlapped_impl(const Boxes<A>& kept, int64_t count, const Bo
   return false;
 }
 
-PLIANT_CLONES bool overlapped(const Boxes<float>& kept, int64_t count, const Box<float>& b, float threshold) {
-  return overlapped_impl(kept, count, b, threshold);
-}
-PLIANT_CLONES bool overlapped(const Boxes<double>& kept, int64_t count, const Box<double>& b, double threshold) {
-  return overlapped_impl(kept, count, b, threshold);
-}
+#define PLIANT_OVERLAPPED(A) bool overlapped(const Boxes<A>& kept, int64_t count, const Box<A>& box, A threshold)
+PLIANT_KERNEL(PLIANT_OVERLAPPED, { return overlapped_by(kept, count, box, threshold); }, (float), (double))
 
-// Every box and its score; groups are classes.
+// All boxes as candidates, a group per class.
 std::vector<Candidate> candidates(const Tensor& scores, const std::optional<Tensor>& classes) {
   std::vector<Candidate> all(scores.size(0));
   const int64_t* labels = classes ? static_cast<const int64_t*>(classes->const_data_ptr()) : nullptr;
@@ -76,23 +79,36 @@ std::vector<Candidate> candidates(const Tensor& scores, const std::optional<Tens
   return all;
 }
 
-Tensor nms(const Tensor& boxes, const Tensor& scores, const std::optional<Tensor>& classes, double iou_threshold) {
-  auto list = [&](const Tensor& t) { return t.dim() == 1 && t.size(0) == boxes.size(0); };
-  STD_TORCH_CHECK(is_floating(boxes) && boxes.dim() == 2 && boxes.size(1) == 4 && is_floating(scores) && list(scores) &&
-                      (!classes || (list(*classes) && classes->scalar_type() == ScalarType::Long)),
-                  "nms: arguments that do not fit each other; pliant.ops.nms says which");
-  std::vector<Candidate> all = candidates(scores, classes);
-  const int64_t n = all.size();
-  std::sort(all.begin(), all.end(), [](const Candidate& a, const Candidate& b) {
-    return a.group != b.group ? a.group < b.group : better(a, b);
-  });
+// The index of each group's first candidate, then the number of candidates, which are sorted by group.
+std::vector<int64_t> group_starts(const std::vector<Candidate>& all) {
   std::vector<int64_t> starts;
-  for (int64_t i = 0; i < n; ++i)
+  for (int64_t i = 0; i < int64_t(all.size()); ++i)
     if (i == 0 || all[i].group != all[i - 1].group) starts.push_back(i);
-  const int64_t groups = starts.size();
-  starts.push_back(n);
+  starts.push_back(all.size());
+  return starts;
+}
 
-  // How many of each group were kept; they move to its front.
+// Move the candidates that are kept to the front of `size` candidates of one group, sorted by score, and return how
+// many. `own` has room for five numbers each.
+template <class T, class A>
+int64_t keep(Candidate* group, int64_t size, const T* boxes, int64_t row, int64_t column, A threshold, A* own) {
+  const Boxes<A> kept{own, own + size, own + 2 * size, own + 3 * size, own + 4 * size};
+  int64_t count = 0;
+  for (int64_t i = 0; i < size; ++i) {
+    const T* const at = boxes + group[i].index * row;
+    Box<A> b{A(at[0]), A(at[column]), A(at[2 * column]), A(at[3 * column]), 0};
+    b.area = (b.x2 - b.x1) * (b.y2 - b.y1);
+    if (overlapped(kept, count, b, threshold)) continue;
+    kept.set(count, b);
+    group[count++] = group[i];
+  }
+  return count;
+}
+
+// The same for every group; return the counts.
+std::vector<int64_t> keep_all(std::vector<Candidate>& all, const std::vector<int64_t>& starts, const Tensor& boxes,
+                              double iou_threshold) {
+  const int64_t groups = starts.size() - 1;
   std::vector<int64_t> counts(groups);
   dispatch(boxes.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
@@ -102,30 +118,31 @@ Tensor nms(const Tensor& boxes, const Tensor& scores, const std::optional<Tensor
     if (double(threshold) > iou_threshold) threshold = std::nextafter(threshold, A(-1));
     const T* const from = static_cast<const T*>(boxes.const_data_ptr());
     const int64_t row = boxes.stride(0), column = boxes.stride(1);
-    Buffer<A> memory(5 * n);
+    const Buffer<A> memory(5 * all.size());
     parallel(groups, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t g = begin; g < end; ++g) {
-        const int64_t first = starts[g], size = starts[g + 1] - first;
-        A* const own = memory.get() + 5 * first;
-        const Boxes<A> kept{own, own + size, own + 2 * size, own + 3 * size, own + 4 * size};
-        int64_t count = 0;
-        for (int64_t i = first; i < first + size; ++i) {
-          const T* const at = from + all[i].index * row;
-          Box<A> b{A(at[0]), A(at[column]), A(at[2 * column]), A(at[3 * column]), 0};
-          b.area = (b.x2 - b.x1) * (b.y2 - b.y1);
-          if (overlapped(kept, count, b, threshold)) continue;
-          kept.set(count, b);
-          all[first + count++] = all[i];
-        }
-        counts[g] = count;
-      }
+      for (int64_t g = begin; g < end; ++g)
+        counts[g] = keep(&all[starts[g]], starts[g + 1] - starts[g], from, row, column, threshold,
+                         memory.get() + 5 * starts[g]);
     });
   });
+  return counts;
+}
+
+Tensor nms(const Tensor& boxes, const Tensor& scores, const std::optional<Tensor>& classes, double iou_threshold) {
+  auto list = [&](const Tensor& t) { return t.dim() == 1 && t.size(0) == boxes.size(0); };
+  require_fit(is_floating(boxes) && boxes.dim() == 2 && boxes.size(1) == 4 && is_floating(scores) && list(scores) &&
+                  (!classes || (list(*classes) && classes->scalar_type() == ScalarType::Long)),
+              "nms");
+  std::vector<Candidate> all = candidates(scores, classes);
+  std::sort(all.begin(), all.end(), [](const Candidate& a, const Candidate& b) {
+    return a.group != b.group ? a.group < b.group : better(a, b);
+  });
+  const std::vector<int64_t> starts = group_starts(all), counts = keep_all(all, starts, boxes, iou_threshold);
 
   int64_t total = 0;
-  for (int64_t g = 0; g < groups; ++g)
+  for (size_t g = 0; g < counts.size(); ++g)
     for (int64_t i = 0; i < counts[g]; ++i) all[total++] = all[starts[g] + i];
-  if (groups > 1) std::sort(all.begin(), all.begin() + total, better);
+  if (counts.size() > 1) std::sort(all.begin(), all.begin() + total, better);
   Tensor result = torch::stable::new_empty(boxes, {total}, ScalarType::Long);
   int64_t* const to = static_cast<int64_t*>(result.mutable_data_ptr());
   for (int64_t i = 0; i < total; ++i) to[i] = all[i].index;

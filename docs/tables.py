@@ -19,19 +19,6 @@ SHORT = {torch.float64: "f64", torch.float32: "f32", torch.bfloat16: "bf16", tor
 # The order in which dtypes are listed: from wide to narrow.
 WIDE_FIRST = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
-CHINESE = {
-    "deform_conv2d": "每个采样点按学到的偏移量移动的卷积（v1），并可乘以学到的调制系数（v2）",
-    "deform_roi_pool": "对框内各格取平均，每格按学到的偏移量移动（v1），并可乘以学到的调制系数（v2）",
-    "deform_psroi_pool": "位置敏感的 `deform_roi_pool`：每格只读取属于自己的通道",
-    "roi_align": "对框内各格的双线性采样值取平均；参数与 torchvision 一致",
-    "ps_roi_align": "位置敏感的 `roi_align`：每格只读取属于自己的通道；参数与 torchvision 一致",
-    "roi_pool": "对框内各格的整数像素取最大值；参数与 torchvision 一致",
-    "ps_roi_pool": "位置敏感：每格在属于自己的通道中对整数像素取平均；参数与 torchvision 一致",
-    "local_response_norm": "除以相邻通道（或相邻像素）的能量的幂；参数与 PyTorch 一致",
-    "lrn": "沿最后一维的局部响应归一化；参数与 TensorFlow 一致",
-    "nms": "非极大值抑制：在重叠的框中只留最好的一个；结果精确；参数与 torchvision 一致",
-    "batched_nms": "按类别分开的 `nms`；参数与 torchvision 一致",
-}
 WORDS = {
     "en": {
         "operators": ("operator", "what it does", "layer", "source"),
@@ -64,7 +51,7 @@ def tables(page: str) -> dict[str, str]:
     operators = (
         (
             f"[`{o.name}`]({folder}{o.page})",
-            CHINESE[o.name] if chinese else o.meaning,
+            o.meaning_zh if chinese else o.meaning,
             f"`{o.layer}`" if o.layer else "",
             source(o.source),
         )

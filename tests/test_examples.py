@@ -67,7 +67,9 @@ def test_watch_the_offsets() -> None:
     calm, exploding = _run("05_watch_the_offsets.py").split("Adam with 1, multiplier 1")
     assert "(4, 0.001)" in calm
     assert "warned" not in calm
-    assert exploding.count("warned: offsets of layer") == 2
+    # The first layer leaves the map by far. The last bits decide whether the second one does.
+    assert "warned: offsets of layer '2' explode" in exploding
+    assert _number("step 30: layer 2: mean \\|offset\\|", exploding) > 240  # ten times the side of the map
 
 
 def test_deform_a_network() -> None:

@@ -91,7 +91,9 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
 
 
 def _run(monkeypatch: pytest.MonkeyPatch, gpu: ModuleType, out: Path, *words: str) -> tuple[int, dict[str, Any]]:
-    monkeypatch.setattr(sys, "argv", ["benchmarks/gpu.py", "--out", str(out), "--repeats", "2", *words])
+    monkeypatch.setattr(
+        sys, "argv", ["benchmarks/gpu.py", "--out", str(out), "--repeats", "2", "--minutes", "999", *words]
+    )
     status = gpu.main()
     return status, json.loads(out.read_text()) if out.exists() else {}
 

@@ -92,7 +92,6 @@ def test_the_command_line_answers_without_torch(words: list[str], status: int, s
         assert all(command in done.stderr for command in COMMANDS)
 
 
-@pytest.mark.xfail(reason="_native's assume_constant_result imports torch._dynamo", strict=True)
 def test_operators_and_layers_load_nothing_of_torch_that_is_heavy() -> None:
     done = run(OWN)
     assert (done.returncode, done.stdout, done.stderr) == (0, "\n", "")

@@ -1,41 +1,14 @@
 // The loops of local response normalization: each works on one run of contiguous elements, compiled for every
-// instruction level.
+// instruction level. S is the type of sums, T that of tensors. What is computed for a run depends on nothing but its
+// values and its length.
 #pragma once
 
-#include "../common.h"
+#include <cmath>
+
+#include "job.h"
 
 namespace pliant {
 namespace {
-
-struct Shape {
-  int64_t outer, rows, width, inner;
-};
-
-constexpr int FUSED = 5;
-
-enum class Power { half, three_quarters, one, general };
-
-// One call: `batch` outer items × `chunk` rows × width × `columns` of inner make a block.
-template <class T>
-struct Job {
-  using S = typename Work<T>::type;
-  const T* x;
-  const T* grad;
-  T* out;
-  Shape shape;
-  int64_t before, after, half, taps;
-  S a, k, beta, beta_rest, factor;  // factor = 2·a·β
-  Power power;
-  bool fused, by_rows;  // fused: the loops sum FUSED taps themselves; by_rows: they read the tensor's own rows
-  bool by_pixels, estimated;  // by_pixels: a row is one element; estimated: the loops of three_quarters.h
-  int64_t batch, chunk, columns, chunks, tiles, blocks;
-  int64_t pitch, item;  // elements from row to row of the scratch, and from outer item to outer item
-
-  int64_t wide() const { return shape.width + 2 * half; }
-};
-
-// The loops. Each works on one run; S is the type of sums, T that of tensors. What is computed for a run depends on
-// nothing but its values and its length.
 
 template <class T, class S>
 PLIANT_INLINE void square_loop(const T* __restrict x, S* __restrict to, int64_t n) {
@@ -45,28 +18,29 @@ PLIANT_INLINE void square_loop(const T* __restrict x, S* __restrict to, int64_t 
   }
 }
 
-// Sum `taps` elements that lie `step` apart, in place: q_i ← Σ_{j<taps} q_{i + j·step} for i < count. Doubling: sums of
-// 1, 2, 4, … elements, of which the binary digits of `taps` take their share. Needs as much room in `sum`.
+// Sum `taps` elements that are `stride` apart, in place: q_i ← Σ_{j<taps} q_{i + j·stride} for i < count. By doubling:
+// sums of 1, 2, 4, … elements, of which those are added that make up `taps` in binary. `sum` has room for `count`
+// elements.
 template <class S>
-PLIANT_INLINE void window_loop(S* q, S* __restrict sum, int64_t count, int64_t taps, int64_t step) {
-  const int64_t length = count + (taps - 1) * step;
+PLIANT_INLINE void window_loop(S* q, S* __restrict sum, int64_t count, int64_t taps, int64_t stride) {
+  const int64_t length = count + (taps - 1) * stride;
   std::fill(sum, sum + count, S(0));
   for (int64_t power = 1, done = 0;; power *= 2) {
     if (taps & power) {
-      const S* from = q + done * step;
+      const S* from = q + done * stride;
       for (int64_t i = 0; i < count; ++i) sum[i] += from[i];
       done += power;
     }
     if (done == taps) break;
-    const int64_t reach = power * step;
+    const int64_t distance = power * stride;
 #pragma GCC ivdep
-    for (int64_t i = 0; i < length - reach; ++i) q[i] += q[i + reach];
+    for (int64_t i = 0; i < length - distance; ++i) q[i] += q[i + distance];
   }
   std::memcpy(q, sum, count * sizeof(S));
 }
 
-// The rows that a window sums: row j of them holds what place j of the window of element 0 sees. `squared` rows hold
-// values, others their squares (or ratios); one row alone holds sums already.
+// The rows that a window sums: row j begins with tap j of the window of element 0. Rows hold values, whose squares are
+// summed, if `squared`, else squares (or ratios); a single row holds sums already.
 template <int taps, bool squared, class S>
 struct Rows {
   const S* row[taps];
@@ -84,13 +58,18 @@ struct Rows {
   }
 };
 
+template <bool squared, class S>
+PLIANT_INLINE Rows<kFused, squared, S> fused_rows(const S* const* rows) {
+  return Rows<kFused, squared, S>(rows);
+}
+
 // p ← s^−β by std::pow for double.
 PLIANT_INLINE void power_loop(const double* s, double* p, int64_t n, double beta, double) {
   for (int64_t i = 0; i < n; ++i) p[i] = std::pow(s[i], -beta);
 }
 
-// float: 2^(−β·(e + log2 m)) with s = m·2^e, m in [√½, √2). β is given as a head of 16 bits, whose product with e is
-// exact, and a rest. What is not a positive normal number, or has such a power, goes through std::pow.
+// float: 2^(−β·(e + log2 m)) with s = m·2^e, m in [√½, √2). β comes in two parts, a head of 16 bits, whose product with
+// e is exact, and a rest. Values that are not positive normal numbers, or whose powers are not, go through std::pow.
 PLIANT_INLINE void power_loop(const float* __restrict s, float* __restrict p, int64_t n, float beta, float rest) {
   uint32_t odd = 0;
   for (int64_t i = 0; i < n; ++i) {
@@ -146,7 +125,7 @@ PLIANT_INLINE void ratio_at(S s, T x, T g, S& scaled, S& ratio) {
   ratio = gp * static_cast<S>(x) * (power == Power::one ? inverse : inverse * inverse);
 }
 
-constexpr int64_t STRIP = 256;
+constexpr int64_t kStrip = 256;
 
 // y ← x·S^−β
 template <class T, class R>
@@ -160,9 +139,9 @@ PLIANT_INLINE void forward_loop(const Job<T>& job, const R& rows, const T* __res
   } else if (job.power == Power::one) {
     for (int64_t i = 0; i < n; ++i) y[i] = divided<Power::one, S>(x[i], k + a * rows.sum(i));
   } else {
-    S s[STRIP], p[STRIP];
-    for (int64_t start = 0; start < n; start += STRIP) {
-      const int64_t count = std::min(STRIP, n - start);
+    S s[kStrip], p[kStrip];
+    for (int64_t start = 0; start < n; start += kStrip) {
+      const int64_t count = std::min(kStrip, n - start);
       for (int64_t i = 0; i < count; ++i) s[i] = k + a * rows.sum(start + i);
       power_loop(s, p, count, job.beta, job.beta_rest);
       for (int64_t i = 0; i < count; ++i) y[start + i] = static_cast<T>(static_cast<S>(x[start + i]) * p[i]);
@@ -183,9 +162,9 @@ PLIANT_INLINE void ratio_loop(const Job<T>& job, const R& rows, const T* __restr
   } else if (job.power == Power::one) {
     for (int64_t i = 0; i < n; ++i) ratio_at<Power::one>(k + a * rows.sum(i), x[i], g[i], scaled[i], ratio[i]);
   } else {
-    S s[STRIP], p[STRIP];
-    for (int64_t start = 0; start < n; start += STRIP) {
-      const int64_t count = std::min(STRIP, n - start);
+    S s[kStrip], p[kStrip];
+    for (int64_t start = 0; start < n; start += kStrip) {
+      const int64_t count = std::min(kStrip, n - start);
       for (int64_t i = 0; i < count; ++i) s[i] = k + a * rows.sum(start + i);
       power_loop(s, p, count, job.beta, job.beta_rest);
       for (int64_t i = 0; i < count; ++i) {
@@ -205,66 +184,78 @@ PLIANT_INLINE void gather_loop(const Job<T>& job, const R& ratios, const T* __re
     out[i] = static_cast<T>(scaled[i] - factor * static_cast<S>(x[i]) * ratios.sum(i));
 }
 
-// Ask for what the next block will square, while this one computes.
+// Fetch the elements that the next block squares, while this one computes.
 template <class T>
 PLIANT_INLINE void fetch(const T* x, int64_t n) {
   for (int64_t i = 0; i < n; i += 64 / static_cast<int64_t>(sizeof(T))) __builtin_prefetch(x + i);
 }
 
-// The compiled clones; they cannot be templates. First for blocks: `times` runs, dx apart in the tensors and dq apart
-// in the scratch, whose windows are FUSED rows a pitch apart or sums already.
-#define PLIANT_RUNS(T, S)                                                                                            \
-  PLIANT_CLONES void square_runs(const T* x, S* q, int64_t n, int64_t times, int64_t dx, int64_t dq) {               \
-    for (; times > 0; --times, x += dx, q += dq) square_loop(x, q, n);                                               \
-  }                                                                                                                  \
-  PLIANT_CLONES void forward_runs(const Job<T>& job, const T* x, const S* q, T* y, int64_t n, int64_t times,         \
-                                  int64_t dx, int64_t dq) {                                                          \
-    const int64_t ahead = times * dx;                                                                                \
-    for (; times > 0; --times, x += dx, y += dx, q += dq) {                                                          \
-      fetch(x + ahead, n);                                                                                           \
-      if (job.fused) forward_loop(job, Rows<FUSED, false, S>(q, job.pitch), x, y, n);                                \
-      else forward_loop(job, Rows<1, false, S>(q, 0), x, y, n);                                                      \
-    }                                                                                                                \
-  }                                                                                                                  \
-  PLIANT_CLONES void ratio_runs(const Job<T>& job, const T* x, const T* g, const S* q, S* scaled, S* ratio,          \
-                                int64_t n, int64_t times, int64_t dx, int64_t dq) {                                  \
-    for (; times > 0; --times, x += dx, g += dx, q += dq, scaled += dq, ratio += dq) {                               \
-      if (job.fused) ratio_loop(job, Rows<FUSED, false, S>(q, job.pitch), x, g, scaled, ratio, n);                   \
-      else ratio_loop(job, Rows<1, false, S>(q, 0), x, g, scaled, ratio, n);                                         \
-    }                                                                                                                \
-  }                                                                                                                  \
-  PLIANT_CLONES void gather_runs(const Job<T>& job, const T* x, const S* scaled, const S* ratio, T* out, int64_t n,  \
-                                 int64_t times, int64_t dx, int64_t dq) {                                            \
-    for (; times > 0; --times, x += dx, out += dx, scaled += dq, ratio += dq) {                                      \
-      if (job.fused) gather_loop(job, Rows<FUSED, false, S>(ratio, job.pitch), x, scaled, out, n);                   \
-      else gather_loop(job, Rows<1, false, S>(ratio, 0), x, scaled, out, n);                                         \
-    }                                                                                                                \
+// The kernels. First for blocks: `times` runs, dx apart in the tensors and dq apart in the scratch, whose windows are
+// kFused rows a pitch apart, or sums already.
+template <class T, class S>
+PLIANT_INLINE void forward_all(const Job<T>& job, const T* x, const S* q, T* y, int64_t n, int64_t times, int64_t dx,
+                               int64_t dq) {
+  const int64_t ahead = times * dx;
+  for (; times > 0; --times, x += dx, y += dx, q += dq) {
+    fetch(x + ahead, n);
+    if (job.fused)
+      forward_loop(job, Rows<kFused, false, S>(q, job.pitch), x, y, n);
+    else
+      forward_loop(job, Rows<1, false, S>(q, 0), x, y, n);
   }
-PLIANT_RUNS(float, float)
-PLIANT_RUNS(double, double)
-PLIANT_RUNS(BFloat16, float)
-PLIANT_RUNS(Half, float)
-#undef PLIANT_RUNS
+}
 
-// Then for one row of a channels-first map, whose window is FUSED rows of the tensor itself: no squares are stored.
-#define PLIANT_ROWS(S)                                                                                               \
-  PLIANT_CLONES void window_sum(S* q, S* sum, int64_t count, int64_t taps, int64_t step) {                           \
-    window_loop(q, sum, count, taps, step);                                                                          \
-  }                                                                                                                  \
-  PLIANT_CLONES void forward_row(const Job<S>& job, const S* const* p, const S* x, S* y, int64_t n) {                \
-    forward_loop(job, Rows<FUSED, true, S>(p), x, y, n);                                                             \
-  }                                                                                                                  \
-  PLIANT_CLONES void ratio_row(const Job<S>& job, const S* const* p, const S* x, const S* g, S* scaled, S* ratio,    \
-                               int64_t n) {                                                                          \
-    ratio_loop(job, Rows<FUSED, true, S>(p), x, g, scaled, ratio, n);                                                \
-  }                                                                                                                  \
-  PLIANT_CLONES void gather_row(const Job<S>& job, const S* const* p, const S* x, const S* scaled, S* out,           \
-                                int64_t n) {                                                                         \
-    gather_loop(job, Rows<FUSED, false, S>(p), x, scaled, out, n);                                                   \
+template <class T, class S>
+PLIANT_INLINE void ratio_all(const Job<T>& job, const T* x, const T* g, const S* q, S* scaled, S* ratio, int64_t n,
+                             int64_t times, int64_t dx, int64_t dq) {
+  for (; times > 0; --times, x += dx, g += dx, q += dq, scaled += dq, ratio += dq) {
+    if (job.fused)
+      ratio_loop(job, Rows<kFused, false, S>(q, job.pitch), x, g, scaled, ratio, n);
+    else
+      ratio_loop(job, Rows<1, false, S>(q, 0), x, g, scaled, ratio, n);
   }
-PLIANT_ROWS(float)
-PLIANT_ROWS(double)
-#undef PLIANT_ROWS
+}
+
+template <class T, class S>
+PLIANT_INLINE void gather_all(const Job<T>& job, const T* x, const S* scaled, const S* ratio, T* out, int64_t n,
+                              int64_t times, int64_t dx, int64_t dq) {
+  for (; times > 0; --times, x += dx, out += dx, scaled += dq, ratio += dq) {
+    if (job.fused)
+      gather_loop(job, Rows<kFused, false, S>(ratio, job.pitch), x, scaled, out, n);
+    else
+      gather_loop(job, Rows<1, false, S>(ratio, 0), x, scaled, out, n);
+  }
+}
+
+#define PLIANT_SQUARE_RUNS(T, S) void square_runs(const T* x, S* q, int64_t n, int64_t times, int64_t dx, int64_t dq)
+#define PLIANT_FORWARD_RUNS(T, S)                                                                                   \
+  void forward_runs(const Job<T>& job, const T* x, const S* q, T* y, int64_t n, int64_t times, int64_t dx, int64_t dq)
+#define PLIANT_RATIO_RUNS(T, S)                                                                                   \
+  void ratio_runs(const Job<T>& job, const T* x, const T* g, const S* q, S* scaled, S* ratio, int64_t n,          \
+                  int64_t times, int64_t dx, int64_t dq)
+#define PLIANT_GATHER_RUNS(T, S)                                                                                     \
+  void gather_runs(const Job<T>& job, const T* x, const S* scaled, const S* ratio, T* out, int64_t n, int64_t times, \
+                   int64_t dx, int64_t dq)
+PLIANT_KERNEL(PLIANT_SQUARE_RUNS, { for (; times > 0; --times, x += dx, q += dq) square_loop(x, q, n); },
+              (float, float), (double, double), (BFloat16, float), (Half, float))
+PLIANT_KERNEL(PLIANT_FORWARD_RUNS, { forward_all(job, x, q, y, n, times, dx, dq); }, (float, float), (double, double),
+              (BFloat16, float), (Half, float))
+PLIANT_KERNEL(PLIANT_RATIO_RUNS, { ratio_all(job, x, g, q, scaled, ratio, n, times, dx, dq); }, (float, float),
+              (double, double), (BFloat16, float), (Half, float))
+PLIANT_KERNEL(PLIANT_GATHER_RUNS, { gather_all(job, x, scaled, ratio, out, n, times, dx, dq); }, (float, float),
+              (double, double), (BFloat16, float), (Half, float))
+
+// Then for one row of a channels-first map, whose window is kFused rows of the tensor itself: no squares are stored.
+#define PLIANT_WINDOW_SUM(S) void window_sum(S* q, S* sum, int64_t count, int64_t taps, int64_t stride)
+#define PLIANT_FORWARD_ROW(S) void forward_row(const Job<S>& job, const S* const* p, const S* x, S* y, int64_t n)
+#define PLIANT_RATIO_ROW(S)                                                                                       \
+  void ratio_row(const Job<S>& job, const S* const* p, const S* x, const S* g, S* scaled, S* ratio, int64_t n)
+#define PLIANT_GATHER_ROW(S)                                                                                      \
+  void gather_row(const Job<S>& job, const S* const* p, const S* x, const S* scaled, S* out, int64_t n)
+PLIANT_KERNEL(PLIANT_WINDOW_SUM, { window_loop(q, sum, count, taps, stride); }, (float), (double))
+PLIANT_KERNEL(PLIANT_FORWARD_ROW, { forward_loop(job, fused_rows<true>(p), x, y, n); }, (float), (double))
+PLIANT_KERNEL(PLIANT_RATIO_ROW, { ratio_loop(job, fused_rows<true>(p), x, g, scaled, ratio, n); }, (float), (double))
+PLIANT_KERNEL(PLIANT_GATHER_ROW, { gather_loop(job, fused_rows<false>(p), x, scaled, out, n); }, (float), (double))
 
 }  // namespace
 }  // namespace pliant

@@ -1,7 +1,5 @@
 """Deformable and normalizing operators for PyTorch, and the networks, experiments and pictures built on them."""
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING
 
 __all__ = ["nn", "ops"]

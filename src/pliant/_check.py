@@ -1,4 +1,4 @@
-"""Shape, dtype and device checks: one voice for every error."""
+"""Checks of shapes, dtypes and devices, and the wording of their errors."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def pair(op: str, name: str, value: int | Sequence[int], least: int) -> tuple[in
 
 
 def shape(op: str, name: str, tensor: Tensor, letters: str, expected: tuple[int, ...], hint: str = "") -> None:
-    """Raise ValueError unless `tensor` has the `expected` shape, which `letters` spells out."""
+    """Raise ValueError unless `tensor` has the `expected` shape, written in symbols as `letters`."""
     if tensor.dim() != len(expected) or any(a != b for a, b in zip(tensor.shape, expected, strict=True)):
         wanted, got = tuple(int(n) for n in expected), tuple(int(n) for n in tensor.shape)
-        # One format string: torch.compile follows it with sizes unknown too, it does not follow string + string.
+        # A single format string: torch.compile traces it with symbolic sizes, but not the concatenation of strings.
         hint = f" {hint}" if hint else ""
         raise ValueError(f"{op}: {name} must have shape {letters} = {wanted}, got {got}.{hint}")
 
@@ -62,14 +62,14 @@ def dtype(op: str, name: str, tensor: Tensor, allowed: Sequence[torch.dtype] = D
 
 
 def autocast(kind: str, tensor: Tensor | None) -> Tensor | None:
-    """Return a tensor in autocast's low precision where that is on for a device type; float64 stays, as in PyTorch."""
+    """Cast a tensor to autocast's low precision where it is on for a device type; float64 stays, as in PyTorch."""
     if tensor is None or kind == "meta" or not torch.is_autocast_enabled(kind):
         return tensor
     return tensor.to(torch.get_autocast_dtype(kind)) if tensor.dtype in (torch.float32, *LOW) else tensor
 
 
 def wide(predicted: Tensor) -> Tensor:
-    """Return what a layer's branch predicted, in float32 where autocast made it low: coordinates need the bits."""
+    """Return the prediction of a layer's branch, in float32 under autocast: coordinates need the precision."""
     if has_torch_function_unary(predicted):
         result: Tensor = handle_torch_function(wide, (predicted,), predicted)
         return result
@@ -79,9 +79,9 @@ def wide(predicted: Tensor) -> Tensor:
 
 
 def layer(name: str, argument: str, tensor: Tensor, letters: str, channels: int) -> None:
-    """Raise unless what a layer reads is a tensor of the rank that `letters` spell and has its channels."""
+    """Raise unless the input of a layer is a tensor of the rank that `letters` names, with the layer's channels."""
     if isinstance(tensor, torch.fx.Proxy):
-        # torch.fx records calls: there is nothing to look at yet, and the operators of the graph check.
+        # torch.fx records calls without values; the operators check theirs when the graph runs.
         return
     tensors(name, **{argument: tensor})
     rank(name, argument, tensor, letters)

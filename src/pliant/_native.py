@@ -1,4 +1,4 @@
-"""Find and load the compiled kernels; say clearly what is missing."""
+"""Find and load the compiled kernels, and report clearly what is missing."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from torch.autograd import forward_ad
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 IMPLEMENTATIONS = ("auto", "native", "reference")
-# Devices that Triton's kernels run on; ROCm's are called cuda too.
+# Devices that the Triton kernels run on; ROCm devices are called cuda too.
 GPUS = ("cuda", "xpu")
 
-# Operators are declared in Python (schema, fake, autograd) and implemented in C++, for GPUs in Triton.
+# Operators are declared in Python (schema, fake kernel, autograd) and implemented in C++ for CPUs, in Triton for GPUs.
 library = torch.library.Library("pliant", "DEF")
 library.define("instruction_level() -> int")
 
@@ -33,21 +33,21 @@ def _load() -> tuple[str | None, str]:
     return spec.origin, ""
 
 
-# Where the kernels were loaded from (None: not loaded), and why not.
+# The file that the kernels were loaded from, or None and the reason why they were not.
 path, reason = _load()
 
 
 def instruction_level() -> str:
-    """Return the instruction level the kernels chose on this machine, such as ``"x86-64-v3"``."""
+    """Return the instruction level that the kernels chose on this machine, such as ``"x86-64-v3"``."""
     if path is None:
         return "none"
     return {0: "baseline", 3: "x86-64-v3", 4: "x86-64-v4"}[torch.ops.pliant.instruction_level()]
 
 
 def on_gpu(name: str, kernel: Callable[..., Any], *others: str) -> None:
-    """Register the kernel of an operator for GPUs: a call that imports Triton when it is made.
+    """Register the GPU kernel of an operator, a function that imports Triton when it is called.
 
-    `others` are more names under which :func:`chosen` is asked about it.
+    `others` are further names under which :func:`chosen` finds it.
     """
     for kind in GPUS:
         library.impl(name, kernel, kind.upper())
@@ -69,7 +69,7 @@ def chosen(op: str, implementation: str, tensor: Tensor) -> bool:
         return False
     kind = tensor.device.type
     if kind in GPUS and op in _on_gpu:
-        # Graphics cards compute in float64 at a crawl, or not at all.
+        # GPUs compute in float64 very slowly, or not at all.
         low = tensor.dtype != torch.float64
         why = _lacking(kind, tensor.device.index) if low else f"there is no {kind} kernel for float64"
     elif kind in ("cpu", "meta"):
@@ -91,9 +91,9 @@ def chosen(op: str, implementation: str, tensor: Tensor) -> bool:
 
 
 def _constant(function: Function) -> Function:
-    """Have torch.compile call a function while it traces, instead of tracing it or breaking the graph.
+    """Let torch.compile call a function during tracing, instead of tracing it or breaking the graph.
 
-    ``torch.compiler.assume_constant_result`` does just this, and imports torch._dynamo to do it: a second per start.
+    ``torch.compiler.assume_constant_result`` does the same but imports torch._dynamo, which costs a second per start.
     """
     function._dynamo_marked_constant = True  # type: ignore[attr-defined]
     return function
@@ -101,7 +101,7 @@ def _constant(function: Function) -> Function:
 
 @_constant
 def _lacking(kind: str, index: int | None) -> str:
-    """Return why Triton does not run on a GPU, in words, or nothing where it does."""
+    """Return the reason why Triton does not run on a GPU, or an empty string where it does."""
     if (kind, index) not in _lacks:
         _lacks[kind, index] = _look(kind, index)
     return _lacks[kind, index]
@@ -125,7 +125,7 @@ def _look(kind: str, index: int | None) -> str:
     except Exception as error:
         return f"Triton does not load: {_first_line(error)}"
     try:
-        # It builds a small extension module: without a C compiler or Python's headers this is where that shows.
+        # Triton builds a small extension module here, which fails without a C compiler or Python's headers.
         with devices.device(index):
             triton.runtime.driver.active.get_current_target()
     except Exception as error:

@@ -85,7 +85,7 @@ class DeformConvCase:
         return replace(self, input=(0, *self.input[1:]))
 
 
-# Small and crooked on purpose: nothing square, nothing symmetric, sizes that no tile or vector divides.
+# Small and irregular on purpose: nothing square, nothing symmetric, sizes that no tile or vector divides.
 DEFORM_CONV_CASES = (
     DeformConvCase("plain", (2, 5, 7, 6), 4),
     DeformConvCase("crooked", (2, 6, 11, 9), 4, (3, 2), (2, 1), (1, 0), (2, 1), groups=2, offset_groups=3),
@@ -120,12 +120,12 @@ DEFORM_CONV_SPEED = (
     DeformConvCase("S7", (1, 128, 56, 56), 128, groups=128),
     DeformConvCase("S8", (1, 3, 224, 224), 64, (7, 7), (2, 2), (3, 3)),
 )
-# So small that its time is what a call costs.
+# So small that its time is the overhead of a call.
 DEFORM_CONV_CALL = DeformConvCase("T1", (1, 8, 8, 8), 8)
 
 
 def _boxes(random: torch.Generator, count: int, images: int, height: float, width: float) -> Tensor:
-    """Return (R, 5) RoIs of an image: from a point anywhere in it, up to as large as it, some beyond its edges."""
+    """Return (R, 5) RoIs at any place on images of one size, up to 80% as large, some beyond the edges."""
     first, extent = torch.rand(2, count, 2, generator=random, dtype=torch.float64)
     span = torch.tensor([width, height], dtype=torch.float64)
     start = (1.2 * first - 0.2) * span
@@ -137,8 +137,8 @@ def _boxes(random: torch.Generator, count: int, images: int, height: float, widt
 class RoICase:
     """One shape of RoI pooling; `tensors` draws its inputs: N(0, 1), boxes of any size, masks U(0, 1).
 
-    `sampling_ratio` is that of RoIAlign and its kin; `group_size`, `part_size`, `samples` and `classes` are those of
-    deformable PS-RoI pooling, of which the bins are `output_size[0]` in both directions.
+    `sampling_ratio` is an argument of all operators that sample but deformable PS-RoI pooling; `group_size`,
+    `part_size`, `samples` and `classes` belong to that one, which has `output_size[0]` bins in both directions.
     """
 
     name: str
@@ -164,7 +164,7 @@ class RoICase:
         rois = rois.double() if dtype == torch.float64 else rois
         if channels_last:
             input = input.contiguous(memory_format=torch.channels_last)
-        if op in ("roi_align", "ps_roi_align", "roi_pool", "ps_roi_pool"):
+        if not op.startswith("deform"):
             return {"input": input, "boxes": rois}
         parts = op == "deform_psroi_pool"
         offset = (2 * self.classes, self.part_size, self.part_size) if parts else (2, Ph, Pw)
@@ -193,8 +193,8 @@ class RoICase:
         return replace(self, input=(0, *self.input[1:]), rois=0)
 
 
-# Bins of many shapes, map sizes that no vector divides, adaptive grids, RoIs larger and smaller than the map, one RoI,
-# none, maps of one row, column and pixel.
+# Bins of many shapes, map sizes that no vector divides, adaptive grids, RoIs larger and smaller than the map, no RoI,
+# maps of one row, column and pixel.
 ROI_CASES = (
     RoICase("plain", (2, 4, 9, 8), 5),
     RoICase("crooked", (3, 6, 7, 11), 7, (2, 3), 0.25, 3),
@@ -210,7 +210,7 @@ ROI_CASES = (
     RoICase("none", (2, 4, 5, 6), 0, (2, 2)),
 )
 
-# The same for the position-sensitive operators: groups finer and coarser than bins, parts of their own, classes.
+# The same for the position-sensitive operators: groups and parts finer and coarser than bins, several classes.
 PS_ROI_CASES = (
     RoICase("plain", (2, 18, 9, 8), 5, group_size=3),
     RoICase("no_groups", (2, 9, 7, 11), 6, part_size=2, samples=3),
@@ -289,8 +289,8 @@ class LRNCase:
         return replace(self, input=(0, *self.input[1:]))
 
 
-# Every exponent with a path of its own, windows odd, even, mirrored, wider than the tensor, of one place; maps of one
-# pixel, small maps, maps that no tile divides, more channels than a block holds; both regions.
+# Every exponent with its own code path; windows that are odd, even, mirrored, wider than the tensor, one element wide;
+# maps of one pixel, small maps, maps that no tile divides, more channels than a block holds; both regions.
 LRN_CASES = (
     LRNCase("alexnet", (2, 11, 7, 6)),
     LRNCase("wide_map", (1, 10, 41, 43)),
@@ -366,7 +366,7 @@ class NMSCase:
         return replace(self, boxes=0)
 
 
-# Most boxes suppressed, few suppressed; sizes that no strip divides; one class, and as many as boxes.
+# Most boxes suppressed, few suppressed; sizes that no strip divides; one class, more classes than boxes.
 NMS_CASES = (
     NMSCase("dense", 301, 8),
     NMSCase("sparse", 203, 150),
@@ -387,7 +387,7 @@ NMS_SPEED = (
 
 @dataclass(frozen=True)
 class NetworkCase:
-    """A ResNet of `depth` layers on a picture of `size`: its height and width in pixels."""
+    """A ResNet of `depth` layers on an image of `size`: height and width in pixels."""
 
     name: str
     depth: int

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ import torch
 import pliant
 from pliant import _native, app
 from pliant.app import doctor
+from pliant.ops.table import OPERATORS
 
 
 def test_every_operator_is_checked_and_agrees(capsys: pytest.CaptureFixture[str]) -> None:
@@ -20,13 +22,13 @@ def test_every_operator_is_checked_and_agrees(capsys: pytest.CaptureFixture[str]
 
 
 def test_wrong_kernel_is_found(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    right = doctor.checks()
+    right = next(operator for operator in OPERATORS if operator.name == "lrn")
 
-    def wrong(input: torch.Tensor, implementation: str, **options: object) -> torch.Tensor:
+    def wrong(input: torch.Tensor, implementation: str, **settings: float) -> torch.Tensor:
         factor = 1.001 if implementation == "native" else 1.0
-        return factor * pliant.ops.lrn(input, implementation="reference")
+        return factor * pliant.ops.lrn(input, **settings, implementation="reference")
 
-    monkeypatch.setattr(doctor, "checks", lambda: [doctor.Check(wrong, right[-1].tensors), right[-1]])
+    monkeypatch.setattr(doctor, "OPERATORS", (replace(right, function=wrong), right))
     assert app.main(["doctor"]) == 1
     lines = capsys.readouterr().out.splitlines()
     assert lines[-2].startswith("wrong") and lines[-2].endswith("failed")

@@ -114,7 +114,7 @@ def test_weights_of_a_study_and_a_picture_of_one_object(
     assert shown("--model", study, "--image", image, "--point", "14,18", "--out", tmp_path, "--evaluations", "6") == 0
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "answer: " in page
-    assert "The model is no detector of pliant.models" in page
+    assert "The model is not a detector of pliant.models" in page
     assert "No deformable convolution of the model is modulated" in page
     assert not (tmp_path / "bins.png").exists()
     # 28 × 36 pixels are drawn 42 long in the middle of 64.
@@ -153,7 +153,7 @@ def test_any_module_of_the_user_is_drawn(
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert "position (10, 37)" in page  # of every second pixel there is one, and (150, 40) is (75, 20) at this size
     assert "seen at 100 × 75" in page
-    assert "No histograms of a training run" in page
+    assert "There are no histograms of a training run" in page
     assert "" not in __import__("sys").path
     capsys.readouterr()
     for model, says in (

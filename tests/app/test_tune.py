@@ -186,12 +186,12 @@ def test_arguments_that_do_not_fit(file: Path, capsys: pytest.CaptureFixture[str
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        ("{", "is no JSON"),
+        ("{", "is not JSON"),
         ("[]", "does not hold sizes of kernels"),
         ('{"kernels": 1, "sizes": {"a": [64, 64, 32, 1, 3, 1, null]}}', "does not hold sizes of kernels"),
         ('{"kernels": 1, "sizes": {"a": [64, 64, 32, 1, 4, 0, null]}}', "does not hold sizes of kernels"),
         ('{"kernels": 1, "sizes": {"a": [64, 64, 32, 1, 4, 1, "168"]}}', "does not hold sizes of kernels"),
-        ('{"kernels": 0, "sizes": {}}', "is about the kernels of another version"),
+        ('{"kernels": 0, "sizes": {}}', "was tuned for another version of the kernels"),
     ],
 )
 def test_a_file_that_cannot_be_used_is_said_once(file: Path, content: str, says: str) -> None:

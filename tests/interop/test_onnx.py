@@ -67,7 +67,7 @@ def test_clamping_is_exact_before_it_is_exported() -> None:
     offset[0, :4, 2] = torch.nan
     mask = torch.rand(2, 18, 6, 5, dtype=torch.float64)
     for given in (mask, None):
-        actual = _rewriting.clamped(x, offset, weight, None, given, 1, 1, 1, 1, 1, 1, True)
+        actual = _rewriting.clamped(x, offset, weight, None, (1, 1), (1, 1), (1, 1), given, True)
         assert error(actual, ops.deform_conv2d(x, offset, weight, padding=1, mask=given, boundary="clamp")) < 1e-12
 
 
@@ -77,12 +77,12 @@ def test_bins_of_whole_pixels_are_exact_before_they_are_exported() -> None:
     # Corners at whole and half pixels of the map, inside and outside it, also in the wrong order.
     rois = torch.cat([torch.randint(2, (200, 1)), torch.randint(-8, 45, (200, 4))], 1).double()
     expected = ops.ps_roi_pool(x, rois, 2, 0.5)
-    assert error(_rewriting.ps_roi_pool(x, rois, 2, 2, 0.5), expected) < 1e-12
+    assert error(_rewriting.ps_roi_pool(x, rois, (2, 2), 0.5), expected) < 1e-12
     # Boxes that are not finite, and those of images that do not exist, are empty.
     for column, value in ((0, 2.0), (0, -0.5), (0, torch.nan), (1, torch.nan), (3, torch.inf), (2, -torch.inf)):
         wrong = rois[:1].clone()
         wrong[0, column] = value
-        assert not _rewriting.ps_roi_pool(x, wrong, 2, 2, 0.5).any()
+        assert not _rewriting.ps_roi_pool(x, wrong, (2, 2), 0.5).any()
 
 
 class Norms(nn.Module):

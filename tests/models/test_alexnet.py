@@ -88,7 +88,7 @@ def test_small_learns() -> None:
     x[labels == 1, :, :, 32:] += 1
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
     losses = []
-    for _ in range(12):
+    for _ in range(20):
         optimizer.zero_grad()
         loss = F.cross_entropy(net(x), labels)
         loss.backward()
@@ -107,9 +107,9 @@ def test_other_channels_and_dropout() -> None:
 
 def test_errors() -> None:
     net = AlexNet(10, small=True)
-    with pytest.raises(ValueError, match=r"^AlexNet: pictures must be 64×64, got 80×64; resize them$"):
+    with pytest.raises(ValueError, match=r"^AlexNet: images must be 64×64, got 80×64; resize them$"):
         net(torch.zeros(1, 3, 80, 64))
-    with pytest.raises(ValueError, match=r"^AlexNet: pictures must be 64×64, got 8×9; resize them$"):
+    with pytest.raises(ValueError, match=r"^AlexNet: images must be 64×64, got 8×9; resize them$"):
         net(torch.zeros(1, 3, 8, 9))
     with pytest.raises(ValueError, match=r"^AlexNet: input must have shape \(N, C, H, W\), got \(3, 64, 64\)$"):
         net(torch.zeros(3, 64, 64))

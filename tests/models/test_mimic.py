@@ -172,7 +172,7 @@ def test_falls_in_training(detector: Make, scenes: Make) -> None:
     net = detector(mimic=_small())
     optimizer = torch.optim.AdamW(net.parameters(), 2e-3)
     history = []
-    for _ in range(15):
+    for _ in range(25):
         losses = net(*scenes())
         optimizer.zero_grad()
         sum(losses.values()).backward()

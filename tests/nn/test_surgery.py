@@ -279,11 +279,11 @@ COMPUTED = "computes its weight or bias (weight norm, pruning, a parametrization
 OBSTACLES: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "reflect": (
         lambda: nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"),
-        "pads with padding_mode='reflect', a deformable layer only with zeros",
+        "has padding_mode='reflect', but a deformable layer pads only with zeros",
     ),
     "circular": (
         lambda: nn.Conv2d(4, 4, 3, padding=1, padding_mode="circular"),
-        "pads with padding_mode='circular', a deformable layer only with zeros",
+        "has padding_mode='circular', but a deformable layer pads only with zeros",
     ),
     "own forward": (
         lambda: OwnForward(4, 4, 3),
@@ -297,7 +297,7 @@ OBSTACLES: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "hooks": (lambda: _hooked(nn.Conv2d(4, 4, 3)), "has hooks, which would be lost; remove them first"),
     "complex": (
         lambda: nn.Conv2d(4, 4, 3, dtype=torch.complex64),
-        "computes in complex64, which deform_conv2d does not",
+        "computes in complex64, which deform_conv2d does not support",
     ),
 }
 

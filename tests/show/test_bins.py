@@ -116,11 +116,11 @@ def test_detectors_pool_from_the_level_that_suits_each_box():
     ("kwargs", "error", "says"),
     [
         ({"boxes": torch.zeros(4)}, ValueError, r"\(R, 4\)"),
-        ({"layer": "head"}, LookupError, "no deformable RoI layer 'head'; there are pool"),
+        ({"layer": "head"}, LookupError, "no deformable RoI layer 'head'; the model has pool"),
         ({"label": 1}, ValueError, "same for all classes"),
-        ({"call": lambda net, picture, boxes: None}, LookupError, "was called"),
+        ({"call": lambda net, picture, boxes: None}, LookupError, "was never called"),
         ({"call": lambda net, picture, boxes: net(picture, boxes[:1])}, ValueError, "pooled 1 boxes instead of 3"),
-        ({"call": None}, ValueError, "how Net takes boxes"),
+        ({"call": None}, ValueError, "not known how Net takes boxes"),
     ],
 )
 def test_errors(kwargs, error, says):
@@ -128,7 +128,7 @@ def test_errors(kwargs, error, says):
     given = {"boxes": BOXES, "call": lambda net, picture, boxes: net(picture, boxes)} | kwargs
     with pytest.raises(error, match=says):
         bins(net, torch.zeros(3, 32, 32), **given)
-    with pytest.raises(LookupError, match="stay where they are"):
+    with pytest.raises(LookupError, match="its bins do not move"):
         bins(nn.Conv2d(3, 3, 3), torch.zeros(3, 32, 32), BOXES)
 
 

@@ -60,7 +60,7 @@ def test_ticks(low, high, expected):
 
 @pytest.mark.parametrize(
     ("curves", "kwargs", "says"),
-    [([], {}, "nothing to draw in 't'"), ([Curve("a", [0], [1])], {"logarithmic": True}, "x > 0, got 0")],
+    [([], {}, "the curves of 't' have no points"), ([Curve("a", [0], [1])], {"logarithmic": True}, "x > 0, got 0")],
 )
 def test_errors(curves, kwargs, says):
     with pytest.raises(ValueError, match=says):

@@ -1,4 +1,4 @@
-"""One look at models that are not ours: what is drawn, what is left out, what cannot be looked at."""
+"""Figures of models that are not ours: what is drawn, what is left out, and what is an error."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pliant.show.view import view
 
 
 class Own(nn.Module):
-    """Somebody's network: functions, a shortcut, a second argument, a dictionary as its answer."""
+    """A network of somebody else: functions, a shortcut, a second argument, a dictionary as its output."""
 
     def __init__(self):
         super().__init__()
@@ -40,7 +40,7 @@ def test_somebodys_model_is_drawn_and_what_it_lacks_is_said():
     found, notes = figures(seen, evaluations=8, tell=told.append)
     names = [figure.name for figure in found]
     assert names == told == ["picture", "sampling", "support", "offsets-1", "dilation", "lrn"]
-    assert any("no detector" in note for note in notes)
+    assert any("not a detector" in note for note in notes)
     assert any("modulated" in note for note in notes)
     for figure in found:
         with Image.open(io.BytesIO(figure.data)) as image:
@@ -58,7 +58,7 @@ def test_plain_networks_have_points_and_support_alone():
     assert sum("no deformable convolution" in note for note in notes) == 1
 
 
-def test_names_of_boxes_lie_on_the_picture_and_cover_no_other():
+def test_texts_of_boxes_lie_on_the_image_and_cover_no_other():
     figure = canvas.sheet(5, 4)
     axes = figure.add_axes((0.0, 0.0, 1.0, 1.0))
     canvas.show_picture(axes, np.zeros((80, 100, 3)))
@@ -76,11 +76,11 @@ def test_names_of_boxes_lie_on_the_picture_and_cover_no_other():
 @pytest.mark.parametrize(
     ("kwargs", "says"),
     [
-        ({"point": (32.0, 3.0)}, "point 32,3 is not on the picture of 32 × 24"),
+        ({"point": (32.0, 3.0)}, "point 32,3 is not on the image of 32 × 24"),
         ({"box": (3.0, 3.0, 3.0, 9.0)}, "box 3,3,3,9"),
         ({"box": (3.0, 3.0, 33.0, 9.0)}, "box 3,3,33,9"),
     ],
 )
-def test_places_beside_the_picture_are_errors(kwargs, says):
+def test_points_and_boxes_off_the_image_are_errors(kwargs, says):
     with pytest.raises(ValueError, match=says):
         view(nn.Conv2d(3, 3, 3), torch.rand(3, 24, 32), **kwargs)

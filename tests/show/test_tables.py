@@ -20,5 +20,5 @@ def test_rows_groups_and_escapes():
 
 
 def test_rows_must_fit():
-    with pytest.raises(ValueError, match="must have 3 cells as the head has, got 2"):
+    with pytest.raises(ValueError, match="must have one cell for each of the 3 headings, got 2"):
         table(["a", "b", "c"], [["x", "1"]])

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,13 +17,8 @@ from pliant.studies.detection.single import averaged, run_one
 TINY = ["study", "detection", "--quick", "--epochs", "1", "--scenes", "16"]
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Run on one thread, as every process of a study with a job for each core does."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+# Results are compared bit for bit with those of a study with a job for each core: each of its processes has one thread.
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def _run(task: Task, path: Path) -> dict[str, Any]:

@@ -64,12 +64,12 @@ def test_all_weights_are_in_the_graph(recipe: ModelRecipe, boxes: int) -> None:
 def test_it_trains_in_either_precision(precision: Any) -> None:
     # Fitted to two pictures: a network that computes what it should learns them.
     recipe = DetectorRecipe(
-        model=replace(RECIPE, deform=(None, None, None, "v2"), **PATCHES), precision=precision, steps=12, batch=2,
+        model=replace(RECIPE, deform=(None, None, None, "v2"), **PATCHES), precision=precision, steps=30, batch=2,
         optimiser=OptimiserRecipe(name="adamw", lr=3e-3, warmup=0, milestones=()),
     )  # fmt: skip
     data = Composed(seed=1, count=2, size=64)
     losses = [r["loss"] for r in fit_detector(build_detector(recipe.model, len(data.classes)), data, recipe)]
-    assert losses[-1] < 0.7 * losses[0]
+    assert sum(losses[-5:]) / 5 < 0.7 * losses[0]
 
 
 def test_pretrained_weights_are_loaded_once(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ def _pool() -> nn.MaxPool2d:
 
 
 class AlexNet(nn.Module):
-    """Classify pictures with five convolutions, two of them normalized, and three fully connected layers.
+    """Classify images with five convolutions, two of them normalized, and three fully connected layers.
 
     conv 11×11/4, 96 → ReLU → LRN → pool · conv 5×5, 256, 2 groups → ReLU → LRN → pool · conv 3×3, 384 · conv 3×3, 384,
     2 groups · conv 3×3, 256, 2 groups → pool · 4096 · 4096 · `classes`. Pooling is 3×3 with stride 2, so windows
@@ -34,10 +34,10 @@ class AlexNet(nn.Module):
 
     Args:
         classes: width of the last layer.
-        channels: of the picture.
-        small: a variant for 64×64 pictures with the same eight layers, LRN and groups: conv1 is 5×5 with stride 2, the
-            widths are 32, 64, 96, 96, 64, and 256 twice (368,842 parameters for 10 classes of RGB pictures). There the
-            paper's constants, made for the large widths, let no signal through: the weights start with variance
+        channels: of the image.
+        small: a variant for 64×64 images with the same eight layers, LRN and groups: conv1 is 5×5 with stride 2, the
+            widths are 32, 64, 96, 96, 64, and 256 twice (368,842 parameters for 10 classes of RGB images). The paper's
+            initial values, chosen for large widths, would make the signal vanish here: the weights start with variance
             2/fan-in (the last layer's with the paper's 0.01), the biases at 0.
         dropout: probability, in the two hidden fully connected layers.
 
@@ -45,7 +45,7 @@ class AlexNet(nn.Module):
         (N, channels, 224, 224), or (N, channels, 64, 64) if small → (N, classes), logits.
 
     Raises:
-        ValueError: pictures whose last map is not 6×6 (3×3 if small), input without a batch.
+        ValueError: images whose last map is not 6×6 (3×3 if small), input without a batch.
 
     Source: Krizhevsky, Sutskever, Hinton, "ImageNet Classification with Deep Convolutional Neural Networks", NIPS 2012,
     sections 3 to 5.
@@ -112,9 +112,9 @@ class AlexNet(nn.Module):
         _check.tensors("AlexNet", input=input)
         _check.rank("AlexNet", "input", input, "N C H W")
         H, W = input.shape[-2:]
-        # Much smaller ones vanish on the way.
+        # Maps of much smaller images would become empty on the way.
         maps = self.features(input) if min(H, W) >= self.side // 2 else input
         if maps is input or maps.shape[-2:] != (self.last, self.last):
-            raise ValueError(f"AlexNet: pictures must be {self.side}×{self.side}, got {int(H)}×{int(W)}; resize them")
+            raise ValueError(f"AlexNet: images must be {self.side}×{self.side}, got {int(H)}×{int(W)}; resize them")
         logits: Tensor = self.classifier(maps.flatten(1))
         return logits

@@ -1,7 +1,7 @@
-"""Boxes in batches: coding, overlap, matching to the truth, sampling. Nothing here loops over boxes.
+"""Boxes in batches: encoding, overlap, matching to true boxes, sampling. Nothing here loops over boxes.
 
-A batch of N pictures with up to M boxes each is padded: (N, M, 4) and a mask of what is there. Overlaps are laid out
-(N, M, A), anchors last, so that the long dimension is the contiguous one.
+A batch of N images with up to M boxes each is padded: boxes are (N, M, 4), and a mask says which are valid. Overlaps
+are (N, M, A), anchors last, so that the long dimension is contiguous.
 """
 
 from __future__ import annotations
@@ -13,24 +13,24 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-# Width and height grow by at most this factor; more would overflow on the way to a useful box.
+# Logarithm of the largest factor by which width and height grow; larger ones would overflow.
 LARGEST = math.log(1000 / 16)
 SMALLEST = 1e-6
-# Share of a box that must lie in one marked `ignore` for the box to be no negative.
+# A box is not a negative if more than this share of it lies in a true box marked `ignore`.
 COVERED = 0.5
 
 
 class Truth(NamedTuple):
-    """The boxes of a batch, padded to the same number, at least one."""
+    """The true boxes of a batch, padded to the same number, at least one, per image."""
 
     boxes: Tensor  # (N, M, 4)
     labels: Tensor  # (N, M)
-    present: Tensor  # (N, M), to be found
-    ignored: Tensor  # (N, M), not to be found, and nothing on them is a mistake
+    present: Tensor  # (N, M), objects to detect
+    ignored: Tensor  # (N, M), objects that need not be detected; a detection on one is no mistake
 
     @classmethod
     def pad(cls, targets: Sequence[dict[str, Tensor]], device: torch.device) -> Truth:
-        """Return the targets of a batch; boxes without area are left out."""
+        """Return the targets of a batch, padded; boxes without area are ignored."""
         N, M = len(targets), max([1, *(len(target["boxes"]) for target in targets)])
         boxes = torch.zeros(N, M, 4, device=device)
         labels = torch.zeros(N, M, dtype=torch.long, device=device)
@@ -48,7 +48,7 @@ class Truth(NamedTuple):
 
 
 def wide(values: Tensor) -> Tensor:
-    """Return `values` in the precision of losses and boxes: float32, or float64 where they are that already."""
+    """Return `values` in the precision of losses and boxes: float64 if they are float64, else float32."""
     return values if values.dtype == torch.float64 else values.float()
 
 
@@ -58,7 +58,7 @@ def area(boxes: Tensor) -> Tensor:
 
 
 def intersection(first: Tensor, second: Tensor) -> Tensor:
-    """Return the common areas (…, M, A) of boxes (…, M, 4) and (…, A, 4)."""
+    """Return the areas of intersection (…, M, A) of boxes (…, M, 4) and (…, A, 4)."""
     left, top, right, bottom = first.movedim(-1, 0).unsqueeze(-1).unbind()
     # Contiguous, since the inner loops run over them.
     x1, y1, x2, y2 = second.movedim(-1, 0).contiguous().unsqueeze(-2).unbind()
@@ -67,7 +67,7 @@ def intersection(first: Tensor, second: Tensor) -> Tensor:
 
 
 def iou(first: Tensor, second: Tensor) -> Tensor:
-    """Return intersection over union (…, M, A) of boxes (…, M, 4) and (…, A, 4); 0 where both are empty.
+    """Return intersection over union (…, M, A) of boxes (…, M, 4) and (…, A, 4); 0 if both are empty.
 
     >>> iou(torch.tensor([[0.0, 0, 2, 2]]), torch.tensor([[0.0, 0, 2, 1], [1, 1, 3, 3]]))
     tensor([[0.5000, 0.1429]])
@@ -78,12 +78,12 @@ def iou(first: Tensor, second: Tensor) -> Tensor:
 
 
 def encode(boxes: Tensor, anchors: Tensor, std: Sequence[float] = (1.0, 1.0, 1.0, 1.0)) -> Tensor:
-    """Return what moves anchors to boxes: ``(Δx/w, Δy/h, log(w'/w), log(h'/h)) / std``, Δ between the centres.
+    """Return the deltas from anchors to boxes: ``(Δx/w, Δy/h, log(w'/w), log(h'/h)) / std``, Δ between the centres.
 
     Args:
         boxes: (…, 4).
         anchors: (…, 4), of width w and height h.
-        std: of the four numbers over a data set, so that what is learned has variance 1.
+        std: of the four deltas over a data set, so that the learned values have variance 1.
     """
     side, to = (anchors[..., 2:] - anchors[..., :2]).clamp(min=SMALLEST), boxes[..., 2:] - boxes[..., :2]
     shift = (boxes[..., :2] + boxes[..., 2:] - anchors[..., :2] - anchors[..., 2:]) / (2 * side)
@@ -91,7 +91,7 @@ def encode(boxes: Tensor, anchors: Tensor, std: Sequence[float] = (1.0, 1.0, 1.0
 
 
 def decode(deltas: Tensor, anchors: Tensor, std: Sequence[float] = (1.0, 1.0, 1.0, 1.0)) -> Tensor:
-    """Return the boxes (…, 4) that `deltas` make of `anchors`: the inverse of :func:`encode`.
+    """Return the boxes (…, 4) that `deltas` and `anchors` encode: the inverse of :func:`encode`.
 
     No side grows by more than 1000/16.
 
@@ -107,22 +107,22 @@ def decode(deltas: Tensor, anchors: Tensor, std: Sequence[float] = (1.0, 1.0, 1.
 
 
 def clip(boxes: Tensor, sizes: Tensor) -> Tensor:
-    """Return boxes (…, 4) cut off at the borders of pictures of `sizes` (…, 2), width first; shapes broadcast."""
+    """Return boxes (…, 4) clipped to images of `sizes` (…, 2), width first; shapes broadcast."""
     return torch.minimum(boxes, torch.cat([sizes, sizes], -1)).clamp(min=0)
 
 
 def match(
     boxes: Tensor, truth: Truth, low: float, high: float, *, keep_best: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Give every box the true one it overlaps most, and say whether it is one to find, one to reject, or neither.
+    """Match every box to the true box that it overlaps most, and classify it as positive, negative or neither.
 
     Positive: IoU ≥ `high`. Negative: IoU < `low` and not mostly inside a box marked `ignore`.
 
     Args:
-        boxes: (N, A, 4), or (A, 4) for all pictures.
-        truth: the true boxes of N pictures.
-        low: see above.
-        high: see above.
+        boxes: (N, A, 4), or (A, 4) for all images.
+        truth: the true boxes of N images.
+        low: IoU below which a box is negative.
+        high: IoU from which a box is positive.
         keep_best: a box is also positive if no other has a larger IoU (above 0) with some true box.
 
     Returns:
@@ -143,19 +143,19 @@ def match(
 
 
 def sample(positive: Tensor, negative: Tensor, count: int, share: float) -> tuple[Tensor, Tensor]:
-    """Draw up to `count` boxes a picture: positives up to `share` of them, negatives for the rest.
+    """Draw up to `count` boxes per image: at most a `share` of positives, the rest negatives.
 
     The draw is uniform, without replacement, from torch's global generator.
 
     Args:
         positive: (N, A).
         negative: (N, A).
-        count: drawn a picture where there are enough.
+        count: boxes drawn per image, if there are enough.
         share: largest share of positives.
 
     Returns:
-        index (N, S) into A and which of them are drawn (N, S): the rest of the columns is padding. The positives are
-        the first ``⌊count·share⌋`` columns, or A if that is fewer.
+        index (N, S) into A, and which columns are drawn (N, S); the others are padding. The first ``⌊count·share⌋``
+        columns, or the first A if that is fewer, hold the positives.
     """
     N, A = positive.shape
     keys = torch.rand(N, A, device=positive.device)
@@ -168,9 +168,9 @@ def sample(positive: Tensor, negative: Tensor, count: int, share: float) -> tupl
 
 
 def mean(values: Tensor, picture: Tensor, N: int) -> Tensor:
-    """Return the mean over N pictures of the mean of each one's `values` (R,), 0 where it has none.
+    """Return the mean over N images of the mean of each image's `values` (R,), which is 0 if it has none.
 
-    A loss in this form is the same for a batch and, on average, for its parts on several processes.
+    A loss of this form is the same for a batch and, averaged, for the parts of the batch on several processes.
     """
     counts = torch.bincount(picture, minlength=N)
     return (values / counts[picture]).sum() / N

@@ -1,4 +1,4 @@
-"""Feature pyramid: maps of every scale with the meaning of the deepest one."""
+"""Feature pyramid: maps of several strides, each with information from the deepest one."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from torch import Tensor, nn
 class FPN(nn.Module):
     """Add the coarser map to every map of a backbone: ``P_i = conv3×3(L_i)``, ``L_i = conv1×1(C_i) + up(L_{i+1})``.
 
-    `up` repeats pixels. `extra` levels follow, each every second pixel of the one before.
+    `up` repeats pixels. `extra` levels follow, each of which takes every second pixel of the one before.
 
     Args:
         in_channels: of the backbone's maps, finest first.
         channels: of all levels.
-        extra: number of coarser levels, for the proposals of large objects.
+        extra: number of additional coarser levels, for proposals of large objects.
 
     Shape:
         maps (N, in_channels[i], H_i, W_i) → as many, and `extra`, of (N, channels, H_i, W_i).

@@ -1,4 +1,4 @@
-"""R-CNN feature mimicking: while it trains, a detector is shown its objects cut out, without their surroundings."""
+"""R-CNN feature mimicking: in training, a detector also reads its proposals cut out, without their surroundings."""
 
 from __future__ import annotations
 
@@ -31,33 +31,33 @@ class Detector(Protocol):
 
 
 class FeatureMimic(nn.Module):
-    """Pull the features of proposals towards those the same network finds in the proposals cut out.
+    """Train the features of proposals to agree with the same network's features of the proposals cut out.
 
-    Of each picture up to `count` proposals Ω are drawn, cut out, resized to `size` × `size` with one bilinear sample a
-    pixel, and sent through the same backbone, neck, RoI pooling (the RoI is the whole patch) and fully connected
-    layers; a classifier of its own names them. Two losses come of it:
+    In each image up to `count` proposals Ω are drawn, cut out and resized to `size` × `size` with one bilinear sample
+    per pixel. These patches pass through the same backbone, neck, RoI pooling (the RoI is the whole patch) and fully
+    connected layers, and a separate classifier classifies them. This gives two losses:
     ``mimic_cosine = weight · Σ_Ω (1 − cos(f_patch, f_proposal))`` and
-    ``mimic_classification = weight · mean_Ω cross-entropy``, averaged over pictures. Without a proposal both are 0.
+    ``mimic_classification = weight · mean_Ω cross-entropy``, averaged over images. Without a proposal both are 0.
 
-    Pass it to :class:`pliant.models.FasterRCNN` as `mimic`. In evaluation it does nothing; `strip_training_only` takes
-    it off. On conv5 (``neck="c4"``, the paper's network) 224 pixels become a 14×14 map. On a pyramid the patch is
-    pooled from the map that a proposal of `size` × `size` would be pooled from: 224 at stride 16, which is 14×14 again.
+    Pass it to :class:`pliant.models.FasterRCNN` as `mimic`. In evaluation mode it does nothing; `strip_training_only`
+    removes it. On conv5 (``neck="c4"``, the paper's network) 224 pixels become a 14×14 map. On a pyramid the patch is
+    pooled from the same map as a proposal of `size` × `size`: 224 at stride 16, which is 14×14 again.
 
-    Live batch normalization normalises the patches by their own statistics, and does not add them to the running ones,
-    which are those of whole pictures. (In the papers normalization is frozen.)
+    Batch normalization that is not frozen normalises the patches by their own statistics. They do not enter its running
+    statistics, which are those of whole images. (In the papers normalization is frozen.)
 
     Args:
-        count: proposals of a picture; the paper's 32.
+        count: proposals per image; the paper's 32.
         size: of the patches, in pixels.
         weight: of both losses.
         reduction: of the cosine loss over Ω: "mean", or "sum", the formula as printed.
-        detach_target: let no gradient of the cosine loss flow into f_patch. The paper does not say; both branches share
-            their weights.
+        detach_target: stop gradients of the cosine loss at f_patch. The paper does not say whether it does; both
+            branches share their weights.
         foreground: draw positive proposals.
-        background: draw negative ones; with both, Ω is drawn from all alike.
+        background: draw negative proposals; if both are True, Ω is drawn uniformly from all.
 
     Raises:
-        ValueError: neither foreground nor background, an unknown reduction, a count or size below 1, a size of fewer
+        ValueError: neither foreground nor background, an unknown reduction, a count or size below 1, a size smaller
             than two cells of the coarsest map.
 
     Source: Zhu et al., "Deformable ConvNets v2", CVPR 2019, section 3.3.
@@ -86,7 +86,7 @@ class FeatureMimic(nn.Module):
         self.classifier: nn.Linear | None = None
 
     def attach(self, detector: Detector) -> None:
-        """Make the classifier that fits `detector`."""
+        """Make the classifier for `detector`."""
         if self.classifier is not None:
             raise ValueError("FeatureMimic: it belongs to a detector already; make one for each")
         coarsest = max(detector.backbone.strides)
@@ -102,11 +102,11 @@ class FeatureMimic(nn.Module):
         """Return both losses.
 
         Args:
-            detector: whose layers are shared.
-            pictures: (N, channels, H, W), normalised.
-            rois: (R, 5), the proposals that are trained on.
+            detector: the detector, whose layers are shared.
+            pictures: the images, (N, channels, H, W), normalised.
+            rois: (R, 5), the sampled proposals.
             labels: (R,), C for background.
-            features: (R, hidden), what the detector makes of them.
+            features: (R, hidden), the detector's features of `rois`.
         """
         assert self.classifier is not None
         N, picture = len(pictures), rois[:, 0].long()
@@ -136,20 +136,20 @@ class FeatureMimic(nn.Module):
         return order[rank < self.count]
 
     def cut(self, pictures: Tensor, rois: Tensor) -> Tensor:
-        """Return the patches (R, channels, size, size): one bilinear sample in the middle of every pixel.
+        """Return the patches (R, channels, size, size): one bilinear sample at the centre of every pixel.
 
-        A sample less than half a pixel of the picture inside the border of its box would mix in what surrounds the box:
-        it is moved inside that far, in a box narrower than a pixel to the middle.
+        A sample less than half an image pixel from the border of its box would read pixels outside the box. It is moved
+        to half a pixel from the border, or to the middle of a box narrower than a pixel.
         """
         at = (torch.arange(self.size, device=rois.device) + 0.5) / self.size
-        # In shares of the box, as offsets are.
+        # In extents of the box, as offsets are.
         border = (0.5 / (rois[:, 3:] - rois[:, 1:3])).clamp(max=0.5).unsqueeze(2)
         moved = torch.minimum(torch.maximum(at, border), 1 - border) - at  # (R, 2, size)
         offset = torch.stack(torch.broadcast_tensors(moved[:, 0, None], moved[:, 1, :, None]), 1)
         return deform_roi_pool(pictures, rois, offset, self.size, 1.0, 1, 1.0)
 
     def describe(self, detector: Detector, patches: Tensor) -> Tensor:
-        """Return what the detector's own layers make of whole patches (R, hidden)."""
+        """Return the detector's features (R, hidden) of whole patches."""
         whole = patches.new_zeros(len(patches), 5, dtype=torch.float32)
         whole[:, 0] = torch.arange(len(patches), device=patches.device)
         whole[:, 3:] = self.size
@@ -160,7 +160,7 @@ class FeatureMimic(nn.Module):
 
 @contextmanager
 def statistics_kept(model: nn.Module | Detector) -> Iterator[None]:
-    """Keep live batch normalization from adding to its running statistics."""
+    """Keep batch normalization that is not frozen from updating its running statistics."""
     layers = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
     for layer in layers:
         layer.track_running_stats = False
@@ -172,9 +172,9 @@ def statistics_kept(model: nn.Module | Detector) -> Iterator[None]:
 
 
 def strip_training_only(model: Model) -> Model:
-    """Take off what only training needs (feature mimicking) and return `model`.
+    """Remove what only training needs (feature mimicking) and return `model`.
 
-    Its state dict then loads into a model built without.
+    Its state dict then loads into a model that was built without it.
     """
     for module in model.modules():
         if isinstance(getattr(module, "mimic", None), FeatureMimic):

@@ -14,6 +14,7 @@ from pliant.data.loader import Transform
 from pliant.data.transforms import Resize
 from pliant.models import bundled, checkpoint
 from pliant.models.recipe import ModelRecipe, build_detector, recorded
+from pliant.nn.modes import evaluation
 
 if TYPE_CHECKING:
     import numpy
@@ -129,12 +130,8 @@ def detect(
         H, W = image.shape[-2:]
         scales.append(torch.tensor([w / W, h / H, w / W, h / H]))
         inputs.append(image.to(device).float() / (1 if image.is_floating_point() else 255))
-    training = model.training
-    model.eval()
-    try:
+    with evaluation(model):
         found = model(inputs, None)
-    finally:
-        model.train(training)
     return [
         {"boxes": d["boxes"].float().cpu() * s, "scores": d["scores"].float().cpu(), "labels": d["labels"].cpu()}
         for d, s in zip(found, scales, strict=True)

@@ -1,4 +1,4 @@
-"""ResNet with deformable 3×3 convolutions by stage, and the way ImageNet's weights get into it."""
+"""ResNet with deformable 3×3 convolutions in chosen stages, and loading of ImageNet weights into it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pliant import _check
 from pliant._files import load
 from pliant.nn import DeformConv2d
 
-# Depth → bottlenecks or basic blocks, blocks of conv2 to conv5.
+# Depth → whether its blocks are bottlenecks, and their number in conv2 to conv5.
 DEPTHS = {
     10: (False, (1, 1, 1, 1)),
     18: (False, (2, 2, 2, 2)),
@@ -28,7 +28,7 @@ VERSIONS = {"v1": 1, "v2": 2}
 class FrozenBatchNorm2d(nn.Module):
     """Normalise by constants: ``y = (x − running_mean) / √(running_var + eps) · weight + bias``.
 
-    All four are buffers under the names of `nn.BatchNorm2d`: they load from its state dict, and nothing trains them.
+    All four are buffers named as in `nn.BatchNorm2d`: they load from its state dict and are not trained.
     """
 
     _version = 1
@@ -52,7 +52,7 @@ class FrozenBatchNorm2d(nn.Module):
 
 
 class _Settings(NamedTuple):
-    """What every block of a stage has in common."""
+    """What all blocks of a stage have in common."""
 
     deform: str | None
     dilation: int
@@ -87,7 +87,7 @@ class _Settings(NamedTuple):
 
 
 class BasicBlock(nn.Module):
-    """Two 3×3 convolutions, both deformable in a deformable stage; the first carries the stride."""
+    """Two 3×3 convolutions, both deformable in a deformable stage; the first has the stride."""
 
     expansion = 1
 
@@ -106,7 +106,7 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1×1, 3×3, 1×1 to four times the width; the 3×3 is the deformable one and carries the stride, or the first 1×1."""
+    """1×1, 3×3, 1×1 to four times the width; the 3×3 may be deformable; it or the first 1×1 has the stride."""
 
     expansion = 4
 
@@ -129,39 +129,39 @@ class Bottleneck(nn.Module):
 
 
 class ResNet(nn.Module):
-    """Turn pictures into four maps, conv2 to conv5, each half the size of the one before.
+    """Compute four maps of images, conv2 to conv5, each half the size of the one before.
 
-    Names of parameters are torchvision's and timm's (`conv1`, `bn1`, `layer1.0.conv1` …); deformable layers add
-    `.conv_offset`. With zero offset branches, as they start, version 1, and version 2 with ``mask_scale=2``, compute
-    what the plain network computes with the same weights.
+    Parameters have the names of torchvision and timm (`conv1`, `bn1`, `layer1.0.conv1` …); deformable layers add
+    `.conv_offset`. Offset branches start at zero, so that version 1, and version 2 with ``mask_scale=2``, start with
+    the output of the plain network with the same weights.
 
     Args:
-        depth: 10, 18 (two 3×3 convolutions a block), 26, 50 or 101 (bottlenecks, the stride in the 3×3).
-        deform: None, "v1" or "v2" for each of conv2 to conv5: the 3×3 convolutions of its blocks.
+        depth: 10, 18 (two 3×3 convolutions per block), 26, 50 or 101 (bottlenecks).
+        deform: None, "v1" or "v2" for each of conv2 to conv5: the version of the 3×3 convolutions in its blocks.
             ``(None, None, None, "v1")`` is DCNv1's default, ``(None, "v2", "v2", "v2")`` is DCNv2's.
         offset_groups: of the deformable layers.
         mask_scale: of the deformable layers of version 2; 1.0 is the paper's text.
         width: channels of the stem and of the 3×3 convolutions of conv2; each later stage has twice as many.
-        in_channels: of the picture.
+        in_channels: of the image.
         stem: "imagenet" (7×7 with stride 2, 3×3 pooling with stride 2) or "small" (3×3 with stride 2: every map is
-            twice as large, for pictures of a hundred pixels).
-        frozen_bn: normalise by constants, all of γ, β, mean and variance, as the papers' detectors do.
-        frozen_stages: how many of stem, conv2, conv3 … keep their weights; needs `frozen_bn`. The authors keep 2.
-        stride: of conv5 with the large stem: 32, or 16, where conv5 keeps conv4's size and has dilation 2.
+            twice as large, for images of about a hundred pixels).
+        frozen_bn: normalise by constants: γ, β, mean and variance are not trained, as in the papers' detectors.
+        frozen_stages: how many of stem, conv2, conv3 … are not trained; needs `frozen_bn`. The authors freeze 2.
+        stride: of conv5 with the stem "imagenet": 32, or 16: then conv5 keeps conv4's size and has dilation 2.
         dilations: of the 3×3 convolutions of each stage; None is 1, and 2 in conv5 at stride 16.
-        stride_in: which convolution of a bottleneck steps: "3x3" (torchvision, timm) or "1x1", the first one (the
-            networks of Caffe, whose weights MSRA's and many of detectron2's are).
+        stride_in: which convolution of a bottleneck has the stride: "3x3" (torchvision, timm) or "1x1", the first one
+            (Caffe networks, such as MSRA's weights and many of detectron2's).
 
     Shape:
         (N, in_channels, H, W) → four maps (N, channels[i], ⌈H / strides[i]⌉, ⌈W / strides[i]⌉).
 
     Attributes:
         channels: of the four maps.
-        strides: of the four maps, in pixels of the picture.
+        strides: of the four maps, in pixels of the image.
 
     Raises:
-        ValueError: an unknown depth, version, stem, stride or place of it, not one value a stage, frozen stages with
-            live normalization; input of other shape.
+        ValueError: an unknown depth, version, stem, stride or `stride_in`; not one value per stage; frozen stages
+            without frozen normalization; input of another shape.
 
     Source: He et al., CVPR 2016; Dai et al., ICCV 2017, section 3; Zhu et al., CVPR 2019, section 3.1.
 
@@ -263,8 +263,8 @@ class ResNet(nn.Module):
 
 
 class Loaded(NamedTuple):
-    """What :func:`load_imagenet` did: how many `tensors` it loaded, which names of the file were left out (`dropped`)
-    and which of the network stay as they are (`untouched`).
+    """What :func:`load_imagenet` did: how many `tensors` it loaded, which names of the file it left out (`dropped`) and
+    which names of the network it did not change (`untouched`).
     """
 
     tensors: int
@@ -275,21 +275,21 @@ class Loaded(NamedTuple):
 def load_imagenet(model: nn.Module, path: str | Path) -> Loaded:
     """Load a classifier's weights from a file into a ResNet or the backbone of a detector.
 
-    The last layer (`fc`) of the file is left out, offset branches that the file does not have stay as they are (zero at
-    the start). Everything else has to fit, name by name and shape by shape.
+    The last layer (`fc`) of the file is left out. Offset branches that are not in the file do not change; they start at
+    zero. All other names and shapes must be equal.
 
     Args:
         model: a :class:`ResNet`, or a network with one as its `backbone`.
         path: a state dict under torchvision's and timm's names: `.safetensors`, which needs the package of that name,
-            or what `torch.save` wrote, read with ``weights_only=True``. One inside a dictionary under "state_dict",
-            "model" or "state_dict_ema" and names that start with "module." are understood.
+            or a file of `torch.save`, read with ``weights_only=True``. It may lie in a dictionary under "state_dict",
+            "model" or "state_dict_ema", and its names may start with "module.".
 
     Returns:
         A report: how many tensors were loaded, and the names left out and untouched.
 
     Raises:
-        TypeError: `model` has no ResNet.
-        ValueError: the file holds no state dict, or one that does not fit: the sentence names what.
+        TypeError: `model` is not a ResNet and has none as its backbone.
+        ValueError: the file holds no state dict, or one that does not fit; the message names the tensors.
         OSError: there is no such file.
         ImportError: a `.safetensors` file without the package.
     """
@@ -336,7 +336,7 @@ def _read(path: Path) -> dict[str, Tensor]:
             return dict(load_file(path))
         except OSError:
             raise
-        except Exception as error:  # the package's own, which is no public name
+        except Exception as error:  # the package's own error class is not public
             raise ValueError(f"load_imagenet: {path} is no safetensors file: {error}") from error
     try:
         state = load(path)

@@ -1,4 +1,4 @@
-"""Region proposal network: at every position of every map, which of a few anchors holds an object, and where."""
+"""Region proposal network: for anchors at every position of every map, whether they hold an object, and its box."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from pliant.models import boxes
 from pliant.models.boxes import Truth
 from pliant.ops import batched_nms
 
-# A proposal thinner than this, in pixels, is none.
+# Proposals thinner than this, in pixels, are dropped.
 THINNEST = 1e-3
 
 
 class Anchors(nn.Module):
-    """Lay boxes of a few sizes and shapes over the cells of every map, each around the middle of its cell.
+    """Place boxes of a few sizes and aspect ratios over the cells of every map, each centred on its cell.
 
     Cell (i, j) of a map of stride s covers the pixels ``[j·s, (j+1)·s) × [i·s, (i+1)·s)``. An anchor of size a and
     ratio r is a/√r wide and a·√r high. Order: levels, rows, columns, sizes, ratios.
 
     Args:
         strides: of the maps.
-        sizes: for each map the roots of its anchors' areas, in pixels; the same number for all.
+        sizes: for each map the square roots of its anchors' areas, in pixels; the same number for all maps.
         ratios: height / width.
     """
 
@@ -40,10 +40,10 @@ class Anchors(nn.Module):
         self._made: tuple[object, Tensor, Tensor] | None = None
 
     def forward(self, maps: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Return the anchors (A, 4), and for each the upper left corner (A, 2) of its cell, x first."""
+        """Return the anchors (A, 4), and for each anchor the upper left corner (A, 2) of its cell, x first."""
         key = (maps[0].device, *(x.shape[-2:] for x in maps))
         if self._made is None or self._made[0] != key:
-            with torch.inference_mode(False):  # what is kept must serve training too
+            with torch.inference_mode(False):  # the cached tensors are used in training too
                 self._made = (key, *self._make(maps))
         return self._made[1], self._made[2]
 
@@ -64,9 +64,10 @@ class Anchors(nn.Module):
 class RPN(nn.Module):
     """Propose boxes: a 3×3 convolution, then one logit and four deltas for each anchor, shared by all maps.
 
-    Trained on `samples` anchors a picture, half of them positive where there are enough: IoU ≥ 0.7 with a true box or
-    the best of one; negative: below 0.3 with all. Binary cross-entropy, and smooth L1 on the positives' deltas. All
-    pictures of a batch go through together.
+    The losses see `samples` anchors per image, half of them positive if there are enough. An anchor is positive if its
+    IoU with a true box is at least 0.7 or the largest for this box, and negative if it is below 0.3 with all. The
+    losses are binary cross-entropy, and smooth L1 on the deltas of positives. All images of a batch are processed
+    together.
 
     Args:
         channels: of the maps.
@@ -74,14 +75,14 @@ class RPN(nn.Module):
         sizes: of the anchors, for each map, in pixels.
         ratios: height / width of the anchors.
         hidden: channels of the 3×3 convolution.
-        samples: anchors a picture that the losses see.
+        samples: anchors per image that the losses see.
         share: largest share of positives among them.
         high: IoU from which an anchor is positive.
         low: IoU below which it is negative.
-        pre_nms: best anchors kept of each map before suppression, in training and in evaluation.
-        post_nms: best proposals kept of each picture after it, in training and in evaluation.
+        pre_nms: best anchors kept per map before suppression, in training and in evaluation.
+        post_nms: best proposals kept per image after suppression, in training and in evaluation.
         nms_threshold: IoU with a better proposal of the same map above which one is dropped.
-        beta: where smooth L1 turns from square to linear.
+        beta: error at which smooth L1 changes from quadratic to linear.
 
     Raises:
         ValueError: a number below 1, a threshold outside of 0 to 1, anchors without size.
@@ -120,7 +121,7 @@ class RPN(nn.Module):
             raise ValueError(f"RPN: anchors must have positive sizes and ratios, got {sizes!r} and {ratios!r}")
         self.anchors = Anchors(strides, sizes, ratios)
         self.conv = nn.Conv2d(channels, hidden, 3, padding=1)
-        # Logit and deltas of an anchor side by side: one convolution is faster than two.
+        # One convolution for logits and deltas is faster than two.
         self.predict = nn.Conv2d(hidden, 5 * self.anchors.count, 1)
         for layer in (self.conv, self.predict):
             nn.init.normal_(layer.weight, std=0.01)
@@ -131,11 +132,11 @@ class RPN(nn.Module):
     def forward(
         self, maps: Sequence[Tensor], sizes: Tensor, truth: Truth | None
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Return proposals (N, P, 4), which of them are there (N, P), and with `truth` the losses.
+        """Return proposals (N, P, 4), which of them are valid (N, P), and with `truth` the losses.
 
         Args:
-            maps: of N padded pictures.
-            sizes: (N, 2), width and height of each picture without its padding.
+            maps: of N padded images.
+            sizes: (N, 2), width and height of each image without its padding.
             truth: None in evaluation.
         """
         N = len(sizes)
@@ -143,7 +144,7 @@ class RPN(nn.Module):
         predicted = boxes.wide(torch.cat(found, 1))
         logits, deltas = predicted[..., 0], predicted[..., 1:]
         anchors, corners = self.anchors(maps)
-        # Cells in the padding see no picture.
+        # Cells in the padding propose nothing.
         inside = (corners < sizes[:, None]).all(2)
         losses = {} if truth is None else self.losses(logits, deltas, anchors, inside, truth)
         with torch.no_grad():
@@ -155,7 +156,7 @@ class RPN(nn.Module):
     def losses(
         self, logits: Tensor, deltas: Tensor, anchors: Tensor, inside: Tensor, truth: Truth
     ) -> dict[str, Tensor]:
-        """Return both losses: means over the sampled anchors of each picture, then over pictures."""
+        """Return both losses: means over the sampled anchors of each image, then over images."""
         index, positive, negative = boxes.match(anchors, truth, self.low, self.high, keep_best=True)
         picked, drawn = boxes.sample(positive & inside, negative & inside, self.samples, self.share)
         share = drawn / (len(drawn) * drawn.sum(1, keepdim=True).clamp(min=1))
@@ -172,7 +173,7 @@ class RPN(nn.Module):
     def proposals(
         self, logits: Tensor, deltas: Tensor, anchors: Tensor, inside: Tensor, sizes: Tensor, cells: Sequence[int]
     ) -> tuple[Tensor, Tensor]:
-        """Return the best boxes of each picture (N, P, 4), best first, and which of them are there (N, P)."""
+        """Return the best boxes of each image (N, P, 4), best first, and which of them are valid (N, P)."""
         N, P = len(sizes), self.post_nms[not self.training]
         k = self.pre_nms[not self.training]
         kept, levels, start = [], [], 0
@@ -187,7 +188,7 @@ class RPN(nn.Module):
         index, level = torch.cat(kept, 1), torch.cat(levels)
         found = boxes.clip(boxes.decode(boxes.take(deltas, index), anchors[index]), sizes[:, None])
         scores = boxes.take(logits, index)
-        # False for NaN too.
+        # A NaN compares as False.
         good = ((found[..., 2:] - found[..., :2]) > THINNEST).all(2) & scores.isfinite() & boxes.take(inside, index)
         picture, column = good.nonzero(as_tuple=True)
         flat, scores = found[picture, column], scores[picture, column]
@@ -204,7 +205,16 @@ class RPN(nn.Module):
 
 
 def ranked(picture: Tensor, order: Tensor, N: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Group a list that is sorted by score by picture; return pictures, the list, and ranks from 0 in each picture."""
+    """Group boxes that are sorted by score by image.
+
+    Args:
+        picture: (R,), index of each box's image.
+        order: (R,), index of each box.
+        N: number of images.
+
+    Returns:
+        `picture` and `order` sorted by image, best first in each, and the rank (R,) of each box in its image, from 0.
+    """
     picture, by_picture = picture.sort(stable=True)
     counts = torch.bincount(picture, minlength=N)
     first = counts.cumsum(0) - counts

@@ -29,9 +29,7 @@ class DeformableLayer(Protocol):
     modulated: bool
 
     def predict(self, *inputs: Any) -> Any:
-        """Return offsets and mask (or None) for the same inputs as `forward`'s last; a layer without masks may return
-        the offsets alone.
-        """
+        """Return offsets and mask (or None), or the offsets alone, for the last of the inputs that `forward` takes."""
 
     def offsets(self, predicted: Tensor) -> Tensor:
         """Return the offsets (N, …, D) in what the first branch returned, before `offset_scale`; D follows `axes`."""

@@ -29,37 +29,37 @@ def deformify(
     """Replace chosen convolutions of a model by deformable layers that keep their weights.
 
     Version 1, and version 2 with ``mask_scale=2``, leave the model's output as it was: the new offset branches start at
-    zero, offsets are 0 and masks 1. `weight` and `bias` stay the same parameters, frozen ones stay frozen, their names
-    in the state stay; ``NAME.conv_offset.weight`` and ``.bias`` are new. No random number is drawn. An error leaves the
-    model untouched.
+    zero, so offsets are 0 and masks 1. `weight` and `bias` remain the same parameters, frozen ones remain frozen, and
+    their names in the state dict do not change; ``NAME.conv_offset.weight`` and ``.bias`` are new. No random number is
+    drawn. If an error is raised, the model is unchanged.
 
-    Only `nn.Conv2d` with a kernel larger than 1×1 is ever replaced; the branches of deformable layers already in the
-    model are not. Depthwise and grouped convolutions, dilation and ``padding="same"`` are kept. A convolution that sits
-    at several places of the model is replaced at all of them by one layer.
+    Only `nn.Conv2d` layers with a kernel larger than 1×1 are replaced, but not the offset branches of deformable layers
+    that the model already has. Groups (also depthwise convolutions), dilation and ``padding="same"`` are preserved. A
+    convolution that occurs several times in the model is replaced everywhere by one layer.
 
     Args:
         model: any module; it is changed in place.
-        where: the name of a part ("layer4": everything in it), a pattern of names ("layer[34].*.conv2", in which "*"
-            goes across dots), "last 3" (in the order in which the model lists its modules), a sequence of these, or a
-            function of name and convolution that says yes or no.
+        where: the name of a part ("layer4" means everything in it), a pattern of names ("layer[34].*.conv2", where "*"
+            also matches dots), "last 3" (in the order in which the model lists its modules), a sequence of these, or a
+            function of name and convolution that returns True for those to replace.
         version: 1 (offsets) or 2 (offsets and mask).
-        offset_groups: G, groups of input channels with offsets of their own; divides the channels of every one.
-        mask_scale: factor of the sigmoid. 1.0 (the paper's text, mmcv, detectron2) starts at half of the convolution,
-            before its bias.
+        offset_groups: G, groups of input channels with separate offsets; divides the input channels of every layer.
+        mask_scale: factor of the sigmoid. With 1.0 (the paper's text, mmcv, detectron2) the output before the bias
+            starts at half of the convolution's.
         boundary: "zeros" or "clamp".
 
     Returns:
-        The model; where it is itself the convolution that is replaced, the new layer.
+        The model, or the new layer if `model` itself is the convolution that is replaced.
 
     Raises:
-        TypeError: `where` is none of these, or `model` no module.
-        ValueError: a traced or scripted model; nothing is chosen; or a chosen layer cannot be replaced: another padding
-            mode than zeros, a subclass with a forward of its own, a weight that is computed (weight norm, pruning, a
-            parametrization) or not there yet (lazy), hooks, channels that `offset_groups` does not divide. The sentence
-            names the layer.
+        TypeError: `where` is none of these, or `model` is not a module.
+        ValueError: the model is traced or scripted; `where` matches nothing; or a chosen layer cannot be replaced: its
+            padding mode is not zeros, it is a subclass with its own forward, its weight is computed (weight norm,
+            pruning, a parametrization) or uninitialised (lazy), it has hooks, or `offset_groups` does not divide its
+            channels. The message names the layer.
 
-    Source: Zhu et al., CVPR 2019, section 4.1, replaces the 3×3 convolutions of conv3 to conv5; mask scale of MXNet's
-    example.
+    Source: Zhu et al., CVPR 2019, section 4.1, replaces the 3×3 convolutions of conv3 to conv5; the mask scale is that
+    of MXNet's example.
 
     >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1, groups=8))
     >>> x = torch.randn(1, 3, 9, 9)
@@ -82,7 +82,7 @@ def deformify(
         if obstacle:
             raise ValueError(f"{op}: layer {name} {obstacle}")
         try:
-            # On the meta device: nothing is allocated or drawn that is replaced at once.
+            # On the meta device nothing is allocated or drawn: all of it is replaced below.
             layer = DeformConv2d(
                 conv.in_channels,
                 conv.out_channels,
@@ -111,24 +111,24 @@ def deformify(
 
 
 def undeformify(model: nn.Module, where: Where | None = None) -> nn.Module:
-    """Replace deformable layers that do not move their samples by plain convolutions: the output stays as it is.
+    """Replace deformable layers that do not move their samples by plain convolutions, without changing the output.
 
-    A layer can be folded when the weights of its offset branch and the biases of its offsets are 0. Masks are then the
-    same at every position, ``mask_scale·sigmoid(bias)`` for each group and tap, and are multiplied into the weight.
-    Where they are all 1 the convolution has the layer's own parameters, otherwise its weight is a new one. An error
-    leaves the model untouched.
+    This is possible if the weights of a layer's offset branch and the biases of its offsets are 0. Masks are then the
+    same at every position, ``mask_scale·sigmoid(bias)`` for each group and tap, and are multiplied into the weight. If
+    all masks are 1, the convolution has the layer's own parameters, otherwise a new weight. If an error is raised, the
+    model is unchanged.
 
     Args:
         model: any module; it is changed in place.
-        where: as in :func:`deformify`, of the `DeformConv2d` in the model; None takes all.
+        where: as in :func:`deformify`, but for the `DeformConv2d` in the model; None takes all.
 
     Returns:
-        The model; where it is itself the layer that is replaced, the new convolution.
+        The model, or the new convolution if `model` itself is the layer that is replaced.
 
     Raises:
-        TypeError: `where` is none of these, or `model` no module.
-        ValueError: a traced or scripted model; nothing is chosen; or a chosen layer moves its samples, or has hooks.
-            The sentence names the layer.
+        TypeError: `where` is none of these, or `model` is not a module.
+        ValueError: the model is traced or scripted; `where` matches nothing; or a chosen layer moves its samples, or
+            has hooks. The message names the layer.
 
     >>> layer = DeformConv2d(4, 6, 3, padding=1)
     >>> undeformify(layer)
@@ -165,15 +165,17 @@ def undeformify(model: nn.Module, where: Where | None = None) -> nn.Module:
 
 
 def _open(op: str, model: nn.Module) -> None:
-    """Raise where there are no layers that could be replaced."""
+    """Raise if the model has no layers that could be replaced."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"{op}: model must be an nn.Module, got a {type(model).__name__}")
     if isinstance(model, torch.jit.ScriptModule):
-        raise ValueError(f"{op}: a traced or scripted model has no layers to replace; replace those it is made from")
+        raise ValueError(
+            f"{op}: a traced or scripted model has no layers to replace; replace them before tracing or scripting"
+        )
 
 
 def _places(model: nn.Module, layers: Iterable[_Layer]) -> dict[_Layer, list[str]]:
-    """Return every name that each layer has in the model, in the model's order."""
+    """Return all names of each layer in the model, in the model's order."""
     places: dict[nn.Module, list[str]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
         places.setdefault(module, []).append(name)
@@ -181,7 +183,7 @@ def _places(model: nn.Module, layers: Iterable[_Layer]) -> dict[_Layer, list[str
 
 
 def _chosen(op: str, places: dict[_Layer, list[str]], where: Where, noun: str) -> list[_Layer]:
-    """Return the layers that `where` chooses, in the model's order, at least one for each part of it."""
+    """Return the layers that `where` matches, in the model's order; each part of it must match at least one."""
     if callable(where):
         return _some(
             op, [m for m, names in places.items() if any(where(name, m) for name in names)], where, noun, places
@@ -205,7 +207,7 @@ def _chosen(op: str, places: dict[_Layer, list[str]], where: Where, noun: str) -
 
 
 def _named(names: list[str], part: str) -> bool:
-    """Return whether one of the names is `part`, lies in it, or fits its pattern."""
+    """Return whether one of the names is `part`, lies in it, or matches it as a pattern."""
     if any(letter in part for letter in "*?["):
         return any(fnmatch.fnmatchcase(name, part) for name in names)
     return any(name == part or name.startswith(f"{part}.") for name in names)
@@ -222,7 +224,7 @@ def _some(op: str, layers: list[_Layer], where: object, noun: str, places: dict[
 
 
 def _obstacle(conv: nn.Conv2d) -> str:
-    """Return what forbids replacing a convolution, "" where nothing does."""
+    """Return why a convolution cannot be replaced, or ""."""
     kind = type(conv)
     if isinstance(conv.weight, nn.parameter.UninitializedParameter):
         return "is lazy and has no weight yet; run the model once first"
@@ -231,11 +233,11 @@ def _obstacle(conv: nn.Conv2d) -> str:
     if kind.forward is not nn.Conv2d.forward or kind._conv_forward is not nn.Conv2d._conv_forward:
         return f"is a {kind.__name__} with a forward of its own, which a deformable layer would not follow"
     if conv.padding_mode != "zeros":
-        return f"pads with padding_mode={conv.padding_mode!r}, a deformable layer only with zeros"
+        return f"has padding_mode={conv.padding_mode!r}, but a deformable layer pads only with zeros"
     if _hooked(conv):
         return "has hooks, which would be lost; remove them first"
     if conv.weight.dtype not in _check.DTYPES:
-        return f"computes in {str(conv.weight.dtype).removeprefix('torch.')}, which deform_conv2d does not"
+        return f"computes in {str(conv.weight.dtype).removeprefix('torch.')}, which deform_conv2d does not support"
     return ""
 
 
@@ -256,7 +258,7 @@ def _two(values: tuple[int, ...]) -> tuple[int, int]:
 
 
 def _folded(layer: DeformConv2d) -> nn.Parameter:
-    """Return the weight that a layer without offsets convolves with: its own where every mask is 1."""
+    """Return the weight that a layer without offsets convolves with: its own if every mask is 1."""
     if layer.version == 1:
         return layer.weight
     O, Cg, Kh, Kw = layer.weight.shape

@@ -21,16 +21,16 @@ from torch.overrides import handle_torch_function, has_torch_function
 
 from pliant import _check, _native
 
-# Every CPU kernel refuses arguments with this text, before it reads a value (csrc/abi.h).
-REFUSAL = "arguments that do not fit each other"
+# Every CPU kernel refuses arguments in these words, before it reads any element (csrc/abi.h).
+REFUSAL = "the arguments do not fit each other"
 
 Function = TypeVar("Function", bound=Callable[..., Tensor])
 
 
 def leaf(function: Function) -> Function:
-    """Make a public operator one call for whoever overrides torch functions: torch.fx, subclasses of Tensor.
+    """Make a public operator a single call for all that overrides torch functions: torch.fx, subclasses of Tensor.
 
-    ``torch.fx.symbolic_trace`` records the operator as one node, and does not look at the checks inside.
+    ``torch.fx.symbolic_trace`` records the operator as one node, without its checks.
     """
 
     @functools.wraps(function)
@@ -45,7 +45,7 @@ def leaf(function: Function) -> Function:
 
 
 class Extra(NamedTuple):
-    """A second output of the forward kernel, of the shape of the first, that only the backward kernel reads."""
+    """A second output of the forward kernel, with the shape of the first, that only the backward kernel reads."""
 
     name: str
     dtype: torch.dtype
@@ -67,7 +67,7 @@ def declare(
     extra: Extra | None = None,
     linear: Callable[..., Tensor] | None = None,
     fake: Callable[..., Tensor] | None = None,
-) -> Run:
+) -> Callable[..., Tensor]:
     """Declare an operator and its derivatives to torch.
 
     Args:
@@ -76,38 +76,46 @@ def declare(
         shape: raises unless the arguments fit each other, and returns the size of the output.
         reference: computes the output from the arguments, differentiable any number of times.
         triton: imports the module with the GPU kernels: functions `name` and ``{name}_backward``.
-        gradients: tensors that the operator is differentiable in; none: it has no gradient.
-        bias: the one of `gradients` that is added per channel: its gradient is a sum, the backward kernel does without.
+        gradients: the tensors in which the operator is differentiable; empty: it has no gradient.
+        bias: the tensor of `gradients` that is added per channel; its gradient is a sum and needs no kernel.
         lowered: tensors that run in the low precision under autocast.
         also: other public names of the operator.
         elementwise: the output has the shape and the strides of the first tensor; else its memory format.
         forgotten: a tensor that backward does not read and that is not kept: the backward kernel gets
             ``SymInt[] {forgotten}_size, bool channels_last`` instead.
         extra: a second output of the kernel for its own backward.
-        linear: for an operator whose backward is linear and does without the tensor `forgotten`: returns the gradient
-            of backward's first argument, from the gradient above and what the backward kernel got.
+        linear: for an operator whose backward is linear and does not read the tensor `forgotten`: computes the gradient
+            of the backward's first argument from the upstream gradient and the backward kernel's other arguments.
         fake: the fake kernel, where the size of the output depends on values.
 
     Returns:
-        a function of an implementation (see ``_native.chosen``) and the operator's arguments.
+        a function that runs the operator. It takes an implementation (see ``_native.chosen``), the arguments, and as
+        `called` the public function's name where that is not the operator's.
     """
     what = Declaration(name, arguments, gradients, bias, forgotten, extra, elementwise)
     what.define()
-    forward = Forward(what, shape, reference, fake)
-    torch.library.register_fake(f"pliant::{name}", forward.fake, lib=_native.library)
+
+    def fake_forward(*given: Any) -> Any:
+        if elementwise:
+            return torch.empty_like(given[0])
+        size = shape(*given)
+        output = given[0].new_empty(size).to(memory_format=torch._prims_common.suggest_memory_format(given[0]))
+        return output if extra is None else (output, given[0].new_empty(size, dtype=extra.dtype))
+
+    torch.library.register_fake(f"pliant::{name}", fake or fake_forward, lib=_native.library)
     _native.on_gpu(name, lambda *given: getattr(triton(), name)(*given), *also)
-    if not what.wanted:
-        return Run(what, forward, lowered, None)
-    backward = Backward(what, reference, linear)
-    again = f"{name}_backward"
-    torch.library.register_fake(f"pliant::{again}", backward.fake, lib=_native.library)
-    for op, derivative, keep in (
-        (name, backward.gradients, backward.keep),
-        (again, backward.second_gradients, backward.keep_again),
-    ):
-        torch.library.register_autograd(f"pliant::{op}", derivative, setup_context=keep, lib=_native.library)
-    _native.on_gpu(again, lambda *given: getattr(triton(), again)(*given))
-    return Run(what, forward, lowered, backward)
+    backward = None
+    if what.wanted:
+        backward = Backward(what, reference, linear)
+        again = f"{name}_backward"
+        torch.library.register_fake(f"pliant::{again}", backward.fake, lib=_native.library)
+        for op, derivative, keep in (
+            (name, backward.gradients, backward.keep),
+            (again, backward.second_gradients, backward.keep_again),
+        ):
+            torch.library.register_autograd(f"pliant::{op}", derivative, setup_context=keep, lib=_native.library)
+        _native.on_gpu(again, lambda *given: getattr(triton(), again)(*given))
+    return _runner(what, shape, reference, [what.names.index(n) for n in lowered], backward)
 
 
 class Declaration:
@@ -128,15 +136,15 @@ class Declaration:
         self.tensors = [i for i, kind in enumerate(self.types) if kind in ("Tensor", "Tensor?")]
         self.bias = self.names.index(bias) if bias else -1
         self.forgotten = self.names.index(forgotten) if forgotten else -1
-        # What the backward kernel computes: one bit and the position of every tensor.
+        # The tensors whose gradients the backward kernel computes: a bit of `wanted` and the position of each.
         computed = [self.names.index(n) for n in gradients if n != bias]
         self.wanted = [(1 << bit, i) for bit, i in enumerate(computed)]
         self.several = len(computed) > 1
-        # What the backward kernel reads after the gradient: the forward kernel's arguments but the bias.
+        # What the backward kernel reads after the gradient: the forward kernel's arguments except the bias.
         self.read = [i for i in range(len(self.names)) if i != self.bias]
-        # Where that of each of them begins.
+        # The position of each of them in the backward kernel's arguments, counted after the gradient.
         self.slot = {i: at + (0 <= self.forgotten < i) for at, i in enumerate(self.read)}
-        # Tensors among that: what autograd keeps.
+        # The tensors among them, which autograd saves.
         self.kept = [self.slot[i] for i in self.tensors if i not in (self.bias, self.forgotten)]
         if extra is not None:
             self.kept.append(len(self.read) + (forgotten != ""))
@@ -155,40 +163,13 @@ class Declaration:
             for i in self.read
         ]
         found = ", ".join(f"Tensor {self.names[i]}" for _, i in self.wanted)
-        # `wanted` holds one bit per gradient, in the order of the outputs; those not asked for come back empty.
+        # `wanted` holds one bit per gradient, in the order of the outputs; gradients not asked for are returned empty.
         wanted, found = (", int wanted", f"({found})") if self.several else ("", "Tensor")
         _native.library.define(f"{self.name}_backward(Tensor grad, {', '.join(read)}{more}{wanted}) -> {found}")
 
 
-class Forward:
-    """The output: its shape, and its values by the reference."""
-
-    def __init__(
-        self,
-        what: Declaration,
-        shape: Callable[..., Sequence[int]],
-        reference: Callable[..., Tensor],
-        fake: Callable[..., Tensor] | None,
-    ) -> None:
-        self.what, self.shape, self.reference = what, shape, reference
-        self.fake = self._fake if fake is None else fake
-
-    def _fake(self, *arguments: Any) -> Tensor | tuple[Tensor, Tensor]:
-        input, size, extra = arguments[0], self.shape(*arguments), self.what.extra
-        if self.what.elementwise:
-            return torch.empty_like(input)
-        output = input.new_empty(size).to(memory_format=torch._prims_common.suggest_memory_format(input))
-        return output if extra is None else (output, input.new_empty(size, dtype=extra.dtype))
-
-    def by_reference(self, *arguments: Any) -> Tensor:
-        output = self.reference(*arguments)
-        if self.what.elementwise or not self.what.wanted:
-            return output
-        return output.contiguous(memory_format=torch._prims_common.suggest_memory_format(arguments[0]))
-
-
 class Backward:
-    """First derivatives, by the backward kernel, and second ones, by way of the reference."""
+    """First derivatives by the backward kernel, second ones through the reference."""
 
     def __init__(
         self, what: Declaration, reference: Callable[..., Tensor], linear: Callable[..., Tensor] | None
@@ -216,7 +197,7 @@ class Backward:
         return tuple(found) if what.several else found[0]
 
     def keep(self, ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        """Keep what the backward kernel reads: its tensors in autograd's way, the rest as it is."""
+        """Save what the backward kernel reads: tensors through autograd, everything else on `ctx`."""
         what = self.what
         given = [inputs[i] for i in what.read]
         if what.forgotten >= 0:
@@ -232,7 +213,7 @@ class Backward:
         ctx.given = given
 
     def recall(self, ctx: Any) -> list[Any]:
-        """Return what :meth:`keep` kept. Hooks of saved tensors run here: never below autograd."""
+        """Return what :meth:`keep` saved. Saved-tensor hooks run here, so this is never called below autograd."""
         given = [*ctx.given]
         for at, t in zip(self.what.kept, ctx.saved_tensors, strict=True):
             given[at] = t
@@ -259,7 +240,7 @@ class Backward:
         return tuple(result)
 
     def keep_again(self, ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        """Keep everything that the backward kernel got."""
+        """Save all arguments of the backward kernel."""
         kept = [0, *(at + 1 for at in self.what.kept)]
         ctx.save_for_backward(*[inputs[at] for at in kept])
         ctx.given = [None if at in kept else a for at, a in enumerate(inputs)]
@@ -299,18 +280,18 @@ def _twice(
     """Differentiate the gradients of `function`, which is differentiable any number of times.
 
     Args:
-        function: from `tensors` to the output.
+        function: computes the output from `tensors`.
         grad: the output's gradient, from which the first derivatives were computed.
-        tensors: what `function` is differentiated in; None stays None.
-        wanted: one bit for every tensor of which the first derivative was computed.
-        above: the gradients of those first derivatives, None where there is none.
+        tensors: the arguments to differentiate `function` in; None stays None.
+        wanted: one bit per tensor whose first derivative was computed.
+        above: the upstream gradients of those first derivatives, None where there is none.
 
     Returns:
         The gradients of `grad` and of each tensor.
     """
     again = torch.is_grad_enabled()
     with torch.enable_grad():
-        # Every tensor gets a node of its own: where a third derivative is asked for they stay tied to the saved ones.
+        # Every tensor gets its own autograd node; for a third derivative it stays connected to the saved tensor.
         saved = [None if t is None else t.view_as(t) if again else t.detach() for t in (grad, *tensors)]
         present = [t for t in saved if t is not None]
         for t in present:
@@ -325,88 +306,83 @@ def _twice(
     return [None if t is None else next(found) for t in saved]
 
 
-class Run:
-    """Runs an operator: by its kernel or by its reference, whichever is asked for and possible."""
+def _runner(
+    what: Declaration,
+    shape: Callable[..., Sequence[int]],
+    reference: Callable[..., Tensor],
+    lowered: Sequence[int],
+    backward: Backward | None,
+) -> Callable[..., Tensor]:
+    """Return the function that runs an operator, by its kernel or by its reference; see :func:`declare`.
 
-    def __init__(self, what: Declaration, forward: Forward, lowered: Sequence[str], backward: Backward | None) -> None:
-        self.what, self.forward = what, forward
-        self.lowered = [what.names.index(n) for n in lowered if n in what.names]
-        self.kernel = getattr(torch.ops.pliant, what.name).default
-        self.short_cut = _short_cut(what, self.kernel, backward)
-
-    def __call__(self, implementation: str, *arguments: Any, called: str = "") -> Tensor:
-        """Run on `arguments`; `called` is what the public function is called, where that is not the operator's name."""
-        if implementation == "auto" and (found := self.short_cut(*arguments)) is not None:
-            return found
-        what = self.what
-        op = called or what.name
-        for i in what.tensors:
-            if arguments[i] is not None or what.types[i] == "Tensor":
-                _check.tensors(op, **{what.names[i]: arguments[i]})
-        given = [*arguments]
-        for i in self.lowered:
-            given[i] = _check.autocast(arguments[0].device.type, arguments[i])
-        self.forward.shape(*given)
-        if not _native.chosen(op, implementation, given[0]):
-            return self.forward.by_reference(*given)
-        found = self.kernel(*given)
-        output: Tensor = found if what.extra is None else found[0]
-        return output
-
-
-def _short_cut(
-    what: Declaration, kernel: Callable[..., Any], backward: Backward | None
-) -> Callable[..., Tensor | None]:
-    """Return a short cut to a CPU kernel, which costs a third of the way through torch's dispatcher and library.
-
-    The call returns None where it is not the way (traced, other devices, autocast, torch.func), and where the kernel
-    refuses what it is given: the operator's own checks then find the words. Every other exception passes.
+    It first tries a short cut for eager calls on the CPU, which costs a third of the path through the dispatcher and
+    torch.library. If a kernel refuses its arguments there, the checks of the full path say what is wrong; every other
+    exception propagates.
     """
+    overload = getattr(torch.ops.pliant, what.name).default
+    kernel = overload._op  # without the overload's own call, a function of Python
     record = None if backward is None else _recorded(what, kernel, backward).apply
     tensors = [(i, what.types[i] == "Tensor") for i in what.tensors]
-    first_alone = what.extra is not None
-    # Every line here is part of the cost of every call of a small network: no generators, no names looked up twice.
+    single = what.extra is None
+    # Every line here adds to the cost of every call in a small network: no generators, no name looked up twice.
     compiling, tracing = torch.compiler.is_compiling, torch._C._get_tracing_state
     modes, transforms = torch._C._len_torch_dispatch_stack, torch._C._are_functorch_transforms_active
     autocast, recording, below = torch.is_autocast_enabled, torch.is_grad_enabled, torch._C._AutoDispatchBelowAutograd
 
-    def call(*inputs: Any) -> Tensor | None:
+    def run(implementation: str, *given: Any, called: str = "") -> Tensor:
         if (
-            _native.path is None
-            or compiling()
-            or tracing() is not None
-            or modes() > 0
-            or forward_ad._current_level >= 0
-            or transforms()
-            or autocast("cpu")
+            implementation == "auto"
+            and _native.path is not None
+            and not compiling()
+            and tracing() is None
+            and modes() == 0
+            and forward_ad._current_level < 0
+            and not transforms()
+            and not autocast("cpu")
         ):
-            return None
-        differentiable = False
-        for i, needed in tensors:
-            t = inputs[i]
-            if t is None:
-                if needed:
-                    return None
-            elif (type(t) is not Tensor and type(t) is not Parameter) or not t.is_cpu:
-                return None
+            differentiable = False
+            for i, needed in tensors:
+                t = given[i]
+                if t is None:
+                    if needed:
+                        break
+                elif (type(t) is not Tensor and type(t) is not Parameter) or not t.is_cpu:
+                    break
+                else:
+                    differentiable |= t.requires_grad
             else:
-                differentiable |= t.requires_grad
-        output: Tensor
-        try:
-            if differentiable and record is not None and recording():
-                output = record(*inputs)
-            else:
-                with below():
-                    output = kernel(*inputs)
-                if first_alone:
-                    output = output[0]
-        except RuntimeError as error:
-            if REFUSAL not in str(error):
-                raise
-            return None
-        return output
+                output: Tensor
+                try:
+                    if differentiable and record is not None and recording():
+                        output = record(*given)
+                        return output
+                    with below():
+                        found = kernel(*given)
+                    output = found if single else found[0]
+                    return output
+                except RuntimeError as error:
+                    if REFUSAL not in str(error):
+                        raise
+        return run_checked(implementation, called or what.name, *given)
 
-    return call
+    def run_checked(implementation: str, op: str, *given: Any) -> Tensor:
+        for i, needed in tensors:
+            if needed or given[i] is not None:
+                _check.tensors(op, **{what.names[i]: given[i]})
+        kind = given[0].device.type
+        given = tuple(_check.autocast(kind, a) if i in lowered else a for i, a in enumerate(given))
+        shape(*given)
+        output: Tensor
+        if _native.chosen(op, implementation, given[0]):
+            found = overload(*given)
+            output = found if single else found[0]
+            return output
+        output = reference(*given)
+        if what.elementwise or backward is None:
+            return output
+        return output.contiguous(memory_format=torch._prims_common.suggest_memory_format(given[0]))
+
+    return run
 
 
 def _recorded(what: Declaration, kernel: Callable[..., Any], backward: Backward) -> Any:

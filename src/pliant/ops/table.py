@@ -26,6 +26,7 @@ class Operator:
         small: cases for finite differences, where it has gradients.
         huge: a case of more than 2³¹ elements, where the shape of the output does not depend on values.
         speed: the cases on which speed is promised.
+        checked: the name of the case that ``pliant doctor`` checks.
         gradients: the tensors it can be differentiated in, twice.
         variants: settings beside those of a case; what is tested holds with each of them.
         wide: tensors that may be float32 beside an input in low precision, and stay so under autocast.
@@ -35,7 +36,7 @@ class Operator:
             rounded: the reference is then asked in the precision that the kernel computes in.
         any_threads: whether gradients are the same bit for bit for any number of threads.
         layer: the layer of :mod:`pliant.nn` built on it, or nothing.
-        meaning: what it does, in half a sentence.
+        meaning: what it does, in half a sentence; `meaning_zh` the same in Chinese.
         source: where it comes from.
         page: its page in docs/.
         exports: the formats that ``pliant.interop`` writes it to.
@@ -50,6 +51,7 @@ class Operator:
     inputs: Callable[[Any, torch.dtype, int, bool], dict[str, Tensor]]
     settings: Callable[[Any], dict[str, Any]]
     cases: tuple[Any, ...]
+    checked: str
     small: tuple[Any, ...]
     huge: Any
     speed: tuple[Any, ...]
@@ -58,6 +60,7 @@ class Operator:
     alone: Callable[[dict[str, Tensor], int], tuple[dict[str, Tensor], Tensor]]
     layer: str
     meaning: str
+    meaning_zh: str
     source: str
     page: str
     exports: tuple[str, ...] = ("ONNX", "OpenVINO")
@@ -122,9 +125,11 @@ def _boxes_of_image(tensors: dict[str, Tensor], image: int) -> tuple[dict[str, T
 def _of_roi(
     function: Callable[..., Tensor],
     meaning: str,
+    meaning_zh: str,
     source: str,
     layer: str = "",
     own_channels: bool = False,
+    timed: bool = False,
     jumps: bool = False,
     traceable: bool = True,
     variants: tuple[dict[str, Any], ...] = ({},),
@@ -142,9 +147,10 @@ def _of_roi(
         inputs=_roi(name),
         settings=lambda case: case.arguments(name),
         cases=testing.PS_ROI_CASES if own_channels else testing.ROI_CASES,
+        checked="classes" if own_channels else "adaptive",
+        speed=testing.ROI_SPEED if timed else (),
         small=testing.PS_ROI_SMALL if own_channels else testing.ROI_SMALL,
         huge=testing.ROI_HUGE,
-        speed=testing.ROI_SPEED,
         gradients=("input", *moved),
         variants=variants,
         wide=moved,
@@ -154,21 +160,25 @@ def _of_roi(
         traceable=traceable,
         layer=layer,
         meaning=meaning,
+        meaning_zh=meaning_zh,
         source=source,
         page="roi_pooling.md",
     )
 
 
-def _of_nms(function: Callable[..., Tensor], names: tuple[str, ...], meaning: str, source: str) -> Operator:
+def _of_nms(
+    function: Callable[..., Tensor], names: tuple[str, ...], meaning: str, meaning_zh: str, source: str
+) -> Operator:
     return Operator(
         function=function,
         family="nms",
         inputs=_nms(*names),
         settings=lambda case: {"iou_threshold": 0.5},
         cases=testing.NMS_CASES,
+        checked="dense",
+        speed=testing.NMS_SPEED if "classes" not in names else (),
         small=(),
         huge=None,
-        speed=testing.NMS_SPEED,
         gradients=(),
         variants=({}, {"iou_threshold": 0.1}),
         beside=lambda tensors: {n: tensors[n] for n in ("boxes", "scores")},
@@ -177,6 +187,7 @@ def _of_nms(function: Callable[..., Tensor], names: tuple[str, ...], meaning: st
         jumps=True,
         layer="",
         meaning=meaning,
+        meaning_zh=meaning_zh,
         source=source,
         page="nms.md",
         exports=("ONNX",),
@@ -193,9 +204,10 @@ OPERATORS = (
         inputs=_conv,
         settings=lambda case: dict(case.geometry),
         cases=testing.DEFORM_CONV_CASES,
+        checked="crooked",
+        speed=(*testing.DEFORM_CONV_SPEED, testing.DEFORM_CONV_CALL),
         small=testing.DEFORM_CONV_SMALL,
         huge=testing.DEFORM_CONV_HUGE,
-        speed=testing.DEFORM_CONV_SPEED,
         gradients=("input", "offset", "weight", "bias", "mask"),
         variants=({}, {"boundary": "clamp"}),
         wide=("offset", "mask"),
@@ -205,18 +217,22 @@ OPERATORS = (
         any_threads=False,
         layer="DeformConv2d",
         meaning="convolution whose taps are moved by learned offsets (v1) and weighted by a learned mask (v2)",
+        meaning_zh="每个采样点按学到的偏移量移动的卷积（v1），并可乘以学到的调制系数（v2）",
         source="Dai et al. 2017, Zhu et al. 2019",
         page="deform_conv2d.md",
     ),
     _of_roi(
         ops.deform_roi_pool,
         "average over every bin of a box, each bin moved by a learned offset (v1) and weighted by a learned mask (v2)",
+        "对框内各格取平均，每格按学到的偏移量移动（v1），并可乘以学到的调制系数（v2）",
         "Dai et al. 2017, Zhu et al. 2019",
         layer="DeformRoIPool",
+        timed=True,
     ),
     _of_roi(
         ops.deform_psroi_pool,
         "position-sensitive `deform_roi_pool`: every bin reads its own channels",
+        "位置敏感的 `deform_roi_pool`：每格只读取属于自己的通道",
         "Dai et al. 2017, Zhu et al. 2019",
         layer="DeformPSRoIPool",
         own_channels=True,
@@ -226,25 +242,31 @@ OPERATORS = (
     _of_roi(
         ops.roi_align,
         "average of bilinear samples over every bin of a box; torchvision's arguments",
+        "对框内各格的双线性采样值取平均；参数与 torchvision 一致",
         "He et al. 2017",
+        timed=True,
         variants=({}, {"aligned": True}),
     ),
     _of_roi(
         ops.ps_roi_align,
         "position-sensitive `roi_align`: every bin reads its own channels; torchvision's arguments",
+        "位置敏感的 `roi_align`：每格只读取属于自己的通道；参数与 torchvision 一致",
         "Li et al. 2017",
         own_channels=True,
     ),
     _of_roi(
         ops.roi_pool,
         "maximum over the whole pixels of every bin of a box; torchvision's arguments",
+        "对框内各格的整数像素取最大值；参数与 torchvision 一致",
         "Girshick 2015",
+        timed=True,
         jumps=True,
         traceable=False,
     ),
     _of_roi(
         ops.ps_roi_pool,
         "position-sensitive average over the whole pixels of every bin of a box; torchvision's arguments",
+        "位置敏感：每格在属于自己的通道中对整数像素取平均；参数与 torchvision 一致",
         "Dai et al. 2016",
         own_channels=True,
         jumps=True,
@@ -256,6 +278,7 @@ OPERATORS = (
         inputs=_lrn,
         settings=lambda case: dict(case.arguments),
         cases=testing.LRN_CASES,
+        checked="alexnet",
         small=testing.LRN_SMALL,
         huge=testing.LRN_HUGE,
         speed=testing.LRN_SPEED,
@@ -265,6 +288,7 @@ OPERATORS = (
         layer="LocalResponseNorm",
         meaning="divides every value by a power of the energy of neighbouring channels, or of neighbouring pixels; "
         "PyTorch's arguments",
+        meaning_zh="除以相邻通道（或相邻像素）的能量的幂；参数与 PyTorch 一致",
         source="Krizhevsky et al. 2012",
         page="local_response_norm.md",
     ),
@@ -279,14 +303,16 @@ OPERATORS = (
             "beta": case.beta,
         },
         cases=tuple(case for case in testing.LRN_CASES if case.region == "channel"),
+        checked="alexnet",
+        speed=(),
         small=tuple(case for case in testing.LRN_SMALL if case.region == "channel"),
         huge=testing.LRN_HUGE,
-        speed=testing.LRN_SPEED,
         gradients=("input",),
         beside=lambda tensors: {},
         alone=_image("input"),
         layer="",
         meaning="local response normalization over the last dimension; TensorFlow's arguments",
+        meaning_zh="沿最后一维的局部响应归一化；参数与 TensorFlow 一致",
         source="`tf.nn.lrn`",
         page="local_response_norm.md",
     ),
@@ -294,12 +320,14 @@ OPERATORS = (
         ops.nms,
         ("boxes", "scores"),
         "non-maximum suppression: keeps the best of the boxes that overlap; exact; torchvision's arguments",
+        "非极大值抑制：在重叠的框中只留最好的一个；结果精确；参数与 torchvision 一致",
         "Girshick et al. 2014",
     ),
     _of_nms(
         ops.batched_nms,
         ("boxes", "scores", "classes"),
         "`nms` within each class; torchvision's arguments",
+        "按类别分开的 `nms`；参数与 torchvision 一致",
         "`torchvision.ops`",
     ),
 )

@@ -24,13 +24,13 @@ Call = Callable[[nn.Module, Tensor, Tensor], Any]
 
 @dataclass(frozen=True)
 class Bins:
-    """The bins of R boxes, in pixels of the picture, whose centres have whole numbers.
+    """The bins of R boxes, in pixels of the image; the centre of a pixel has integer coordinates.
 
     Args:
         boxes: (R, 4), float64, x1, y1, x2, y2, as they are pooled: the position-sensitive operator rounds them.
-        regular: (R, Ph, Pw, 2), float64, (y, x) of the middles of the bins without offsets.
-        moved: (R, Ph, Pw, 2), with them.
-        mask: (R, Ph, Pw), how much each bin counts, or None.
+        regular: (R, Ph, Pw, 2), float64, (y, x) of the centres of the bins without offsets.
+        moved: (R, Ph, Pw, 2), with offsets.
+        mask: (R, Ph, Pw), weight of each bin, or None.
         layer: name of the pooling layer.
     """
 
@@ -55,35 +55,37 @@ def bins(
     label: int | None = None,
     call: Call | None = None,
 ) -> Bins:
-    """Compute where deformable RoI pooling puts the bins of some boxes.
+    """Compute where deformable RoI pooling places the bins of some boxes.
 
-    A bin of the box (x1, y1, x2, y2) has its middle at ``x1 + (j + ½)/Pw·w − ½`` and moves by ``gamma·offset·w``, and
-    alike in y. The position-sensitive operator, whose boxes are ``round(x1)`` to ``round(x2) + 1``, moves the bins of
-    each class apart.
+    A bin of the box (x1, y1, x2, y2) has its centre at ``x1 + (j + ½)/Pw·w − ½`` and moves by ``gamma·offset·w``, and
+    likewise in y. The position-sensitive operator pools from ``round(x1)`` to ``round(x2) + 1``, and the bins of each
+    class move independently.
 
     Args:
         model: a detector of `pliant.models`, or any module with a deformable RoI layer.
-        picture: (C, H, W), as the model takes it.
-        boxes: (R, 4), x1, y1, x2, y2 in pixels of the picture.
-        layer: name of the RoI layer; None: the first that is called.
-        label: whose bins a position-sensitive layer with classes shows; None: class 0.
-        call: ``call(model, picture, boxes)`` runs the model so that the layer pools these boxes in this order; None:
-            of the detectors of `pliant.models` the maps are made once and every box goes through the head.
+        picture: the image, (C, H, W), as the model takes it.
+        boxes: (R, 4), x1, y1, x2, y2 in pixels of the image.
+        layer: name of the RoI layer; None: the first one that is called.
+        label: class whose bins are returned, if a position-sensitive layer has classes; None: class 0.
+        call: ``call(model, picture, boxes)`` runs the model so that the layer pools these boxes in this order.
+            None, for detectors of `pliant.models`): the maps are computed once, then the head runs on each box.
 
     Returns:
         A :class:`Bins`.
 
     Raises:
-        LookupError: the model has no deformable RoI layer, none of this name, or it was not called.
-        ValueError: boxes of another shape, a label that the layer has not, another number of boxes was pooled.
+        LookupError: the model has no deformable RoI layer or none of this name, or it was not called.
+        ValueError: boxes of another shape, a label out of range, or another number of boxes was pooled.
     """
     if boxes.dim() != 2 or boxes.shape[1] != 4:
         raise ValueError(f"bins: boxes must have shape (R, 4), got {tuple(boxes.shape)}")
     there = layers(model)
     if layer is not None and layer not in there:
-        raise LookupError(f"bins: there is no deformable RoI layer {layer!r}; there are {', '.join(there) or 'none'}")
+        raise LookupError(
+            f"bins: there is no deformable RoI layer {layer!r}; the model has {', '.join(there) or 'none'}"
+        )
     if not there:
-        raise LookupError("bins: the model has no deformable RoI layer; its bins stay where they are")
+        raise LookupError("bins: the model has no deformable RoI layer, its bins do not move")
     seen: dict[str, list[tuple[Tensor, Tensor | None]]] = {}
 
     def look(name: str, pool: DeformablePool, inputs: tuple[Any, ...]) -> None:
@@ -103,15 +105,15 @@ def bins(
         for hook in hooks:
             hook.remove()
     if not seen:
-        raise LookupError(f"bins: {layer or 'no deformable RoI layer'} was called")
+        raise LookupError(f"bins: {layer or 'a deformable RoI layer'} was never called")
     name, found = next(iter(seen.items()))
     return _placed(name, there[name], found, boxes, label)
 
 
 def _one_by_one(model: nn.Module, picture: Tensor, boxes: Tensor) -> None:
-    """Run the head of a detector on each box alone: pyramids sort the boxes by size."""
+    """Run the head of a detector on each box alone, since pyramids sort boxes by size."""
     if not isinstance(model, TwoStage):
-        raise ValueError(f"bins: how {type(model).__name__} takes boxes is not known; give call=")
+        raise ValueError(f"bins: it is not known how {type(model).__name__} takes boxes; pass call=")
     _, maps = model.maps(model.batch([picture])[0])
     for box in boxes.to(maps[0].device, torch.float32):
         model.head(maps, torch.cat((box.new_zeros(1), box))[None])
@@ -120,14 +122,14 @@ def _one_by_one(model: nn.Module, picture: Tensor, boxes: Tensor) -> None:
 def _placed(
     name: str, pool: DeformablePool, found: list[tuple[Tensor, Tensor | None]], boxes: Tensor, label: int | None
 ) -> Bins:
-    """Turn offsets in shares of the boxes into places in the picture."""
+    """Turn offsets in extents of the boxes into positions in the image."""
     offset = torch.cat([one for one, _ in found]).double().cpu()
     if len(offset) != len(boxes):
         raise ValueError(f"bins: {name} pooled {len(offset)} boxes instead of {len(boxes)}")
     masks = [one for _, one in found if one is not None]
     mask = torch.cat(masks)[:, 0].double().cpu().numpy() if masks else None
     if pool.classes is None and label is not None:
-        raise ValueError(f"bins: the bins of {name} are the same for all classes, got label {label}")
+        raise ValueError(f"bins: the bins of {name} are the same for all classes, but label is {label}")
     if pool.classes is not None and not 0 <= (label or 0) < pool.classes:
         raise ValueError(f"bins: {name} has classes 0 to {pool.classes - 1}, got label {label}")
     boxes, (Ph, Pw) = pool.boxes(boxes.detach().double().cpu()), pool.bins
@@ -155,16 +157,16 @@ def draw(
     offsets: bool = True,
     around: float = 0.55,
 ) -> None:
-    """Draw the bins of one box: rings where they lie, dots where their offsets move them, fainter the less they count.
+    """Draw the bins of one box: rings at their regular centres, dots where offsets move them, fainter for less weight.
 
     Args:
         axes: matplotlib axes to draw on.
-        picture: (H, W) or (H, W, 3).
+        picture: the image, (H, W) or (H, W, 3).
         found: from :func:`bins`.
         index: of the box.
-        title: above the picture.
+        title: above the image.
         offsets: draw where the bins move; False draws the regular bins alone.
-        around: how much of the picture is shown on every side, in longer sides of the box; points beyond are cut off.
+        around: margin shown on every side, relative to the longer side of the box; points beyond it are cut off.
     """
     from matplotlib.patches import Rectangle
 

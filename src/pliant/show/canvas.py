@@ -1,4 +1,4 @@
-"""Colours and the few strokes every picture shares."""
+"""Colours, and the few things that every figure draws."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# The palette of Okabe and Ito: told apart by every kind of colour vision.
+# The palette of Okabe and Ito, which is safe for every kind of colour vision.
 ORANGE, SKY, GREEN, YELLOW = "#E69F00", "#56B4E9", "#009E73", "#F0E442"
 BLUE, VERMILION, PURPLE = "#0072B2", "#D55E00", "#CC79A7"
 TAPS, REGULAR, CENTRE, BACKGROUND, INK = VERMILION, BLUE, GREEN, "#FFFFFF", "#222222"
 
 
 def sheet(width: float, height: float) -> Figure:
-    """Return an empty white figure of `width` × `height` inches that saves without a display."""
+    """Return an empty white figure of `width` × `height` inches that can be saved without a display."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -29,19 +29,19 @@ def sheet(width: float, height: float) -> Figure:
 def png(figure: Figure, dpi: int = 100) -> bytes:
     """Return a figure as the bytes of a PNG file."""
     buffer = io.BytesIO()
-    # The program's version in the file would make equal pictures differ.
+    # matplotlib's version in the file would make equal figures differ.
     figure.savefig(buffer, format="png", dpi=dpi, facecolor=figure.get_facecolor(), metadata={"Software": None})
     return buffer.getvalue()
 
 
 def show_picture(axes: Axes, picture: np.ndarray, title: str = "", *, margin: float = 0.0) -> None:
-    """Draw a picture as ink on paper, light enough for points on top; `margin` pixels of paper around it.
+    """Draw an image, a grey one light enough for points on top of it.
 
     Args:
         axes: matplotlib axes to draw on.
-        picture: (H, W) with 0 the background and its maximum the darkest, or (H, W, 3) in 0 … 1.
-        title: above the picture.
-        margin: paper around the picture in pixels, for points that lie outside.
+        picture: the image, (H, W) with 0 for white and its maximum for dark grey, or (H, W, 3) in 0 … 1.
+        title: above the image.
+        margin: white border around the image in pixels, for points that lie outside.
     """
     from matplotlib.colors import LinearSegmentedColormap
     from matplotlib.patches import Rectangle
@@ -73,9 +73,9 @@ def scatter(
     marker: str = "o",
     layer: int = 4,
 ) -> None:
-    """Draw (P, 2) points given as (y, x); outlined ones keep a white rim, so that they show on any ground.
+    """Draw points (P, 2), (y, x); `outlined` draws a white rim that makes them visible on any background.
 
-    `alpha` is one number or one for each point.
+    `alpha` is one number, or one number per point.
     """
     ring = color if hollow else BACKGROUND
     axes.scatter(

@@ -1,4 +1,4 @@
-"""Curves with bands as SVG: text that stays sharp, colours that follow the page."""
+"""Curves with bands as SVG: text stays sharp, and colours follow the page."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from html import escape
 
 WIDTH, HEIGHT = 420, 270
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 12, 30, 44
-_LABEL = 30  # least distance of two labels on the horizontal axis
+_LABEL = 30  # minimum distance of two labels on the horizontal axis
 
 
 @dataclass(frozen=True)
@@ -17,12 +17,12 @@ class Curve:
     """One line of a chart.
 
     Args:
-        label: shown when a point is pointed at.
+        label: shown when the pointer is over a point.
         x: where it was measured, ascending.
         mean: the line.
-        sd: half the height of the band around it; None draws no band.
-        color: any CSS colour, ``var(--name)`` included.
-        dash: stroke-dasharray, "" for a full line.
+        sd: half the height of the band around the line; None draws no band.
+        color: any CSS colour, also ``var(--name)``.
+        dash: stroke-dasharray, "" for a solid line.
         width: of the line in pixels.
         name: class of the SVG group, so that a page can hide it.
     """
@@ -51,25 +51,25 @@ def chart(
     """Draw curves as one SVG element that scales with its column.
 
     Args:
-        curves: what to draw; later ones lie on top.
+        curves: what to draw; later ones are drawn on top.
         title: above the chart.
         x_label: below the horizontal axis, with the unit.
         y_label: beside the title.
-        y_range: least and most of the vertical axis; None takes what the curves and bands need.
-        shaded: range of x with a tinted ground, cut off at the ends of the axis.
-        logarithmic: horizontal axis.
-        percent: label the vertical axis in per cent.
+        y_range: limits of the vertical axis; None: those of the curves and bands.
+        shaded: range of x with a shaded background, cut off at the ends of the axis.
+        logarithmic: make the horizontal axis logarithmic.
+        percent: label the vertical axis in percent.
 
     Returns:
         The text of an `<svg>` element. It uses the CSS variables ``--rule`` (grid), ``--faint`` (labels) and
-        ``--shade`` (shaded ground), and ``currentColor``.
+        ``--shade`` (shaded background), and ``currentColor``.
 
     Raises:
         ValueError: no curve has a point, or x ≤ 0 on a logarithmic axis.
     """
     xs = sorted({float(x) for curve in curves for x in curve.x})
     if not xs:
-        raise ValueError(f"chart: there is nothing to draw in {title!r}")
+        raise ValueError(f"chart: the curves of {title!r} have no points")
     if logarithmic and xs[0] <= 0:
         raise ValueError(f"chart: a logarithmic axis needs x > 0, got {xs[0]}")
     low, high = y_range or extent(curves)
@@ -117,7 +117,7 @@ def chart(
 
 
 def extent(curves: Sequence[Curve]) -> tuple[float, float]:
-    """Return the least and most that curves and their bands need, with a margin of 5 %."""
+    """Return the limits of curves and their bands, with a margin of 5 %."""
     bands = [(m, s) for c in curves for m, s in zip(c.mean, c.sd or [0.0] * len(c.mean), strict=True)]
     low, high = min(m - s for m, s in bands), max(m + s for m, s in bands)
     margin = 0.05 * (high - low) or abs(high) or 1.0

@@ -1,4 +1,4 @@
-"""Offsets as colours, masks, and effective dilation: what a deformable convolution predicts for a whole map."""
+"""Offset fields as colours, masks, and effective dilation: what a deformable convolution predicts for a map."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def masks(step: Step) -> np.ndarray | None:
 def effective_dilation(step: Step) -> np.ndarray:
     """Compute the mean distance of horizontally or vertically adjacent taps, (Ho, Wo), in pixels of the map below.
 
-    The dilation itself where offsets are zero. NaN where an offset is NaN or infinite.
+    Where offsets are zero this is the dilation. It is NaN where an offset is NaN or infinite.
 
     Raises:
         ValueError: a kernel of one tap.
@@ -53,7 +53,7 @@ def spacing(at: Tensor) -> Tensor:
     """Compute the mean distance of horizontally or vertically adjacent taps, over all offset groups.
 
     Args:
-        at: (…, G, Kh, Kw, 2, Ho, Wo), (y, x) of the taps of more than one, from anywhere.
+        at: (…, G, Kh, Kw, 2, Ho, Wo), (y, x) of more than one tap, from any origin.
 
     Returns:
         (…, Ho, Wo): the effective dilation, in the unit of `at`.
@@ -67,7 +67,7 @@ def spacing(at: Tensor) -> Tensor:
 
 
 class Spread(NamedTuple):
-    """Of one layer the mean effective dilation inside one box of a picture: √(width·height), mean, positions."""
+    """Mean effective dilation of one layer inside one box; `size` is √(width·height), over `positions` of the map."""
 
     layer: str
     size: float
@@ -76,13 +76,13 @@ class Spread(NamedTuple):
 
 
 def dilation_in_boxes(recording: Recording, boxes: Iterable[tuple[float, float, float, float]]) -> list[Spread]:
-    """Compute the effective dilation of every deformable layer inside boxes: large objects should spread the taps.
+    """Compute the effective dilation of every deformable layer inside boxes: it should grow with the object.
 
-    Positions of a layer's map belong to the boxes in which their centres lie. Boxes without any are left out.
+    A position of a layer's map belongs to the boxes that contain its centre. Boxes without a position are left out.
 
     Args:
-        recording: of the picture.
-        boxes: x1, y1, x2, y2 in pixels of the picture.
+        recording: of the image.
+        boxes: x1, y1, x2, y2 in pixels of the image.
     """
     import numpy as np
 
@@ -101,13 +101,13 @@ def dilation_in_boxes(recording: Recording, boxes: Iterable[tuple[float, float, 
 
 
 def flow_colours(field: np.ndarray, largest: float | None = None) -> np.ndarray:
-    """Return a field of vectors as colours: the hue is the direction, the paler the shorter, white is none.
+    """Return a field of vectors as colours: the hue shows the direction; the shorter a vector, the paler its colour.
 
-    Right is red, down yellow-green, left cyan, up violet.
+    Right is red, down yellow-green, left cyan, up violet; zero is white.
 
     Args:
         field: (…, 2), (dy, dx).
-        largest: length of full colour; None: the longest vector's. Longer ones have full colour too.
+        largest: length of full saturation; None: the longest vector's. Longer vectors are fully saturated too.
 
     Returns:
         (…, 3), float64, 0 … 1; NaN vectors are grey.
@@ -132,7 +132,7 @@ def flow_colours(field: np.ndarray, largest: float | None = None) -> np.ndarray:
 
 
 def draw_offsets(figure: Figure, step: Step, group: int = 0) -> None:
-    """Draw the offset field of every tap as flow colours, laid out as the kernel, and the wheel that explains them.
+    """Draw the offset field of every tap as flow colours, laid out as the kernel, and a colour wheel as the legend.
 
     Args:
         figure: an empty figure.
@@ -150,7 +150,7 @@ def draw_offsets(figure: Figure, step: Step, group: int = 0) -> None:
             axes = figure.add_subplot(grid[i, j])
             axes.imshow(flow_colours(field[i, j], most), interpolation="nearest")
             _bare(axes, f"tap {i}, {j}" if Kh * Kw > 1 else "")
-    axes = figure.add_subplot(grid[:, Kw])  # of all rows: what stands below the wheel would push the first apart
+    axes = figure.add_subplot(grid[:, Kw])  # spans all rows: its text would stretch a single row
     axes.set_anchor("N")
     y, x = np.mgrid[-1:1:81j, -1:1:81j]
     wheel = flow_colours(np.stack((y, x), -1), 1.0)
@@ -161,14 +161,14 @@ def draw_offsets(figure: Figure, step: Step, group: int = 0) -> None:
 
 
 def draw_masks(figure: Figure, step: Step, group: int = 0) -> None:
-    """Draw the modulation of every tap, laid out as the kernel, all on one scale from 0.
+    """Draw the mask of every tap, laid out as the kernel, on one scale from 0.
 
     Raises:
         ValueError: the convolution has no mask.
     """
     found = masks(step)
     if found is None:
-        raise ValueError("draw_masks: this convolution has no mask; version 2 has one")
+        raise ValueError("draw_masks: this convolution has no mask; only version 2 has one")
     Kh, Kw = step.kernel
     most = float(found[group].max()) or 1.0
     cells = figure.subplots(Kh, Kw, squeeze=False)
@@ -193,18 +193,18 @@ def draw_map(
     bar: bool = True,
     limits: tuple[float, float] | None = None,
 ) -> None:
-    """Draw a map of numbers over a picture, each number over the pixels it stands for.
+    """Draw a map of numbers over an image, each number over the pixels that it belongs to.
 
     Args:
         axes: matplotlib axes to draw on.
-        picture: (H, W) or (H, W, 3).
+        picture: the image, (H, W) or (H, W, 3).
         values: (h, w).
-        centres: (h, w, 2), (y, x) of their centres in the picture, an even grid; None: the map has the picture's size.
-        title: above the picture.
+        centres: (h, w, 2), (y, x) of their centres in the image, a regular grid; None: the map has the image's size.
+        title: above the image.
         cmap: colours.
-        alpha: of the colours over the picture.
-        bar: draw a scale beside it.
-        limits: least and most of the scale; None: of the values.
+        alpha: opacity of the colours.
+        bar: draw a colour scale beside the image.
+        limits: minimum and maximum of the scale; None: those of the values.
     """
     show_picture(axes, picture, title)
     view = (axes.get_xlim(), axes.get_ylim())
@@ -230,7 +230,7 @@ def draw_map(
 
 
 def draw_dilation(axes: Axes, rows: Iterable[Spread]) -> None:
-    """Draw effective dilation against the size of the object, one colour a layer.
+    """Draw effective dilation against the size of the object, one colour per layer.
 
     Raises:
         ValueError: there are no rows.
@@ -239,7 +239,7 @@ def draw_dilation(axes: Axes, rows: Iterable[Spread]) -> None:
     for row in rows:
         by_layer.setdefault(row.layer, []).append(row)
     if not by_layer:
-        raise ValueError("draw_dilation: there is no box with a position of a map inside")
+        raise ValueError("draw_dilation: no box contains a position of a map")
     colours, markers = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY), "os^Dvp"
     for i, (layer, found) in enumerate(by_layer.items()):
         axes.scatter(
@@ -264,7 +264,7 @@ def _bare(axes: Axes, title: str, frame: bool = True) -> None:
 
 def _offset(step: Step) -> Tensor:
     if step.offset is None:
-        raise ValueError("this layer has no offsets: it is not deformable")
+        raise ValueError("this layer has no offsets, it is not deformable")
     return step.offset.double()
 
 

@@ -1,4 +1,4 @@
-"""One look at a model and a picture, drawn: every figure of this room, chosen and laid out."""
+"""All figures of a model and an image: this module chooses what is drawn and lays it out."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from pliant.show.layout import apart, coloured, frame, grey, height, look_at, ro
 from pliant.show.recording import record
 from pliant.show.view import View
 
-LAYERS = 3  # of offset fields, masks and dilations: those the paths come through first
+LAYERS = 3  # topmost layers whose offset fields, masks and dilations are drawn
 STRONGEST = 400  # effective sampling locations that are drawn
-DETECTIONS = 8
-SURE = 0.3  # least score of a detection that is drawn, unless there is none
-ERROR = 0.1
+DETECTIONS = 8  # most detections that are drawn
+SURE = 0.3  # minimum score of a detection that is drawn, unless all are lower
+ERROR = 0.1  # bound of the saliency region
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A PNG, the name of its file without the ending, its heading, and the sentences below it."""
+    """A PNG, the name of its file without the extension, its heading, and its caption."""
 
     name: str
     data: bytes
@@ -39,13 +39,13 @@ class Figure:
 def figures(
     view: View, *, error: float = ERROR, evaluations: int = 60, tell: Callable[[str], None] | None = None
 ) -> tuple[list[Figure], list[str]]:
-    """Draw all that the view has, and say in a sentence each what it has not.
+    """Draw every figure that applies to a view; return them, and a sentence for each one that does not apply.
 
     Args:
         view: from :func:`pliant.show.view.view`.
         error: bound of the saliency region.
-        evaluations: forwards that each search for one may take.
-        tell: called with the name of each figure when it is done.
+        evaluations: maximum number of forwards in each search for a saliency region.
+        tell: called with the name of each figure when it is finished.
     """
     makers: list[Callable[[View], Figure | Iterator[Figure]]] = [
         _overview,
@@ -78,15 +78,17 @@ def training(records: Iterable[dict[str, Any]]) -> Figure:
     """Draw how the offsets grew while the network was trained.
 
     Args:
-        records: of its run; see :func:`pliant.show.history.by_layer`.
+        records: of the training run; see :func:`pliant.show.history.by_layer`.
 
     Raises:
-        LookupError: they hold no histogram.
+        LookupError: the records hold no histogram.
     """
     records = list(records)
     layers = history.by_layer(records)
     if not layers:
-        raise LookupError("No histograms of a training run lie beside the weights: how offsets grew is not drawn.")
+        raise LookupError(
+            "There are no histograms of a training run beside the weights: offsets over training are not drawn."
+        )
     columns = min(len(layers), history.COLUMNS)
     figure = canvas.sheet(2.7 * columns + 0.9, 2.2 * -(-len(layers) // columns) + 0.3)
     figure.set_layout_engine("constrained")
@@ -94,14 +96,14 @@ def training(records: Iterable[dict[str, Any]]) -> Figure:
     count = len(next(iter(layers.values())))
     said = f"the {count} evaluations" if count > 1 else "the evaluation"
     caption = (
-        f"Lengths of the offsets of every deformable layer at {said} of the run: the darker, the "
-        "more of them; the line is their mean. What is longer than the axis counts in its last bin."
+        f"Lengths of the offsets of every deformable layer at {said} of the run: darker colours mean "
+        "more offsets, the line is their mean. Offsets longer than the axis are counted in its last bin."
     )
     return Figure("history", canvas.png(figure), "Offsets over training", caption)
 
 
 def _overview(view: View) -> Figure:
-    """Draw the picture, the place that is looked at, and what a detector finds."""
+    """Draw the image, the position that is explained, and the detections of a detector."""
     H, W = view.image.shape[:2]
     width = min(max(5.2 * W / H, 2.2), 7.0)
     figure = canvas.sheet(width, height(width, H / W))
@@ -124,18 +126,18 @@ def _overview(view: View) -> Figure:
     y, x = view.centre
     name = view.layer or "the model's output"
     caption = (
-        f"The picture as the network sees it, {W} × {H} pixels. The cross is position {view.position} (row, column) of "
-        f"the map of {name}, whose centre lies at x = {x:g}, y = {y:g}."
+        f"The image as the network reads it, {W} × {H} pixels. The cross marks position {view.position} (row, column) "
+        f"of the map of {name}; its centre lies at x = {x:g}, y = {y:g}."
     )
     if view.detections:
-        caption += f" Green: {drawn} detections" + (f" (score from {SURE})." if drawn > 1 else ", the best of all.")
+        caption += f" Green: {drawn} detections" + (f" (score at least {SURE})." if drawn > 1 else ", the best one.")
     if view.box is not None:
-        caption += " Yellow: the box that is looked at."
-    return Figure("picture", canvas.png(figure), "The picture", caption)
+        caption += " Yellow: the box that is explained."
+    return Figure("picture", canvas.png(figure), "The image", caption)
 
 
 def _sampling(view: View) -> Figure:
-    """Draw points through one, two and three layers, without and with the offsets."""
+    """Draw sampling points through one, two and three layers, without and with the offsets."""
     import numpy as np
 
     steps = [step for _, step in view.recording.steps(view.layer) if step.taps > 1]
@@ -144,7 +146,9 @@ def _sampling(view: View) -> Figure:
         paths *= step.taps
         most += paths <= 20_000
     if not most:
-        raise LookupError(f"Below {view.layer or 'the output'} lies no convolution of a few taps: no sampling points.")
+        raise LookupError(
+            f"Below {view.layer or 'the output'} there is no convolution with few taps: no sampling points."
+        )
     deformable = any(step.offset is not None for step in steps[-most:])
     found = {
         (regular, depth): view.recording.trace(view.position, view.layer, depth, regular=regular)
@@ -167,13 +171,13 @@ def _sampling(view: View) -> Figure:
     figure.subplots_adjust(0.005, 0.005, 0.995, 1 - 0.3 / figure.get_figheight(), 0.02, 0.3 / tall)
     names = ", ".join(found[True, most].layers)
     caption = (
-        f"Where the cross looks through the last {most} convolutions of more than one tap (from the top: {names}), "
-        "without the offsets they predict and with them. Below these layers points lie in the middle of what a pixel "
-        "of the map sees. The fainter a point, the less it weighs; grey rings lie outside a map. What lies far outside "
-        "is cut off."
+        f"Where the position at the cross samples through the last {most} convolutions of more than one tap (from the "
+        f"top: {names}), without the predicted offsets and with them. Below these layers a point lies at the centre of "
+        "what its position of the map samples. Fainter points have less weight; grey rings are out of bounds. Points "
+        "far outside are cut off."
     )
     if not deformable:
-        caption = caption.replace(", without the offsets they predict and with them", ", which are not deformable")
+        caption = caption.replace(", without the predicted offsets and with them", ", which are not deformable")
     return Figure("sampling", canvas.png(figure), "Sampling points", caption)
 
 
@@ -186,9 +190,9 @@ def _position(view: View, error: float, evaluations: int) -> Figure:
 
 def _box(view: View, error: float, evaluations: int) -> Figure:
     if not isinstance(view.model, TwoStage):
-        raise LookupError("The model is no detector of pliant.models: no boxes are looked at.")
+        raise LookupError("The model is not a detector of pliant.models: no box is explained.")
     if view.box is None:
-        raise LookupError("Nothing is detected and no box is given: none is looked at.")
+        raise LookupError("Nothing is detected and no box is given: no box is explained.")
     title = "Spatial support of the box"
     return _support(view, OfBox(view.box), "support-box", title, "the features of the box", error, evaluations)
 
@@ -200,7 +204,7 @@ def _support(view: View, node: Node, name: str, title: str, what: str, error: fl
     try:
         field_ = receptive_field(view.model, view.picture, node)
         cell = max(2, max(field_.shape) // 32)
-        ground = 0.0 if view.image.ndim == 2 else None  # of ink on paper: paper
+        ground = 0.0 if view.image.ndim == 2 else None  # a grey image is painted over with white
         region = saliency_region(
             view.model, view.picture, node, error=error, cell=cell, fill=ground, evaluations=evaluations
         )
@@ -213,7 +217,7 @@ def _support(view: View, node: Node, name: str, title: str, what: str, error: fl
             points.append(view.recording.samples(layer).reshape(-1, 2))
             weights.append(found.strength.ravel() / found.strength.max())
     pooled = None
-    # Of a position-sensitive layer the bins of each class lie elsewhere: too many for one picture.
+    # In a position-sensitive layer the bins of each class move independently: too many for one panel.
     alike = [name for name, layer in bins.layers(view.model).items() if layer.classes is None]
     if isinstance(node, OfBox) and alike:
         pooled = bins.bins(view.model, view.picture, torch.tensor([node.box]), alike[0])
@@ -222,7 +226,7 @@ def _support(view: View, node: Node, name: str, title: str, what: str, error: fl
     side = 4.0 if count < 4 else 3.4
     figure = canvas.sheet(side * count, height(side, H / W) + 0.3)
     panels = list(figure.subplots(1, count, squeeze=False)[0])
-    # Square roots: gradients fall off so fast that little else than their peak would be seen.
+    # Square roots: gradients fall off so fast that only their peak would be visible.
     shown = np.sqrt(field_ / max(field_.max(), 1e-300))
     fields.draw_map(panels[0], grey(view.image), shown, cmap="inferno", alpha=0.8, bar=False)
     panels[0].set_title("effective receptive field (root)", fontsize=11, color=INK, pad=5)
@@ -238,8 +242,8 @@ def _support(view: View, node: Node, name: str, title: str, what: str, error: fl
         alpha = 0.15 + 0.85 * force / max(force.max(), 1e-300)
         canvas.scatter(panels[-2], pooled.moved[0].reshape(-1, 2), TAPS, size=15, alpha=alpha)
     hidden = np.where(region.mask[..., None], coloured(view.image), 1.0)
-    # Outlines tell white paper from what is cut away.
-    canvas.show_picture(panels[-1], hidden, f"saliency region: {region.share:.0%} of the picture")
+    # The outline separates white parts of the image from what is painted over.
+    canvas.show_picture(panels[-1], hidden, f"saliency region: {region.share:.0%} of the image")
     if region.mask.any() and not region.mask.all():
         panels[-1].contour(region.mask, levels=[0.5], colors=[VERMILION], linewidths=1.2)
     for axes in panels:
@@ -249,12 +253,12 @@ def _support(view: View, node: Node, name: str, title: str, what: str, error: fl
             canvas.scatter(axes, row(view.centre), CENTRE, size=70, marker="P", layer=6)
     figure.subplots_adjust(0.005, 0.005, 0.995, 1 - 0.3 / figure.get_figheight(), 0.02)
     caption = (
-        f"What {what} rest on. Left: how strongly their length answers to a small change of each pixel, square root. "
-        + (f"Then: the {len(best)} samples of deformable layers whose move they answer to most. " if points else "")
-        + ("Then: the bins, fainter the less they answer to a move. " if pooled is not None else "")
-        + f"Right: a small part of the picture to which they are the same but for {region.error:.1%} "
+        f"What {what} depend on. Left: how strongly their norm changes with each pixel, square root. "
+        + (f"Next: the {len(best)} samples of deformable layers whose movement changes them most. " if points else "")
+        + ("Next: the bins, fainter if their movement changes them less. " if pooled is not None else "")
+        + f"Right: a small part of the image for which they are the same up to {region.error:.1%} "
         f"(bound {error:.0%}, cells of {cell} pixels, {region.evaluations} evaluations); the rest is painted "
-        + ("over with paper." if view.image.ndim == 2 else "in the mean colour.")
+        + ("white." if view.image.ndim == 2 else "in the mean colour.")
     )
     return Figure(name, canvas.png(figure), title, caption)
 
@@ -274,11 +278,11 @@ def _bins(view: View) -> Figure:
     figure.subplots_adjust(0.005, 0.005, 0.995, 0.995, 0.03)
     Ph, Pw = found.regular.shape[1:3]
     caption = (
-        f"Middles of the {Ph} × {Pw} bins that {found.layer} pools from boxes (yellow): rings where they lie without "
-        "offsets, dots where the offsets move them."
+        f"Centres of the {Ph} × {Pw} bins that {found.layer} pools from boxes (yellow): rings without offsets, dots "
+        "where the offsets move them."
     )
     if found.mask is not None:
-        caption += " The fainter a dot, the less the bin counts beside the strongest of its box."
+        caption += " Fainter dots have less weight, relative to the strongest bin of their box."
     return Figure("bins", canvas.png(figure), "Moved bins", caption)
 
 
@@ -291,8 +295,8 @@ def _offsets(view: View) -> Iterator[Figure]:
         fields.draw_offsets(figure, step)
         groups = f", first of {step.groups} offset groups" if step.groups > 1 else ""
         caption = (
-            f"Offsets of {name or 'the model'}{groups}, one panel a tap, laid out as the kernel: the colour is the "
-            "direction, the paler the shorter, white is none."
+            f"Offsets of {name or 'the model'}{groups}, one panel per tap, laid out as the kernel: the colour is the "
+            "direction, paler colours are shorter offsets, white is zero."
         )
         yield Figure(f"offsets-{i + 1}", canvas.png(figure), f"Offset fields of {name or 'the model'}", caption)
 
@@ -306,7 +310,7 @@ def _masks(view: View) -> Iterator[Figure]:
         figure = canvas.sheet(1.5 * step.kernel[1] + 0.7, step.kernel[0] * (height(1.5, Ho / Wo) + 0.25))
         figure.set_layout_engine("constrained")
         fields.draw_masks(figure, step)
-        caption = f"How much each tap of {name or 'the model'} counts, laid out as the kernel."
+        caption = f"Mask of each tap of {name or 'the model'}, laid out as the kernel."
         yield Figure(f"masks-{i + 1}", canvas.png(figure), f"Modulation of {name or 'the model'}", caption)
 
 
@@ -320,7 +324,7 @@ def _dilation(view: View) -> Figure:
         fields.draw_map(axes, grey(view.image), values, centres, title=name or "the model")
     caption = (
         "Effective dilation: the mean distance of adjacent taps, in pixels of the map that the layer samples. Without "
-        "offsets it is the dilation of the layer everywhere."
+        "offsets it is everywhere the dilation of the layer."
     )
     return Figure("dilation", canvas.png(figure), "Effective dilation", caption)
 
@@ -328,16 +332,16 @@ def _dilation(view: View) -> Figure:
 def _sizes(view: View) -> Figure:
     _chosen(view)
     if not view.detections:
-        raise LookupError("No objects are known: effective dilation is not drawn against their size.")
+        raise LookupError("There are no detections: effective dilation is not drawn against the size of objects.")
     kept = view.detections["boxes"][view.detections["scores"] >= SURE].tolist()
     boxes = kept + ([list(view.box)] if view.box is not None else [])
     rows = fields.dilation_in_boxes(view.recording, [tuple(box) for box in boxes])
     if len({row.size for row in rows}) < 3:
-        raise LookupError("Fewer than three objects are found: effective dilation is not drawn against their size.")
+        raise LookupError("There are fewer than three objects: effective dilation is not drawn against their size.")
     figure = canvas.sheet(7.6, 3.4)
     figure.set_layout_engine("constrained")
     fields.draw_dilation(figure.subplots(), rows)
-    caption = "Mean effective dilation inside each object that is detected or given, against its size."
+    caption = "Mean effective dilation inside each detected object and the given box, against its size."
     return Figure("dilation-size", canvas.png(figure), "Effective dilation and size of object", caption)
 
 
@@ -359,14 +363,14 @@ def _inhibition(view: View) -> Figure:
     lrn.draw(figure, found, view.image)
     caption = (
         f"Lateral inhibition in {name or 'the model'} (size {norm.size}, α = {norm.alpha:g}, β = {norm.beta:g}, "
-        f"k = {norm.k:g}): responses where they are strongest (ring), before and after; the share of what each channel "
-        "would give alone that it loses to its neighbours, over the whole map; and which neighbour takes how much."
+        f"k = {norm.k:g}): responses at the position where they are strongest (ring), before and after; the share of "
+        "its response that each channel loses to its neighbours, over the whole map; and how much it loses to which."
     )
     return Figure("lrn", canvas.png(figure), "Lateral inhibition", caption)
 
 
 def _chosen(view: View) -> list[tuple[str, Any]]:
-    """Return the last deformable convolutions, the topmost first."""
+    """Return the topmost deformable convolutions, the last one first."""
     found = list(view.recording.deformable().items())[::-1][:LAYERS]
     if not found:
         raise LookupError("The model has no deformable convolution: offsets, masks and dilation are not drawn.")

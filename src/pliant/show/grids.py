@@ -1,4 +1,4 @@
-"""Regular, scaled, sheared and rotated sampling grids: special cases of deformation, written as offsets."""
+"""Regular, scaled, sheared and rotated sampling grids as offsets: special cases of deformation."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def regular(kernel_size: int | Sequence[int] = 3, dilation: int | Sequence[int] = 1) -> Tensor:
-    """Return the regular grid of a kernel, about its centre.
+    """Return the regular grid of a kernel, relative to its centre.
 
     Args:
         kernel_size: Kh, Kw, taps.
@@ -50,9 +50,9 @@ def affine_offsets(
     Args:
         kernel_size: Kh, Kw, taps.
         dilation: distance of adjacent taps in pixels before the transformation.
-        scale: factor of the distances, or one vertical and one horizontal: D. 0 folds all taps into the centre.
-        angle: degrees the grid turns clockwise on the screen, where y points down: R.
-        shear: pixels that a tap moves to the right per pixel it lies above the centre: S.
+        scale: D, factor of the distances, or a vertical and a horizontal factor. 0 moves all taps to the centre.
+        angle: R, degrees by which the grid is rotated clockwise on the screen, where y points down.
+        shear: S, pixels by which a tap moves to the right per pixel that it lies above the centre.
 
     Returns:
         (2·K,), float64, in :func:`pliant.ops.deform_conv2d`'s order of channels: (dy, dx) of each tap, row-major.
@@ -83,16 +83,16 @@ def draw(
     pixel: float = 1.0,
     title: str = "",
 ) -> None:
-    """Draw a grid of taps over a picture: hollow where the regular taps lie, filled where `offsets` move them.
+    """Draw a grid of taps over an image: hollow at the regular positions, filled where `offsets` move them.
 
     Args:
         axes: matplotlib axes to draw on.
-        picture: (H, W) or (H, W, 3).
-        centre: (y, x) of the kernel's centre in the picture.
-        offsets: (2·K,), in pixels of the map the kernel runs on; None draws the regular grid.
+        picture: the image, (H, W) or (H, W, 3).
+        centre: (y, x) of the kernel's centre in the image.
+        offsets: (2·K,), in pixels of the map that the kernel samples; None draws the regular grid.
         kernel_size: Kh, Kw, taps.
         dilation: distance of adjacent taps on that map.
-        pixel: size of one pixel of that map in pixels of the picture.
+        pixel: size of one pixel of that map in pixels of the image.
         title: of the axes.
     """
     grid = regular(kernel_size, dilation)

@@ -1,4 +1,4 @@
-"""Histograms of offsets over training as a picture."""
+"""Histograms of offset lengths over training, as a figure."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ COLUMNS = 4
 
 
 def by_layer(records: Iterable[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    """Return the histograms among some records, by layer, each with its `step`.
+    """Return the histograms in some records, by layer, each with its `step`.
 
     Args:
-        records: of :class:`pliant.nn.OffsetHistory`, or those of a training run, whose evaluations hold a histogram of
-            every deformable layer under "offsets"; others are left out.
+        records: of :class:`pliant.nn.OffsetHistory`, or of a training run, whose evaluations hold a histogram of every
+            deformable layer under "offsets"; other records are ignored.
 
     >>> histogram = {"edges": [0.0, 1.0], "counts": [9], "unit": "map pixels", "mean": 0.0, "nonfinite": 0}
     >>> list(by_layer([{"kind": "evaluation", "step": 40, "offsets": {"layer4.0.conv1": histogram}}]))
@@ -35,21 +35,21 @@ def by_layer(records: Iterable[dict[str, Any]]) -> dict[str, list[dict[str, Any]
 
 
 def draw(figure: Figure, records: Iterable[dict[str, Any]], *, step: str = "forward") -> None:
-    """Draw histograms of offsets over training, one panel a layer: the darker, the more offsets; the line is the mean.
+    """Draw histograms of offset lengths over training, one panel per layer: dark for many offsets, a line for the mean.
 
     Args:
-        figure: an empty figure, for every `COLUMNS` layers about 2.5 inches high.
+        figure: an empty figure, about 2.5 inches high per row of `COLUMNS` layers.
         records: see :func:`by_layer`; such as ``pliant.train.log.read(folder / "metrics.jsonl")`` of a run.
         step: what the horizontal axis counts.
 
     Raises:
-        ValueError: there is no histogram among them.
+        ValueError: the records hold no histogram.
     """
     import numpy as np
 
     layers = by_layer(records)
     if not layers:
-        raise ValueError("draw: there are no histograms of offsets among the records")
+        raise ValueError("draw: the records hold no histograms of offsets")
     columns = min(len(layers), COLUMNS)
     rows = math.ceil(len(layers) / columns)
     cells = figure.subplots(rows, columns, squeeze=False).ravel()
@@ -59,7 +59,7 @@ def draw(figure: Figure, records: Iterable[dict[str, Any]], *, step: str = "forw
         edges = np.array(found[0]["edges"])
         counts = np.array([record["counts"] for record in found], dtype=float)
         share = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
-        # A column is as wide as half the way to its neighbours.
+        # A column reaches halfway to its neighbours.
         between = (steps[:-1] + steps[1:]) / 2
         first, last = (steps[1] - steps[0], steps[-1] - steps[-2]) if len(steps) > 1 else (1.0, 1.0)
         bounds = np.concatenate(([steps[0] - first / 2], between, [steps[-1] + last / 2]))

@@ -1,7 +1,8 @@
 """What a node of a network depends on: the three analyses of spatial support of Deformable ConvNets v2.
 
-A node is anything that answers: ``node(model, picture)`` runs the model over the picture (1, C, H, W) and returns a
-tensor, differentiably. :class:`At` is a place of a module's output map, :class:`OfBox` what a detector makes of a box.
+A node is a function ``node(model, picture)`` that runs the model on an image (1, C, H, W) and returns a tensor, its
+response, differentiably. :class:`At` is a position of a module's output map, :class:`OfBox` the output of a detector
+for a box.
 """
 
 from __future__ import annotations
@@ -29,13 +30,13 @@ from pliant.nn.modes import evaluation
 if TYPE_CHECKING:
     import numpy as np
 
-_WAY = 8  # gradients between the painted and the whole picture
+_MOST_GRADIENTS = 8  # between the painted image and the whole one
 
 Node = Callable[[nn.Module, Tensor], Tensor]
 
 
 class _Found(Exception):
-    """Ends a forward as soon as the node is known."""
+    """Ends a forward as soon as the response is known."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +49,8 @@ class At:
         channel: None: all.
         call: which call of a module that is called several times, counted from 0.
         output: which of the tensors that the module returns.
-        run: how the model is called, ``run(model, picture)``; None: with the picture, or a list of it for the detectors
-            of `pliant.models`.
+        run: how the model is called, ``run(model, picture)``; None: ``model(picture)``, or ``model([picture[0]])`` for
+            the detectors of `pliant.models`.
     """
 
     layer: str
@@ -90,11 +91,11 @@ class At:
 
 @dataclass(frozen=True)
 class OfBox:
-    """What a detector of `pliant.models` makes of one box: its features after the fully connected layers, or scores.
+    """The output of a detector of `pliant.models` for one box: features after the fully connected layers, or a score.
 
     Args:
-        box: x1, y1, x2, y2 in pixels of the picture.
-        label: None: the features (R-FCN has none: all scores); a class: the logit of this class.
+        box: x1, y1, x2, y2 in pixels of the image.
+        label: a class: its logit; None: the features (for R-FCN, which has none, all logits).
     """
 
     box: tuple[float, float, float, float]
@@ -109,20 +110,20 @@ class OfBox:
 
 
 def receptive_field(model: nn.Module, picture: Tensor, node: Node) -> np.ndarray:
-    """Compute the effective receptive field: how strongly a node answers to a small change of each pixel.
+    """Compute the effective receptive field: how strongly a node responds to a small change of each pixel.
 
-    ``√Σ_c (∂r/∂x_c)²`` with r the length of the node's answer.
+    ``√Σ_c (∂r/∂x_c)²`` with r the norm of the node's response.
 
     Args:
         model: any module; weights, statistics and training mode stay as they are.
-        picture: (C, H, W) or (1, C, H, W), as the model takes it.
+        picture: the image, (C, H, W) or (1, C, H, W), as the model takes it.
         node: such as ``At("layer4", (3, 5))``.
 
     Returns:
         (H, W), float64, at least 0.
 
     Raises:
-        ValueError: the node does not depend on the picture.
+        ValueError: the node does not depend on the image.
 
     Source: Luo et al., NIPS 2016; Zhu et al., CVPR 2019, section 2.2.
 
@@ -134,20 +135,20 @@ def receptive_field(model: nn.Module, picture: Tensor, node: Node) -> np.ndarray
     with _still(model), torch.enable_grad():
         (gradient,) = _gradients(node(model, x), [x])
     if gradient is None:
-        raise ValueError("receptive_field: the node does not depend on the picture")
+        raise ValueError("receptive_field: the node does not depend on the image")
     field: np.ndarray = gradient[0].double().norm(dim=0).cpu().numpy()
     return field
 
 
 @dataclass(frozen=True)
 class Strength:
-    """How strongly a node answers to a move of the samples of one layer.
+    """How strongly a node responds to a move of the samples of one layer.
 
     Args:
-        gradient: of the length of the node's answer, in (y, x): of a convolution (T, Ho, Wo, 2) for its offset groups
-            times taps, per pixel of the map it samples; of RoI pooling (R, Ph, Pw, 2), of a position-sensitive one
-            (R, classes, parts, parts, 2), per pixel of the picture.
-        strength: its length, without the last dimension.
+        gradient: of the norm of the node's response, in (y, x). Convolution: (T, Ho, Wo, 2), T offset groups times
+            taps, per pixel of the map that is sampled. RoI pooling: (R, Ph, Pw, 2), or (R, classes, parts, parts, 2) if
+            it is position-sensitive, per pixel of the image. Other layers: as their `offsets`, for one image.
+        strength: norm of the gradient over its last dimension.
     """
 
     gradient: np.ndarray
@@ -155,21 +156,22 @@ class Strength:
 
 
 def locations(model: nn.Module, picture: Tensor, node: Node) -> dict[str, Strength]:
-    """Compute the effective sampling and bin locations: the gradient of a node with respect to where each sample lies.
+    """Compute the effective sampling and bin locations: the gradient of a node with respect to the sampling positions.
 
-    Of every deformable convolution and RoI layer that the node's forward calls (of two calls the last). At whole
-    pixels, where offsets of zero lie, the derivative is the right-sided one. All that a moved sample changes counts,
-    the offsets of later layers too.
+    It is computed for every deformable layer that the node's forward calls (of several calls the last). At integer
+    positions, where offsets of zero lie, the derivative is the right-sided one. Everything that a moved sample changes
+    counts, including the offsets of later layers.
 
-    Args and errors as in :func:`receptive_field`, but the picture may not matter: layers without influence are 0.
+    Args and errors as in :func:`receptive_field`, except that a layer without influence has gradients of 0 and raises
+    nothing.
 
     Source: Zhu et al., CVPR 2019, section 2.2.
     """
     x = _batch(picture).detach()
     probes: dict[str, tuple[Tensor, DeformableLayer, Tensor | None]] = {}
     with _still(model), _probed(model, probes), torch.enable_grad():
-        answer = node(model, x)
-        gradients = _gradients(answer, [probe for probe, *_ in probes.values()])
+        response = node(model, x)
+        gradients = _gradients(response, [probe for probe, *_ in probes.values()])
     found = {}
     for (name, (probe, layer, rois)), gradient in zip(probes.items(), gradients, strict=True):
         g = (torch.zeros_like(probe) if gradient is None else gradient).double().cpu()
@@ -179,7 +181,7 @@ def locations(model: nn.Module, picture: Tensor, node: Node) -> dict[str, Streng
 
 
 def _per_pixel(layer: DeformableLayer, gradient: Tensor, rois: Tensor | None) -> Tensor:
-    """Return the gradient for what a layer predicts as a gradient for moves by a pixel, (…, 2), y first."""
+    """Turn the gradient with respect to what a layer predicts into one per pixel of movement, (…, 2), y first."""
     gradient = layer.offsets(gradient)
     if isinstance(layer, DeformablePool) and rois is not None:
         boxes = layer.boxes(rois[:, 1:])
@@ -194,7 +196,7 @@ def _per_pixel(layer: DeformableLayer, gradient: Tensor, rois: Tensor | None) ->
 
 @contextmanager
 def _probed(model: nn.Module, probes: dict[str, tuple[Tensor, DeformableLayer, Tensor | None]]) -> Iterator[None]:
-    """Add zeros to all predicted offsets, and keep them: their gradient is that of the places."""
+    """Add zeros to all predicted offsets, and keep them: their gradient is that of the sampling positions."""
     handles, wrapped = [], []
 
     def branch(name: str, layer: DeformableLayer) -> Callable[..., Tensor]:
@@ -235,13 +237,13 @@ def _probed(model: nn.Module, probes: dict[str, tuple[Tensor, DeformableLayer, T
 
 @dataclass(frozen=True)
 class Region:
-    """The part of a picture that a node needs.
+    """The part of an image that a node needs.
 
     Args:
-        mask: (H, W), bool, True where the picture is kept.
-        error: of the answer to what is kept, ``‖v − v₀‖ / ‖v₀‖``.
-        share: of the picture's area.
-        evaluations: forwards that it took.
+        mask: (H, W), bool, True where the image is kept.
+        error: of the response to what is kept, ``‖v − v₀‖ / ‖v₀‖``.
+        share: of the image's area.
+        evaluations: forwards that the search took.
     """
 
     mask: np.ndarray
@@ -260,29 +262,30 @@ def saliency_region(
     fill: Tensor | float | None = None,
     evaluations: int = 80,
 ) -> Region:
-    """Search for the error-bounded saliency region: the smallest part of a picture to which a node answers as to all.
+    """Search for the error-bounded saliency region: the smallest part of an image that gives almost the same response.
 
-    The answer v to the picture whose other cells are painted over has ``‖v − v₀‖ ≤ error·‖v₀‖``. Cells are ranked by
-    what they contribute, ``Σ ∂r/∂x·(x − fill)`` with r the length of the answer and the gradient averaged on the way
-    from the painted picture to the whole one. The fewest of the first that keep the bound are looked for by halving;
-    then those that contribute least to what is left are painted over too, half of them, a quarter, … as the bound
-    allows, again and again until not even the least one can go. The bound holds for what is returned; that no smaller
-    region exists is certain only where contributions add up and have one sign.
+    With all other cells painted over, the response v differs from the response v₀ to the whole image by at most
+    ``‖v − v₀‖ ≤ error·‖v₀‖``. Cells are ranked by their contribution, ``Σ ∂r/∂x·(x − fill)``, with r the norm of the
+    response and the gradient averaged over images between the painted one and the whole one. A binary search finds the
+    smallest number of top-ranked cells that satisfies the bound. Then the cells that contribute least to the rest are
+    painted over too, half of them, a quarter, …, as many as the bound allows, until no single cell can be removed. The
+    returned region satisfies the bound. It is certain to be the smallest one only if contributions are additive and
+    have one sign.
 
     Args:
         model: any module.
-        picture: (C, H, W) or (1, C, H, W).
+        picture: the image, (C, H, W) or (1, C, H, W).
         node: such as ``At("layer4", (3, 5))``.
-        error: the bound, relative. The paper says "small" and no number; this one is ours.
+        error: the bound, relative. The paper calls it small but gives no value; 0.1 is our choice.
         cell: side of the square cells in pixels.
-        fill: what is painted, a number or (C,); None: each channel's mean.
-        evaluations: forwards after which the search ends, at least 2.
+        fill: what is painted over the other cells, a number or (C,); None: each channel's mean.
+        evaluations: maximum number of forwards, at least 2.
 
     Returns:
         A :class:`Region`.
 
     Raises:
-        ValueError: an error outside 0 … 1, no cells or evaluations, the answer to the whole picture is 0.
+        ValueError: an error outside 0 … 1, no cells or evaluations, a response of 0 to the whole image.
 
     Source: Zhu et al., CVPR 2019, section 2.2; the order of painting is this function's own.
     """
@@ -325,8 +328,8 @@ def saliency_region(
             full = node(model, x).flatten()
         size, reached, used = float(full.norm()), 0.0, 1
         if size == 0:
-            raise ValueError("saliency_region: the node answers the whole picture with 0, no part of it can be found")
-        steps = min(_WAY, evaluations // 4)
+            raise ValueError("saliency_region: the response to the whole image is 0, so no part of it can be found")
+        steps = min(_MOST_GRADIENTS, evaluations // 4)
         if steps:
             total = torch.stack([worth(ground + (i + 0.5) / steps * (x - ground)) for i in range(steps)]).sum(0)
             order = total.abs().argsort(descending=True, stable=True)
@@ -365,17 +368,17 @@ def _batch(picture: Tensor) -> Tensor:
     return picture.reshape(1, *shape[-3:])
 
 
-def _gradients(answer: Tensor, of: list[Tensor]) -> tuple[Tensor | None, ...]:
-    """Return the gradients of the length of an answer; None for what it does not depend on."""
-    if not of or not answer.requires_grad:
+def _gradients(response: Tensor, of: list[Tensor]) -> tuple[Tensor | None, ...]:
+    """Return the gradients of the norm of a response; None for a tensor that it does not depend on."""
+    if not of or not response.requires_grad:
         return (None,) * len(of)
-    length = answer.double().flatten().norm()
+    length = response.double().flatten().norm()
     return torch.autograd.grad(length, of, allow_unused=True)
 
 
 @contextmanager
 def _still(model: nn.Module) -> Iterator[None]:
-    """Set evaluation mode and spare the parameters a gradient."""
+    """Set evaluation mode, and compute no gradients of parameters."""
     wanted = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     for parameter, _ in wanted:
         parameter.requires_grad_(False)

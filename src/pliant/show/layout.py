@@ -1,4 +1,4 @@
-"""Sizes of panels, boxes and grounds: the small pieces that figures are laid out with."""
+"""Sizes of panels, frames of boxes and backgrounds: the small parts that figures are laid out with."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def coloured(image: np.ndarray) -> np.ndarray:
-    """Return a picture in three channels as it is drawn: ink is grey on white paper."""
+    """Return an image in three channels as it is drawn: (H, W) becomes grey on white."""
     if image.ndim == 3:
         return image
     paper: np.ndarray = 1 - 0.6 * image[..., None].repeat(3, 2) / max(float(image.max()), 1e-12)
@@ -20,21 +20,22 @@ def coloured(image: np.ndarray) -> np.ndarray:
 
 
 def grey(image: np.ndarray) -> np.ndarray:
-    """Return a picture without its colours, in three channels."""
+    """Return an image without its colours, in three channels."""
     shade: np.ndarray = coloured(image).mean(2, keepdims=True).repeat(3, 2)
     return shade
 
 
 def row(point: tuple[float, float]) -> np.ndarray:
-    """Return a point as an array of one."""
+    """Return a point as an array of one point."""
     import numpy as np
 
     return np.array([point])
 
 
 def window(image: np.ndarray, points: np.ndarray) -> tuple[float, float, float, float]:
-    """Return the part of the picture that shows all points: top, bottom, left, right; the whole one unless it is far
-    too large for them.
+    """Return the part of an image that shows all points: top, bottom, left, right.
+
+    It is the whole image if the points are spread over a large part of it.
     """
     H, W = image.shape[:2]
     middle, reach = points.mean(0), float(abs(points - points.mean(0)).max()) * 1.35 + 2
@@ -47,7 +48,7 @@ def window(image: np.ndarray, points: np.ndarray) -> tuple[float, float, float, 
 
 
 def widened(part: tuple[float, float, float, float], points: np.ndarray) -> tuple[float, float, float, float]:
-    """Return a part with paper around it, alike on every side, for points that lie outside: at most a fifth of it."""
+    """Return a part with an equal margin on every side for points that lie outside, at most a fifth of its size."""
     top, bottom, left, right = part
     y, x = points.T
     most = 0.2 * max(bottom - top, right - left)
@@ -57,12 +58,12 @@ def widened(part: tuple[float, float, float, float], points: np.ndarray) -> tupl
 
 
 def height(width: float, ratio: float) -> float:
-    """Return the height of a panel in inches: that of the picture, within reason."""
+    """Return the height of a panel in inches: in the ratio of the image, which is limited to 0.35 … 2.5."""
     return width * min(max(ratio, 0.35), 2.5)
 
 
 def look_at(axes: Any, part: tuple[float, float, float, float]) -> None:
-    """Show a part of the picture, with a frame around it."""
+    """Show a part of the image, with a frame around it."""
     top, bottom, left, right = part
     axes.set_xlim(left, right)
     axes.set_ylim(bottom, top)
@@ -76,7 +77,7 @@ def look_at(axes: Any, part: tuple[float, float, float, float]) -> None:
 
 
 def frame(axes: Any, box: Sequence[float], color: str, text: str) -> Any:
-    """Draw a box that shows on any ground, and a name above it, which is returned."""
+    """Draw a box that is visible on any background, and above it a text, which is returned."""
     from matplotlib.patches import Rectangle
 
     x1, y1, x2, y2 = box
@@ -91,11 +92,11 @@ def frame(axes: Any, box: Sequence[float], color: str, text: str) -> Any:
 
 
 def apart(axes: Any, names: Sequence[tuple[Any, Sequence[float]]]) -> None:
-    """Move the names of boxes, from :func:`frame`, to where they lie on the picture and cover no earlier one.
+    """Move the texts of boxes, from :func:`frame`, to corners where they lie on the image and cover no earlier text.
 
     Args:
-        axes: that fill their figure.
-        names: each with its box, x1, y1, x2, y2; the first has the first choice.
+        axes: axes that fill their figure.
+        names: texts with their boxes, x1, y1, x2, y2; earlier ones are placed first.
     """
     renderer, whole = axes.figure.canvas.get_renderer(), axes.get_window_extent()
     taken: list[Any] = []

@@ -1,4 +1,4 @@
-"""Lateral inhibition made visible: what each channel loses to its neighbours in local response normalization."""
+"""Lateral inhibition: how much each channel loses to its neighbours in local response normalization."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Inhibition:
-    """The responses of one map before and after local response normalization, and who took what.
+    """The responses of one map before and after local response normalization, and how channels reduce each other.
 
     Args:
         before: (C, H, W), x.
         after: (C, H, W), ``y_i = x_i·(k + a·Σ_{j∈W(i)} x_j²)^−β``.
-        alone: (C, H, W), ``x_i·(k + a·x_i²)^−β``: what the channel would give if its neighbours were silent.
-        lost: (C, H, W), ``|alone| − |after|``, at least 0: what it loses to its neighbours.
-        taken: (C, C), mean over the map of how much more channel i (row) would give if channel j (column) alone were
-            silent. Rows need not add up to `lost`: the normalization is not linear.
+        alone: (C, H, W), ``x_i·(k + a·x_i²)^−β``: the response if all neighbours were 0.
+        lost: (C, H, W), ``|alone| − |after|``, at least 0: what a channel loses to its neighbours.
+        taken: (C, C), mean over the map of how much larger the response of channel i (row) would be if channel j
+            (column) were 0. Rows do not sum to `lost`, since the normalization is not linear.
     """
 
     before: np.ndarray
@@ -38,15 +38,15 @@ class Inhibition:
 def inhibition(
     input: Tensor, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0, *, even: str = "left"
 ) -> Inhibition:
-    """Take local response normalization over channels apart, in float64.
+    """Split the effect of local response normalization over channels by neighbour, in float64.
 
     Args:
-        input: (C, H, W) or (1, C, H, W), the responses before it.
+        input: (C, H, W) or (1, C, H, W), the responses before normalization.
         size: number of channels in the window.
         alpha: factor of the mean of squares; a = alpha / size.
         beta: exponent, at least 0.
         k: added to the sum, above 0.
-        even: side that a window of even size leans to, as in :func:`pliant.ops.local_response_norm`.
+        even: side with one channel more in a window of even size, as in :func:`pliant.ops.local_response_norm`.
 
     Returns:
         An :class:`Inhibition`.
@@ -92,15 +92,15 @@ def inhibition(
 
 
 def draw(figure: Figure, found: Inhibition, picture: np.ndarray | None = None) -> None:
-    """Draw responses before and after, what each channel loses, and to which neighbour.
+    """Draw responses before and after, how much each channel loses, and to which neighbour.
 
-    Four panels: the picture with the place of the strongest response, the channels there before and after, the share
-    that every channel loses to its neighbours over the whole map, and who takes it.
+    There are four panels: the image with the position of the strongest response; the channels there before and after;
+    the share that every channel loses to its neighbours over the whole map; and which neighbour it loses to.
 
     Args:
         figure: an empty figure, about 4 times as wide as high.
         found: from :func:`inhibition`.
-        picture: (h, w) or (h, w, 3), what the responses answer to; None leaves the panel out.
+        picture: the image, (h, w) or (h, w, 3); None leaves the first panel out.
     """
     import numpy as np
 
@@ -111,7 +111,7 @@ def draw(figure: Figure, found: Inhibition, picture: np.ndarray | None = None) -
     panels = list(figure.subplots(1, len(widths), gridspec_kw={"width_ratios": widths}))
     if picture is not None:
         axes = panels.pop(0)
-        show_picture(axes, picture, "place ○")
+        show_picture(axes, picture, "position ○")
         y, x = (row + 0.5) * picture.shape[0] / H - 0.5, (column + 0.5) * picture.shape[1] / W - 0.5
         axes.scatter([x], [y], s=90, facecolors="none", edgecolors=VERMILION, linewidths=1.8)
     channels = np.arange(C)
@@ -120,7 +120,7 @@ def draw(figure: Figure, found: Inhibition, picture: np.ndarray | None = None) -
     here = np.abs(found.before[:, row, column])
     axes.bar(channels, here, width=0.8, color=SKY, label="before")
     axes.bar(channels, np.abs(found.after[:, row, column]), width=0.8, color=BLUE, label="after")
-    axes.set_title("|response| at this place", fontsize=11, color=INK)
+    axes.set_title("|response| at this position", fontsize=11, color=INK)
     axes.legend(frameon=False, fontsize=9, loc="upper right")
     axes.set_ylim(0, here.max() * 1.25 or 1)
 
@@ -132,7 +132,7 @@ def draw(figure: Figure, found: Inhibition, picture: np.ndarray | None = None) -
 
     axes = panels[2]
     image = axes.imshow(found.taken, cmap="cividis", interpolation="nearest")
-    axes.set_title("who takes it", fontsize=11, color=INK)
+    axes.set_title("lost to which neighbour", fontsize=11, color=INK)
     axes.set_xlabel("neighbour", fontsize=10)
     axes.set_ylabel("loses", fontsize=10)
     bar = figure.colorbar(image, ax=axes, fraction=0.046, pad=0.04)

@@ -1,4 +1,4 @@
-"""Maps on their way through a network, and which of several a path takes."""
+"""Maps in a network, and which of several maps a path follows."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from pliant.show.paths import Step
 
 @dataclass(frozen=True, eq=False)
 class Map:
-    """One map on its way through the network.
+    """One map in the network.
 
     Args:
-        operator: that made it.
+        operator: name of the operator that made it.
         module: name of the innermost module that called the operator.
         axes: which dimensions of the tensor are rows and columns.
         size: height and width.
-        inputs: the maps that it was made of.
-        step: where it samples its only input, or None where it stays in place.
+        inputs: the maps that it was made from.
+        step: where it samples its only input; None if positions do not change.
         unknown: why it cannot be followed, or "".
     """
 
@@ -29,7 +29,7 @@ class Map:
     inputs: tuple[Map, ...] = ()
     step: Step | None = None
     unknown: str = ""
-    # Of the best way down from here: see `choice`.
+    # About the input that `choice` takes, and everything below it.
     blocked: bool = field(init=False)
     enlarged: bool = field(init=False)
     taps: int = field(init=False)
@@ -43,29 +43,29 @@ class Map:
         object.__setattr__(self, "taps", own + (down.taps if down is not None else 0))
 
 
-def choice(node: Map, through: str | None = None) -> Map | None:
-    """Return which of its inputs a path takes from a node; None at the picture.
+def choice(map_: Map, through: str | None = None) -> Map | None:
+    """Return the input that a path follows from a map down; None at the image.
 
-    Of several maps that are added, joined or multiplied: one of the node's own size (not the gate of a channel), that
-    can be followed, that goes through the module `through` if one is named, that was not enlarged on its way (of a
-    pyramid the lateral input), whose way down has most convolutions of more than one tap (of a residual block the
-    convolutions, not the shortcut), and of equals the first.
+    Where several maps are added, concatenated or multiplied, these criteria decide, in this order: the input has the
+    map's own size (so it is not the gate of a channel); it can be followed; it leads through the module `through`, if
+    one is named; it was not enlarged (the lateral input of a pyramid); below it lie the most convolutions of more than
+    one tap (the convolutions of a residual block, not its shortcut). Of equal inputs the first is taken.
     """
     best: Map | None = None
     rank: tuple[Any, ...] = ()
-    for one in node.inputs:
-        # A gate of 1 × 1 keeps its own size, a step is the only input.
-        own = node.step is not None or one.size == node.size
+    for one in map_.inputs:
+        # A map with a step has one input, which may have any size.
+        own = map_.step is not None or one.size == map_.size
         here = (own, not one.blocked, through is not None and _passes(one, through), not one.enlarged, one.taps)
         if best is None or here > rank:
             best, rank = one, here
     return best
 
 
-def _passes(node: Map, through: str) -> bool:
-    """Return whether a way down from a node goes through a module."""
+def _passes(map_: Map, through: str) -> bool:
+    """Return whether some path down from a map leads through a module."""
     seen: set[int] = set()
-    waiting = [node]
+    waiting = [map_]
     while waiting:
         one = waiting.pop()
         if id(one) in seen:

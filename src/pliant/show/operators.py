@@ -1,4 +1,4 @@
-"""Where each operator of PyTorch samples its input: the geometry of one call, from its arguments alone."""
+"""Where each operator of PyTorch samples its input: the geometry of one call, derived from its arguments."""
 
 from __future__ import annotations
 
@@ -17,9 +17,13 @@ Values = dict[str, Any]
 
 
 class Geometry(NamedTuple):
-    """What became of the rows and columns: in which dimensions they are, where they were sampled, or why not known.
+    """What one operator did with rows and columns.
 
-    No axes: the result is no map. No `used`: it was made of all maps among the arguments.
+    Args:
+        axes: in which dimensions of the result they are; None: the result is no map.
+        step: where the input was sampled; None if positions did not change.
+        unknown: why that is not known, or "".
+        used: the maps that the result was made from; (): all maps among the arguments.
     """
 
     axes: tuple[int, int] | None
@@ -36,17 +40,17 @@ def arguments(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Value
 
 
 def geometry(name: str, pointwise: bool, values: Values, nodes: Mapping[Tensor, Map], out: Tensor) -> Geometry:
-    """Return where the places of `out` come from.
+    """Return from where in its inputs the positions of `out` come.
 
     Args:
         name: of the operator, such as "aten::convolution".
-        pointwise: whether it works on each place by itself.
+        pointwise: whether it treats every position independently.
         values: its arguments by name.
-        nodes: the maps that are known.
+        nodes: the known maps, by the tensor that holds them.
         out: one tensor of its result.
     """
     if name.startswith("aten::new_") or name.endswith("_like"):
-        return Geometry(None)  # takes the shape alone
+        return Geometry(None)  # uses the shape of its input only
     if pointwise or name in _IN_PLACE:
         return _pointwise(name, values, nodes, out)
     known = KNOWN.get(name)
@@ -58,7 +62,7 @@ def geometry(name: str, pointwise: bool, values: Values, nodes: Mapping[Tensor, 
         return known(name, values, node, source, out)._replace(used=(node,))
     if name in ("aten::cat", "aten::stack"):
         return _joined(name, values, nodes, out)
-    return _lost(out, f"it calls {name}, and where that reads its input is not known")
+    return _lost(out, f"it calls {name}, and it is not known where {name} reads its input")
 
 
 def _lost(out: Tensor, why: str) -> Geometry:
@@ -87,7 +91,7 @@ def _joined(name: str, values: Values, nodes: Mapping[Tensor, Map], out: Tensor)
     node, dim = used[0], values["dim"] % out.dim()
     moved = tuple(a + (name == "aten::stack" and a >= dim) for a in node.axes)
     if dim in moved:
-        return _lost(out, "it joins maps side by side")._replace(used=used)
+        return _lost(out, "it concatenates maps along rows or columns")._replace(used=used)
     return Geometry((moved[0], moved[1]), used=used)
 
 
@@ -99,7 +103,7 @@ def _pair(value: Any) -> tuple[Any, Any]:
 def _map(node: Map, source: Tensor, out: Tensor) -> str:
     """Return why an operator on (1, C, H, W) cannot be followed, or ""."""
     if node.axes != (source.dim() - 2, source.dim() - 1) or out.dim() != source.dim():
-        return "its rows and columns are not the last two dimensions"
+        return "rows and columns of its input are not the last two dimensions"
     return "" if out.dim() == 3 or out.shape[0] == 1 else f"it works on {out.shape[0]} maps at once"
 
 
@@ -122,7 +126,7 @@ def _convolution(name: str, values: Values, node: Map, source: Tensor, out: Tens
         return _lost(out, why or f"it convolves over {len(kernel)} dimensions")
     regular, stride = _grid(kernel, values["padding"], values["dilation"]), _two(values["stride"])
     if values.get("transposed"):
-        # Output q gets what input p sends to p·s − padding + k·d.
+        # Input p adds to output q = p·s − padding + k·d.
         step = Step(-regular / stride, 1 / stride, node.size, _size(out), boundary="lattice")
     else:
         step = Step(regular, stride, node.size, _size(out))
@@ -196,7 +200,7 @@ def _adaptive(name: str, values: Values, node: Map, source: Tensor, out: Tensor)
     (H, W), (Ho, Wo) = node.size, _size(out)
     why = _map(node, source, out)
     if why or H % Ho or W % Wo:
-        return _lost(out, why or f"it pools windows of uneven size, {H}×{W} to {Ho}×{Wo}")
+        return _lost(out, why or f"it pools windows of different sizes, {H}×{W} to {Ho}×{Wo}")
     regular = _grid((H // Ho, W // Wo), 0, 1)
     return Geometry(node.axes, Step(regular, _two((H // Ho, W // Wo)), node.size, (Ho, Wo), False, 1 / len(regular)))
 
@@ -244,7 +248,7 @@ def _viewed(name: str, values: Values, node: Map, source: Tensor, out: Tensor) -
         return Geometry((out.dim() - 2, out.dim() - 1))
     if out.shape[: node.axes[1] + 1] == source.shape[: node.axes[1] + 1]:
         return Geometry(node.axes)
-    return _lost(out, "it reshapes a map, so that rows and columns get lost")
+    return _lost(out, "it reshapes a map so that rows and columns are lost")
 
 
 def _permuted(name: str, values: Values, node: Map, source: Tensor, out: Tensor) -> Geometry:
@@ -264,7 +268,7 @@ def _inserted(name: str, values: Values, node: Map, source: Tensor, out: Tensor)
 
 
 def _removed(name: str, values: Values, node: Map, source: Tensor, out: Tensor) -> Geometry:
-    """Take away dimensions: select, unbind, squeeze, and sums, means and maxima over them."""
+    """Follow operators that remove dimensions: select, unbind, squeeze, and sums, means and maxima."""
     dims = values.get("dim", 0 if name == "aten::unbind" else None)
     if dims is None:
         dims = [d for d in range(source.dim()) if name != "aten::squeeze" or source.shape[d] == 1]
@@ -277,27 +281,27 @@ def _removed(name: str, values: Values, node: Map, source: Tensor, out: Tensor) 
         if not gone & set(node.axes):
             return Geometry(node.axes)
     if gone & set(node.axes):
-        return _lost(out, "it leaves no rows and columns")
+        return _lost(out, "it removes rows or columns")
     row, column = (a - sum(d < a for d in gone) for a in node.axes)
     return Geometry((row, column))
 
 
 def _along(name: str, values: Values, node: Map, source: Tensor, out: Tensor) -> Geometry:
-    """Work along one dimension: softmax, split, index_select."""
+    """Follow operators along one dimension: softmax, split, index_select."""
     if values["dim"] % source.dim() in node.axes:
         return _lost(out, f"it calls {name} along rows or columns")
     return Geometry(node.axes)
 
 
 def _normalised(name: str, values: Values, node: Map, source: Tensor, out: Tensor) -> Geometry:
-    return Geometry(node.axes) if out.shape == source.shape else Geometry(None)  # means and deviations are no maps
+    return Geometry(node.axes) if out.shape == source.shape else Geometry(None)  # means and deviations are not maps
 
 
 def _expanded(name: str, values: Values, node: Map, source: Tensor, out: Tensor) -> Geometry:
     more = out.dim() - source.dim()
     axes = (node.axes[0] + more, node.axes[1] + more)
     if tuple(out.shape[a] for a in axes) != node.size:
-        return _lost(out, "it spreads one value over many places")
+        return _lost(out, "it repeats one value over many positions")
     return Geometry(axes)
 
 

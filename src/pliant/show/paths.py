@@ -1,7 +1,7 @@
-"""Where the outputs of one layer sample the map below, and how paths of samples go down through many layers.
+"""Where the outputs of one layer sample the map below it, and paths of samples down through many layers.
 
-A :class:`Step` knows nothing of modules, and following it knows nothing of pictures: :mod:`pliant.show.recording` makes
-the steps of a network, :mod:`pliant.show.sampling` asks for paths.
+This module knows neither modules nor images: :mod:`pliant.show.recording` makes the steps of a network,
+:mod:`pliant.show.sampling` asks for paths.
 
 Pixel (y, x) has its centre at (y, x) and covers ``[y − ½, y + ½) × [x − ½, x + ½)``, on every map and as in
 ``matplotlib.imshow``.
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 _MOST_POINTS = 1_000_000
-_DENSE = 1 << 22  # up to so many numbers the reach of all paths is added up in one array
+_DENSE = 1 << 22  # up to this many numbers the reach of all paths is summed in one array
 
 
 @dataclass(frozen=True)
@@ -31,16 +31,16 @@ class Step:
 
     Args:
         regular: (T, 2), float64, (y, x) of the taps of output (0, 0) before any offset.
-        stride: (2,), float64, how far `regular` moves from one output to the next.
+        stride: (2,), float64, distance between the samples of adjacent outputs.
         below: height and width of the map below.
         above: Ho and Wo.
-        splits: True where every tap begins a path of its own (a convolution), False where all taps of an output are
-            one sample (pooling).
+        splits: True if every tap begins its own path (a convolution), False if all taps of an output are one sample
+            (pooling).
         weight: of every sample.
         offset: (T, 2, Ho, Wo) in pixels of the map below, or None.
         mask: (T, Ho, Wo) or None.
-        boundary: what a sample reads: "zeros" and "clamp" as :func:`pliant.ops.deform_conv2d` has them; "edge": the
-            nearest place on the map; "floor" and "round": the pixel that `F.interpolate` takes for "nearest" and
+        boundary: what a sample reads: "zeros" and "clamp" as in :func:`pliant.ops.deform_conv2d`; "edge": the nearest
+            position on the map; "floor" and "round": the pixel that `F.interpolate` takes in its modes "nearest" and
             "nearest-exact"; "lattice": nothing between pixels (transposed convolution).
         groups: G, of the T = G·Kh·Kw taps.
         kernel: Kh and Kw.
@@ -60,7 +60,7 @@ class Step:
 
     @property
     def taps(self) -> int:
-        """Return how many paths one path becomes."""
+        """Return the number of paths that one path is split into."""
         return len(self.regular) if self.splits else 1
 
     @property
@@ -76,7 +76,7 @@ class Step:
     def samples(self, index: Tensor) -> tuple[Tensor, Tensor]:
         """Return (y, x) of the samples of outputs `index` = row·Wo + column, (T, n, 2), and their weights, (T, n).
 
-        A sample at a NaN or infinite place has weight 0 and stays on the regular grid.
+        A sample at a NaN or infinite position has weight 0 and stays on the regular grid.
         """
         T, n, Wo = len(self.regular), len(index), self.above[1]
         outputs = torch.stack((index // Wo, index % Wo), -1).double()
@@ -118,7 +118,7 @@ class Step:
 
 
 class Reach(NamedTuple):
-    """What paths depend on, on one map: path `path[i]` takes `share[i]` of the output `place[i]`."""
+    """What paths depend on in one map: path `path[i]` reads output `place[i]` with the weight `share[i]`."""
 
     path: Tensor
     place: Tensor
@@ -130,14 +130,14 @@ class Trace:
     """The sampling points of one output position.
 
     Args:
-        points: (P, 2), float64, (y, x) in pixels of the picture.
-        weights: (P,), float64, what the point's path reads: the product of its masks and of its bilinear shares
-            inside the maps (1 for an unmodulated path that stays inside).
-        inside: (P,), bool, whether the path reads anything: False where a sample fell off a map on the way.
-        centre: (2,), (y, x) in the picture of the output position itself, offsets left aside.
-        taps: how many each chosen layer has, offset groups times taps, the topmost first; P is their product, and
-            ``points.reshape(*taps, 2)`` has one dimension a layer.
-        layers: their names, the topmost first.
+        points: (P, 2), float64, (y, x) in pixels of the image.
+        weights: (P,), float64, weight of each path: the product of its masks and of its bilinear weights inside the
+            maps (1 for an unmodulated path that stays inside).
+        inside: (P,), bool, whether the path reads anything: False if a sample was out of bounds on the way.
+        centre: (2,), (y, x) in the image of the output position itself, without offsets.
+        taps: offset groups times taps of each chosen layer, the topmost first; P is their product, and
+            ``points.reshape(*taps, 2)`` has one dimension per layer.
+        layers: names of these layers, the topmost first.
     """
 
     points: np.ndarray
@@ -152,13 +152,13 @@ def follow(chain: list[Step], position: tuple[int, int], depth: int | None, name
     """Follow the paths of one output position down a chain of steps; see :func:`pliant.show.sampling.trace`.
 
     Args:
-        chain: steps from the picture upwards.
-        position: on the map above the last.
+        chain: steps from the image upwards.
+        position: on the map above the last step.
         depth: how many of the topmost steps that split begin paths; None: all.
         names: of the steps.
 
     Raises:
-        ValueError: a position outside the output map, a depth the chain has not, more than a million points.
+        ValueError: a position outside the output map, a depth larger than the chain's, more than a million points.
     """
     reach, points = _start(chain, position)
     splits = [i for i, step in enumerate(chain) if step.taps > 1]
@@ -193,7 +193,7 @@ def follow(chain: list[Step], position: tuple[int, int], depth: int | None, name
 
 
 def spread(chain: list[Step], position: tuple[int, int]) -> np.ndarray:
-    """Return (H, W), float64: all paths of an output position added; see :func:`pliant.show.sampling.support`."""
+    """Return (H, W), float64: the sum of all paths of an output position; see :func:`pliant.show.sampling.support`."""
     reach, points = _start(chain, position)
     for step in reversed(chain):
         reach, points = _down(step, reach, points, splits=False)
@@ -212,15 +212,15 @@ def _start(chain: list[Step], position: tuple[int, int]) -> tuple[Reach, Tensor]
 
 
 def _down(step: Step, reach: Reach, points: Tensor, splits: bool) -> tuple[Reach, Tensor]:
-    """Follow paths through one layer downwards.
+    """Follow paths down through one layer.
 
-    `reach` says what each path takes of every output of the layer, `points` (P, 2) where its sample lies among them.
-    Returned: the same on the map below, for P·T paths where the layer `splits` them, else for P.
+    `reach` holds what each path reads of every output of the layer, `points` (P, 2) the position of its sample among
+    them. Returns both on the map below, for P·T paths if the layer `splits` them, else for P.
     """
     P, T = len(points), len(step.regular)
     positions, weights = step.samples(reach.place)
     taken = reach.share * weights
-    # (T, P): what each tap takes, and the mean place where it does; a path without weight stays on the grid.
+    # (T, P): the weight that each tap reads with, and the mean position where; a path of no weight stays on the grid.
     mass = torch.zeros(T, P, dtype=torch.float64).index_add_(1, reach.path, taken)
     place = torch.zeros(T, P, 2, dtype=torch.float64).index_add_(1, reach.path, taken[..., None] * positions)
     grid = step.regular[:, None] + points * step.stride
@@ -235,7 +235,7 @@ def _down(step: Step, reach: Reach, points: Tensor, splits: bool) -> tuple[Reach
 
 
 def _gathered(step: Step, path: Tensor, positions: Tensor, taken: Tensor, P: int) -> Reach:
-    """Return what `P` paths take of every pixel below, each pair of path and pixel once."""
+    """Return what `P` paths read of every pixel below, each pair of path and pixel once."""
     area = step.below[0] * step.below[1]
     if P * area <= _DENSE:
         total = torch.zeros(P * area, dtype=torch.float64)

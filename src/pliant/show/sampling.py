@@ -1,7 +1,7 @@
-"""Trace where a network looks: from one output position back to the pixels of the picture.
+"""Trace where a network samples: from one output position back to the pixels of the image.
 
-For one position of one map: :func:`trace`. For many positions of the same picture, for maps inside a network and for
-networks that take more than a picture: :func:`pliant.show.recording.record`, which runs the network once.
+:func:`trace` serves one position of one map. For many positions of the same image, for maps inside a network and for
+networks that take more than an image use :func:`pliant.show.recording.record`, which runs the network once.
 """
 
 from __future__ import annotations
@@ -23,36 +23,37 @@ if TYPE_CHECKING:
 def trace(
     layers: nn.Module | Iterable[nn.Module], picture: Tensor, position: tuple[int, int], depth: int | None = None
 ) -> Trace:
-    """Trace the sampling points of one output position of a network back to the picture.
+    """Trace the sampling points of one output position of a network back to the image.
 
     A path chooses one tap (and one offset group) in each of the `depth` topmost convolutions: K·G paths in one layer,
     9, 81, 729 in one, two, three 3×3 layers. Below the topmost layer a sample falls between outputs of the next one,
-    so it depends on four of them, each with an offset of its own. Nothing is rounded: a path carries the exact
-    bilinear weights of every output it depends on, down to the last layer, and its point is the mean position it
-    samples there, weighted by them. In a chain whose kernels are 1 at one tap and 0 elsewhere, offsets and masks held
-    fixed, `weights` is therefore the sum and `points` the centre of gravity of the gradient at the pixels.
+    so it depends on four of them, each with its own offset. Nothing is rounded: a path carries the exact bilinear
+    weights of every output it depends on, down to the last layer, and its point is the mean of the positions that it
+    samples there, weighted by them. So in a chain whose kernels are 1 at one tap and 0 elsewhere, with offsets and
+    masks held fixed, `weights` is the sum and `points` the centre of gravity of the gradient at the pixels.
 
-    A path that leaves a map keeps its place in the arrays: it goes on over the regular grid (there are no offsets
-    outside) with ``inside`` False and weight 0. Where part of a path's weight falls off, ``points`` still counts it,
-    ``weights`` does not. Padding is outside. NaN and infinite offsets sample nothing; their points stay on the
-    regular grid. Layers below the `depth` topmost convolutions, and pooling everywhere, begin no paths: pooling
-    samples the mean of its window (also maximum pooling, whose winner differs from channel to channel), the layers
-    below are passed from centre to centre of their kernels, offsets left aside.
+    A path that leaves a map keeps its position in the arrays: it continues on the regular grid (there are no offsets
+    outside) with ``inside`` False and weight 0. If only a part of a path's weight is out of bounds, ``points`` includes
+    that part, ``weights`` does not. Padding is out of bounds. NaN and infinite offsets sample nothing; their points
+    stay on the regular grid. Layers below the `depth` topmost convolutions, and all pooling layers, begin no paths:
+    pooling samples the mean of its window (also maximum pooling, whose maximum differs from channel to channel), and
+    the layers below are followed through the centres of their kernels, without offsets.
 
     Args:
-        layers: a module that makes a map of a batch of one picture, or modules in order. Where maps are added paths
-            follow one of them: of a residual block the convolutions; see :meth:`pliant.show.recording.Recording.trace`.
-        picture: (C, H, W) or (1, C, H, W), what the first layer takes.
+        layers: a module that makes a map of a batch of one image, or modules in order. Where maps are added, paths
+            follow one of them: the convolutions of a residual block; see
+            :meth:`pliant.show.recording.Recording.trace`.
+        picture: the image, (C, H, W) or (1, C, H, W), as the first layer takes it.
         position: (row, column) on the output map of the last layer.
         depth: how many convolutions of more than one tap begin paths, counted from the top; None: all.
 
     Returns:
-        A :class:`Trace` with P = Π K·G points, the path's topmost tap varying slowest, within a layer group by group
-        and taps row-major.
+        A :class:`Trace` with P = Π K·G points. The topmost layer varies slowest; within a layer groups vary slower
+        than taps, which are row-major.
 
     Raises:
-        TypeError: a layer that cannot be followed; what can: :func:`pliant.show.recording.record`.
-        ValueError: a position outside the output map, more than a million points, a batch of pictures.
+        TypeError: a layer that cannot be followed; :func:`pliant.show.recording.record` lists those that can.
+        ValueError: a position outside the output map, more than a million points, a batch of images.
 
     Source: Dai et al., ICCV 2017, figures 5 and 6; the definition between outputs is this function's own.
 
@@ -65,11 +66,11 @@ def trace(
 
 
 def support(layers: nn.Module | Iterable[nn.Module], picture: Tensor, position: tuple[int, int]) -> np.ndarray:
-    """Compute how much one output position of a network samples every pixel: all paths added, exactly.
+    """Compute how much one output position of a network samples every pixel: the exact sum over all paths.
 
-    Paths take the way of :func:`trace`. The gradient at the pixels of a chain whose kernels are all ones, offsets and
-    masks held fixed, offset groups averaged and maximum pooling replaced by average pooling. Args and errors as in
-    :func:`trace`.
+    Paths follow the same maps as in :func:`trace`. The result is the gradient at the pixels of a chain whose kernels
+    are all ones, with offsets and masks held fixed, offset groups averaged and maximum pooling replaced by average
+    pooling. Args and errors as in :func:`trace`.
 
     Returns:
         (H, W), float64.
@@ -82,7 +83,7 @@ def support(layers: nn.Module | Iterable[nn.Module], picture: Tensor, position: 
 
 
 def steps(layers: nn.Module | Iterable[nn.Module], picture: Tensor) -> list[Step]:
-    """Return the steps that paths take, from the picture upwards, one for each layer that moves anything.
+    """Return the steps that paths follow, from the image upwards, one for each layer that changes positions.
 
     Args and errors as in :func:`trace`.
     """
@@ -92,14 +93,14 @@ def steps(layers: nn.Module | Iterable[nn.Module], picture: Tensor) -> list[Step
 def draw(
     axes: Axes, picture: np.ndarray, found: Trace, *, title: str = "", margin: float = 0.0, color: str = TAPS
 ) -> None:
-    """Draw sampling points over a picture: the heavier a point, the less transparent; those outside grey and hollow.
+    """Draw sampling points over an image: opaque for large weights, grey and hollow for points out of bounds.
 
     Args:
         axes: matplotlib axes to draw on.
-        picture: (H, W) with 0 the background, or (H, W, 3) in 0 … 1.
+        picture: the image, (H, W) with 0 for the background, or (H, W, 3) in 0 … 1.
         found: from :func:`trace`.
-        title: above the picture.
-        margin: paper around the picture in pixels; points further out are cut off.
+        title: above the image.
+        margin: white border around the image in pixels; points further out are cut off.
         color: of the points.
     """
     show_picture(axes, picture, title, margin=margin)

@@ -9,7 +9,7 @@ from html import escape
 
 @dataclass(frozen=True)
 class Cell:
-    """Text of a cell; `best` is set in bold, `note` is small and pale behind it, `kind` is a class of the page."""
+    """Text of a cell; `best` makes it bold, `note` follows it, small and pale, `kind` is a CSS class of the page."""
 
     text: str
     best: bool = False
@@ -21,15 +21,15 @@ def table(head: Sequence[str], rows: Sequence[Sequence[Cell | str]], caption: st
     """Write a table whose first column names the rows; all text is escaped.
 
     Args:
-        head: one heading for each column.
-        rows: cells of each row, as many as headings; a row of one cell is a heading of the rows below it.
+        head: one heading per column.
+        rows: the cells of each row, one per heading; a row of one cell is a heading for the rows below it.
         caption: a sentence above the table.
 
     Returns:
-        A `<div class="scroll">` with the table, so that a narrow page scrolls the table and not itself.
+        A `<div class="scroll">` with the table, so that on a narrow page the table scrolls, not the page.
 
     Raises:
-        ValueError: a row has another number of cells.
+        ValueError: the number of cells in a row is neither that of the headings nor 1.
 
     >>> "<td><b>1</b></td>" in table(["net", "score"], [["plain", Cell("1", best=True)]])
     True
@@ -44,7 +44,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[Cell | str]], caption: st
             parts.append(f'<tr class="group"><th colspan="{len(head)}"><span>{escape(text)}</span></th></tr>')
             continue
         if len(row) != len(head):
-            raise ValueError(f"table: a row must have {len(head)} cells as the head has, got {len(row)}")
+            raise ValueError(f"table: a row must have one cell for each of the {len(head)} headings, got {len(row)}")
         first, *rest = (cell if isinstance(cell, Cell) else Cell(cell) for cell in row)
         parts.append(f'<tr><th scope="row"{_kind(first)}>{_inner(first)}</th>')
         parts += [f"<td{_kind(cell)}>{_inner(cell)}</td>" for cell in rest]

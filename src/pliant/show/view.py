@@ -1,4 +1,4 @@
-"""A model, a picture and a place: what the figures of one look are about."""
+"""A model, an image and a position: what a set of figures is about."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class View:
-    """A model, a picture, and where to look; made by :func:`view`.
+    """A model, an image, and the position and box to explain; made by :func:`view`.
 
     Args:
         model: any module.
-        picture: (C, H, W), as the model takes it.
-        image: (H, W) ink on paper, or (H, W, 3) in 0 … 1: what is drawn.
-        recording: of the model on the picture.
-        layer: whose map is looked at.
-        position: (row, column) on it.
+        picture: the image, (C, H, W), as the model takes it.
+        image: the image as it is drawn, (H, W) with 0 for white, or (H, W, 3) in 0 … 1.
+        recording: of the model on the image.
+        layer: the layer whose map is explained.
+        position: (row, column) on that map.
         box: x1, y1, x2, y2, or None.
-        detections: of a detector: boxes, scores, labels.
+        detections: boxes, scores and labels that a detector returns.
         classes: names of the labels.
         call: how the model is called, or None.
     """
@@ -45,12 +45,12 @@ class View:
 
     @property
     def paper(self) -> np.ndarray:
-        """Return the picture, pale enough for points on top."""
+        """Return the image, pale enough for points on top of it."""
         return self.image if self.image.ndim == 2 else 0.45 + 0.55 * self.image
 
     @property
     def centre(self) -> tuple[float, float]:
-        """Return the centre of the position in the picture, (y, x)."""
+        """Return the centre of the position in the image, (y, x)."""
         y, x = self.recording.centres(self.layer)[self.position]
         return float(y), float(x)
 
@@ -66,30 +66,28 @@ def view(
     classes: Sequence[str] = (),
     call: Callable[[nn.Module, Tensor], Any] | None = None,
 ) -> View:
-    """Run a model over a picture and choose what to look at.
+    """Run a model on an image and choose the position and the box to explain.
 
     Args:
         model: any module; see :func:`pliant.show.recording.record` for what can be followed.
-        picture: (C, H, W), as the model takes it.
-        image: what is drawn, (H, W) or (H, W, 3) in 0 … 1; None: the picture, brought to 0 … 1.
-        layer: name of the module whose map is looked at; None: of a detector of `pliant.models` the last stage of the
+        picture: the image, (C, H, W), as the model takes it.
+        image: what is drawn, (H, W) or (H, W, 3) in 0 … 1; None: `picture`, scaled to 0 … 1.
+        layer: name of the module whose map is explained; None: for a detector of `pliant.models` the last stage of the
             backbone, else as :meth:`pliant.show.recording.Recording.trace` chooses.
-        point: (x, y) in pixels of the picture; None: the middle of the box, of the best detection, or of the picture.
-        box: x1, y1, x2, y2; None: the best detection, if there are any.
+        point: (x, y) in pixels of the image; None: the centre of the box, of the best detection, or of the image.
+        box: x1, y1, x2, y2; None: the best detection, if there is one.
         classes: names of a detector's labels.
         call: how the model is called, ``call(model, picture)`` with (1, C, H, W).
 
     Raises:
-        ValueError: the point or the box is not on the picture, or nothing can be traced.
+        ValueError: the point or the box is not on the image, or nothing can be traced.
     """
     _, H, W = picture.shape
     if point is not None and not (0 <= point[0] < W and 0 <= point[1] < H):
-        raise ValueError(f"the point {point[0]:g},{point[1]:g} is not on the picture of {W} × {H} pixels (x,y)")
+        raise ValueError(f"the point {point[0]:g},{point[1]:g} is not on the image of {W} × {H} pixels (x,y)")
     if box is not None and not (0 <= box[0] < box[2] <= W and 0 <= box[1] < box[3] <= H):
         said = ",".join(f"{v:g}" for v in box)
-        raise ValueError(
-            f"the box {said} is not on the picture of {W} × {H} pixels (x1,y1,x2,y2 with x1 < x2, y1 < y2)"
-        )
+        raise ValueError(f"the box {said} is not on the image of {W} × {H} pixels (x1,y1,x2,y2 with x1 < x2, y1 < y2)")
     recording = record(model, picture, call)
     detections: dict[str, Tensor] = {}
     if isinstance(model, TwoStage):
@@ -106,6 +104,7 @@ def view(
 
 
 def drawable(picture: Tensor, image: np.ndarray | None) -> np.ndarray:
+    """Return `image`, or `picture` scaled to 0 … 1 as (H, W) or (H, W, 3)."""
     if image is not None:
         return image
     x = picture.detach().double().cpu()

@@ -1,4 +1,4 @@
-"""See every operator that a forward calls, and keep which map came from which."""
+"""Intercept every operator that a forward calls, and record which map was made from which."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from pliant.show import operators
 from pliant.show.maps import Map
 from pliant.show.paths import Step
 
-# They leave places where they are, by detours of operators: nn.Linear works on the last dimension.
+# These do not change positions, though their operators reshape and permute: nn.Linear works on the last dimension.
 _STILL = (nn.Linear, nn.LocalResponseNorm)
 
 
 class Watch(TorchDispatchMode):
-    """See every operator, and keep for each living tensor which map it holds.
+    """Intercept every operator, and keep for each tensor that is alive which map it holds.
 
     Args:
-        picture: (1, C, H, W), what the model is called with.
-        still: names and classes of modules that leave every position where it is.
+        picture: (1, C, H, W), the image that the model is called with.
+        still: names and classes of modules that do not change positions.
 
     Attributes:
-        maps: module name → the maps that each of its calls returned.
-        deformable: module name → the step of its last deformable convolution, in the order of the calls.
-        classes: module name → name of its class.
+        maps: for each module name the maps that each of its calls returned.
+        deformable: for each module name the step of its last deformable convolution, in the order of the calls.
+        classes: for each module name the name of its class.
     """
 
     def __init__(self, picture: Tensor, still: tuple[str | type, ...]) -> None:
@@ -42,14 +42,14 @@ class Watch(TorchDispatchMode):
         self.still = still
         self.nodes = WeakTensorKeyDictionary()
         H, W = picture.shape[-2:]
-        self.nodes[picture] = Map("picture", "", (picture.dim() - 2, picture.dim() - 1), (H, W))
+        self.nodes[picture] = Map("image", "", (picture.dim() - 2, picture.dim() - 1), (H, W))
         self.modules: list[str] = [""]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = func._schema.name
         if name not in operators.KNOWN:
-            # In inference mode composite operators arrive in one piece.
+            # In inference mode composite operators arrive undecomposed.
             with self:
                 parts = func.decompose(*args, **kwargs)
             if parts is not NotImplemented:
@@ -69,7 +69,7 @@ class Watch(TorchDispatchMode):
             if axes is None:
                 continue
             size, used = (int(out.shape[axes[0]]), int(out.shape[axes[1]])), used or inputs
-            # The error of a path names the first module on the way up that cannot be followed.
+            # The error of a path names the lowest module that cannot be followed.
             unknown = "" if all(one.blocked for one in used) else unknown
             node = Map(name, self.modules[-1], axes, size, used, step, unknown)
             self.nodes[out] = node
@@ -79,12 +79,12 @@ class Watch(TorchDispatchMode):
                 self._written(out, node)
 
     def _moved(self, module: str, step: Step) -> None:
-        """Keep the step of a deformable convolution, behind those that were called before."""
+        """Keep the step of a deformable convolution, after those that were called before it."""
         self.deformable.pop(module, None)
         self.deformable[module] = step
 
     def _written(self, part: Tensor, node: Map) -> None:
-        """Let the tensor that `part` is a window of hold what was written there (how batches are padded)."""
+        """Record that a map was written into `part`, a view of a larger tensor: this is how batches are padded."""
         whole = part._base
         assert whole is not None
         axes = (whole.dim() - 2, whole.dim() - 1)
@@ -92,7 +92,8 @@ class Watch(TorchDispatchMode):
         start = part.storage_offset() - whole.storage_offset()
         rows, columns = whole.stride(axes[0]), whole.stride(axes[1])
         if whole.dim() < 3 or whole in self.nodes or not whole.is_contiguous() or part.stride()[-2:] != (rows, columns):
-            self.nodes[whole] = Map(node.operator, node.module, axes, size, (node,), None, "it writes into a map")
+            why = "it overwrites a part of a map"
+            self.nodes[whole] = Map(node.operator, node.module, axes, size, (node,), None, why)
             return
         start %= whole.stride(axes[0] - 1)
         regular = -torch.tensor([[start // rows, start % rows // columns]], dtype=torch.float64)
@@ -101,12 +102,12 @@ class Watch(TorchDispatchMode):
 
     @contextmanager
     def named(self, model: nn.Module) -> Iterator[None]:
-        """Keep the name of the module at work, and the maps that each one returns."""
+        """Keep the name of the module that is running, and the maps that each module returns."""
         handles = []
         for name, module in model.named_modules():
             self.classes[name] = type(module).__name__
             if isinstance(module, torch.jit.ScriptModule):
-                continue  # takes no hooks from outside
+                continue  # does not accept hooks
             handles.append(module.register_forward_pre_hook(lambda *_, name=name: self.modules.append(name)))
             still = any(name == s if isinstance(s, str) else isinstance(module, s) for s in (*_STILL, *self.still))
             handles.append(
@@ -124,12 +125,12 @@ class Watch(TorchDispatchMode):
                 handle.remove()
 
     def _missed(self, layer: DeformableConvolution, below: Map, output: Tensor) -> bool:
-        """Return whether a layer sampled a map by operators that do not say where."""
+        """Return whether a layer sampled a map by operators that do not show where."""
         known = output in self.nodes and self.nodes[output].step is not None
         return len(layer.kernel_size) == 2 and not layer.transposed and not below.blocked and not known
 
     def _deformed(self, name: str, layer: DeformableConvolution, below: Map, inputs: Any, output: Tensor) -> None:
-        """Say where a layer sampled that ran on the reference, whose operators know nothing of offsets."""
+        """Record where a layer sampled that ran on its reference, whose operators do not show its offsets."""
         input = tree_leaves(inputs)[0]
         with _disable_current_modes():
             offset, mask = layer.predict(input)

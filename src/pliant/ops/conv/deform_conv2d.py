@@ -1,4 +1,4 @@
-"""Deformable convolution: the public function, and what torch must know about it."""
+"""Deformable convolution: the public function, its checks, and its declaration."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ def deform_conv2d(
     −1 < x < W (torchvision, mmcv, detectron2, ONNX). With ``"clamp"`` it counts when 0 ≤ y < H and 0 ≤ x < W, and the
     far neighbour clamps to the last row or column (the original DCNv1 operator). A NaN or infinite coordinate samples
     nothing. At integer positions the offset gradient is the right-sided one. Coordinates, bilinear weights and sums
-    are float32 (float64 for float64 input), whatever the storage type. Under autocast input, weight and bias run in
-    the low precision, offset and mask stay as they are.
+    are float32 (float64 for float64 input), whatever the storage type. Under autocast, input, weight and bias are cast
+    to the low precision, offset and mask are not.
 
     Args:
         input: (N, C, H, W), the map; channels_last is kept, and copied only in float16 or with at most four channels.
@@ -49,9 +49,9 @@ def deform_conv2d(
             row-major (``k = i·Kw + j``). Offset group j owns input channels ``[j·C/G, (j+1)·C/G)``.
         weight: (O, C/groups, Kh, Kw), input's dtype; `groups` is read from its shape.
         bias: (O,), input's dtype.
-        stride: step of the output grid in input pixels, at least 1.
+        stride: distance between adjacent outputs in input pixels, at least 1.
         padding: rows and columns added around the map, at least 0.
-        dilation: distance of adjacent taps in input pixels, at least 1.
+        dilation: distance between adjacent taps in input pixels, at least 1.
         mask: (N, G·Kh·Kw, Ho, Wo), factor of every sample; channel ``g·K + k``.
         boundary: "zeros" or "clamp".
         implementation: "auto", "native" (the compiled kernel or an error) or "reference" (plain PyTorch).
@@ -62,7 +62,8 @@ def deform_conv2d(
         fixed number of threads.
 
     Raises:
-        TypeError: `offset` and `mask` have neither input's dtype nor, beside float16 and bfloat16, float32.
+        TypeError: a dtype is unsupported or not input's; only `offset` and `mask` may be float32 instead, beside input
+            in float16 or bfloat16.
         ValueError: a shape does not fit, tensors are on different devices, the output would be empty.
         RuntimeError: ``implementation="native"`` where there is no kernel.
 
@@ -154,9 +155,11 @@ def _triton() -> ModuleType:
     return triton
 
 
+# Padding may depend on the size of a map and is traced where sizes are symbolic. Stride and dilation are constants of
+# the network, and lists of plain integers cost less per call.
 _run = _declare.declare(
     _OP,
-    "Tensor input, Tensor offset, Tensor weight, Tensor? bias, SymInt[] stride, SymInt[] padding, SymInt[] dilation, "
+    "Tensor input, Tensor offset, Tensor weight, Tensor? bias, int[] stride, SymInt[] padding, int[] dilation, "
     "Tensor? mask, bool clamp",
     _shape,
     reference.deform_conv2d,

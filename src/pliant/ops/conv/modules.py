@@ -15,7 +15,7 @@ from pliant.ops.conv.deform_conv2d import deform_conv2d
 
 
 class DeformConv2d(nn.Module):
-    """Convolve where the layer decides to look: offsets (and a mask) are predicted from the same input.
+    """Convolve with offsets (and a mask) that the layer predicts from the same input.
 
     ``offset, m = conv_offset(x)``; ``mask = mask_scale·sigmoid(m)``; ``y = deform_conv2d(x, offset, weight, mask)``.
     The branch `conv_offset` has the main convolution's kernel size, stride, padding and dilation and starts at zero,
@@ -26,19 +26,19 @@ class DeformConv2d(nn.Module):
     Args:
         in_channels: C.
         out_channels: O.
-        kernel_size: Kh, Kw, taps.
-        stride: step of the output grid in input pixels.
+        kernel_size: Kh, Kw.
+        stride: distance between adjacent outputs in input pixels.
         padding: rows and columns added around the map, or "same" (stride 1 only).
-        dilation: distance of adjacent taps, for the offset branch too.
-        groups: convolution groups; divides C and O. The offset branch is not grouped.
+        dilation: distance between adjacent taps, of the offset branch too.
+        groups: convolution groups, which must divide C and O. The offset branch is not grouped.
         bias: learn a bias (O,).
         version: 1 (offsets) or 2 (offsets and mask).
-        offset_groups: G, groups of input channels with offsets of their own; divides C.
+        offset_groups: G, groups of input channels with their own offsets; must divide C.
         mask_scale: factor of the sigmoid: 2.0 starts at mask 1 (the official example), 1.0 at 0.5 (the paper's text,
             mmcv, detectron2).
         boundary: "zeros" or "clamp".
-        device: of the parameters.
-        dtype: of the parameters.
+        device: device of the parameters.
+        dtype: dtype of the parameters.
 
     Shape:
         (N, C, H, W) → (N, O, Ho, Wo). `conv_offset` has 2·G·K channels, or 3·G·K: all offsets, then all masks.
@@ -48,8 +48,8 @@ class DeformConv2d(nn.Module):
             :func:`pliant.nn.parameter_groups`: 1.0 for version 1, 0.1 for version 2, as in the papers.
 
     Raises:
-        ValueError: channels do not divide into groups, an unknown version or boundary, `mask_scale` not
-            positive, "same" with a stride.
+        ValueError: groups do not divide the channels, an unknown version or boundary, `mask_scale` not positive, "same"
+            with a stride.
 
     Source: Dai et al., ICCV 2017, section 2.1; Zhu et al., CVPR 2019, section 3.2; mask scale of MXNet's example.
 
@@ -101,7 +101,7 @@ class DeformConv2d(nn.Module):
         self.mask_scale, self.boundary = mask_scale, boundary
         self.offset_lr_mult = 1.0 if version == 1 else 0.1
 
-        # "same" with an even kernel pads one row or column more at the end: that part is padded before the operator.
+        # "same" with an even kernel needs one more row or column at the end, which is padded before the operator runs.
         self.extra = (0, 0)
         if isinstance(padding, str):
             if padding != "same":
@@ -143,7 +143,7 @@ class DeformConv2d(nn.Module):
     def predict(self, input: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return what the branch predicts for `input`: offset (N, 2·G·K, Ho, Wo) and mask (N, G·K, Ho, Wo) or None.
 
-        Under autocast the branch runs in the low precision, what it predicts is float32.
+        Under autocast the branch runs in the low precision; its prediction is converted to float32.
         """
         self._check(input)
         return self._split(self.conv_offset(self._pad(input)))
@@ -165,7 +165,7 @@ class DeformConv2d(nn.Module):
         )
 
     def _check(self, input: Tensor) -> None:
-        # Here, since the branch would take a map without a batch and would name its own weight for wrong channels.
+        # Checked here: the branch would accept an input without a batch, and blame its own weight for wrong channels.
         _check.layer("DeformConv2d", "input", input, "N C H W", self.in_channels)
 
     def _pad(self, input: Tensor) -> Tensor:
@@ -185,7 +185,7 @@ class DeformConv2d(nn.Module):
         text += f", bias={self.bias is not None}, version={self.version}, offset_groups={self.offset_groups}"
         return text + (f", mask_scale={self.mask_scale}" if self.version == 2 else "") + f", boundary={self.boundary!r}"
 
-    # What any deformable layer answers: pliant.nn.deformable says what each member means.
+    # The protocol of deformable layers; pliant.nn.deformable documents its members.
     branches, axes, unit, offset_scale, transposed = ("conv_offset",), "yx", "pixels", 1.0, False
 
     @property
@@ -200,15 +200,15 @@ class DeformConv2d(nn.Module):
         return offsets
 
     def map_size(self, input: Tensor) -> tuple[int, int]:
-        """Return height and width of the map that is sampled, of what the branch reads."""
+        """Return height and width of the map that is sampled, from the padded map that the branch reads."""
         return input.shape[2] - self.extra[0], input.shape[3] - self.extra[1]
 
     def inside(self, moves: Tensor, size: Sequence[int]) -> Tensor:
-        """Return which samples read a map of `size`, (N, G, Kh, Kw, Ho, Wo), for offsets shaped as by `offsets`."""
+        """Return which samples lie in a map of `size`, (N, G, Kh, Kw, Ho, Wo), for `moves` as returned by `offsets`."""
         (Kh, Kw), (Ho, Wo), (H, W) = self.kernel_size, moves.shape[-3:-1], size
 
-        def line(count: int, step: int, start: int = 0) -> Tensor:
-            return torch.arange(count, device=moves.device, dtype=moves.dtype) * step + start
+        def line(count: int, distance: int, start: int = 0) -> Tensor:
+            return torch.arange(count, device=moves.device, dtype=moves.dtype) * distance + start
 
         y, x = moves.unbind(-1)
         y = y + line(Kh, self.dilation[0]).view(Kh, 1, 1, 1) + line(Ho, self.stride[0], -self.padding[0])[:, None]

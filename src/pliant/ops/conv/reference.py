@@ -25,7 +25,9 @@ def deform_conv2d(
     mask: Tensor | None,
     clamp: bool,
 ) -> Tensor:
-    """Compute ``y[n,o,p] = bias[o] + Σ_k Σ_c weight[o,c,k]·mask[n,G(c),k,p]·x[n,c, p·s − pad + k·d + offset]``.
+    """Convolve with every tap moved by its own offset.
+
+    ``y[n,o,p] = bias[o] + Σ_k Σ_c weight[o,c,k] · mask[n,G(c),k,p] · x[n,c, p·stride − padding + k·dilation + offset]``
 
     Arguments are already checked. Low precision computes in float32 and rounds once, at the end.
     """
@@ -36,10 +38,10 @@ def deform_conv2d(
     G, g = offset.shape[1] // (2 * K), C // Cg
     work = torch.float64 if input.dtype == torch.float64 else torch.float32
 
-    def line(count: int, step: int, start: int = 0) -> Tensor:
-        return torch.arange(count, device=input.device, dtype=work) * step + start
+    def line(count: int, distance: int, start: int = 0) -> Tensor:
+        return torch.arange(count, device=input.device, dtype=work) * distance + start
 
-    # Where tap k = i·Kw + j of output (ho, wo) looks before it is moved: (Kh, Kw, Ho, Wo), taps row-major.
+    # Positions of tap k = i·Kw + j of output (ho, wo) without its offset: (Kh, Kw, Ho, Wo), taps row-major.
     grid_y = line(Ho, stride[0], -padding[0]).view(1, 1, Ho, 1) + line(Kh, dilation[0]).view(Kh, 1, 1, 1)
     grid_x = line(Wo, stride[1], -padding[1]).view(1, 1, 1, Wo) + line(Kw, dilation[1]).view(1, Kw, 1, 1)
     dy, dx = offset.to(work).reshape(N, G, K, 2, Ho, Wo).unbind(3)
@@ -54,7 +56,7 @@ def deform_conv2d(
 
     columns = sampled.reshape(N, g, Cg * K, Ho * Wo)
     taps = weight.to(work).reshape(g, O // g, Cg * K)
-    # Autocast would run this product in low precision, and with it everything it is compared with.
+    # Autocast would run this product in low precision, and the kernels would be compared with rounded values.
     with _without_autocast(input.device.type):
         output = (taps @ columns).reshape(N, O, Ho, Wo)
     if bias is not None:

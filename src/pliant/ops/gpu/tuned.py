@@ -1,4 +1,4 @@
-"""Sizes of kernels that `pliant tune` found faster than the table's, one file a device in the user's cache."""
+"""Sizes of kernels that `pliant tune` found faster than the table's, one file per device in the user's cache."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ import torch
 
 from pliant import _files
 
-# Counted up when the kernels change, so that sizes found for others are not taken for theirs.
+# Increased whenever the kernels change, so that sizes tuned for older ones are not used.
 KERNELS = 1
 
-# Of every device that was asked about: class of shape → sizes.
+# The sizes by class of shape, for every device looked up so far.
 _known: dict[torch.device, dict[str, list[Any]]] = {}
 
 
 def path(device: torch.device) -> Path:
-    """Return the file of a device; another Triton compiles other code, for which other sizes are fast."""
+    """Return the file of a device, per version of Triton: other code has other fastest sizes."""
     name = torch.get_device_module(device).get_device_name(device)
     slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
     return _cache() / f"{slug}-triton-{importlib.import_module('triton').__version__}.json"
 
 
 def _cache() -> Path:
-    """Return the folder that the system keeps for what can be made again.
+    """Return pliant's folder in the user's cache.
 
     Raises:
-        OSError: this user has no home.
+        OSError: the user has no home directory.
     """
     try:
         if sys.platform == "win32":
@@ -48,19 +48,19 @@ def _cache() -> Path:
 
 
 def known(device: torch.device) -> dict[str, list[Any]]:
-    """Return the sizes of a device by class of shape, read from its file when it is asked about first.
+    """Return the sizes of a device by class of shape, read from its file at the first call.
 
-    What is changed in them holds for this process, until :func:`save` is called.
+    Changes to the returned dictionary last for this process, unless :func:`save` is called.
     """
     found = _known.get(device)
     if found is None:
-        # Devices without a driver interpret kernels, or compile them for others: by the table.
+        # On these, kernels are interpreted or compiled for another device, with the sizes of the table.
         found = _known[device] = {} if device.type in ("cpu", "meta") else _read(device)
     return found
 
 
 def save(device: torch.device) -> Path:
-    """Write what is known of a device to its file, and return that."""
+    """Write the sizes of a device to its file, and return the file."""
     file = path(device)
     file.parent.mkdir(parents=True, exist_ok=True)
     with _files.replacing(file) as part:
@@ -81,7 +81,7 @@ def _read(device: torch.device) -> dict[str, list[Any]]:
     try:
         file = path(device)
     except OSError:
-        # Whoever has no home has tuned nothing.
+        # Without a home directory nothing can have been tuned.
         return {}
     try:
         text = file.read_text(encoding="utf-8")
@@ -92,15 +92,15 @@ def _read(device: torch.device) -> dict[str, list[Any]]:
     try:
         content = json.loads(text)
     except ValueError as error:
-        return _broken(file, f"is no JSON: {error}")
+        return _broken(file, f"is not JSON: {error}")
     sizes = content.get("sizes") if isinstance(content, dict) else None
     if not isinstance(sizes, dict) or not all(_right(row) for row in sizes.values()):
         return _broken(file, "does not hold sizes of kernels")
-    return sizes if content.get("kernels") == KERNELS else _broken(file, "is about the kernels of another version")
+    return sizes if content.get("kernels") == KERNELS else _broken(file, "was tuned for another version of the kernels")
 
 
 def _right(row: object) -> bool:
-    """Return whether a row can be sizes: powers of two, then stages, then registers or none."""
+    """Return whether a row is valid: five powers of two, then stages, then registers or None."""
     if not isinstance(row, list) or len(row) != 7:
         return False
     *powers, stages, registers = row

@@ -30,30 +30,30 @@ def local_response_norm(
 ) -> Tensor:
     """Normalize each value by the energy of its neighbours: PyTorch's, Caffe's and ONNX's convention.
 
-    ``y_i = x_i·(k + alpha/n·Σ_{j∈W(i)} x_j²)^−beta``, where n is the number of places in the window: `size`, or size²
+    ``y_i = x_i·(k + alpha/n·Σ_{j∈W(i)} x_j²)^−beta``, where n is the number of elements in the window: `size`, or size²
     with ``region="spatial"``. For TensorFlow's convention, a sum instead of a mean, see :func:`lrn`.
 
-    At the edges places outside the tensor are 0 and counted. The divisor may be 0 only where ``k = 0`` and the whole
-    window is 0: 0/0 is NaN there. Sums are taken over the window anew, never by adding a head and subtracting a tail;
-    they are float32 (float64 for float64 input), so that float16 does not overflow at 256. Under autocast the operator
-    runs in the low precision.
+    At the edges, elements outside the tensor are 0 and counted. The divisor may be 0 only where ``k = 0`` and the whole
+    window is 0: 0/0 is NaN there. Every window is summed anew, never updated from its neighbour;
+    sums are float32 (float64 for float64 input), so that squares of float16 values above 256 do not overflow. Under
+    autocast the operator runs in the low precision.
 
     Args:
         input: (N, C, ...), at least two dimensions; for "spatial" (N, C, ..., H, W), at least four. Contiguous and
-            channels_last tensors are read as they lie, the output has input's memory format.
-        size: places in the window, at least 1; odd for "spatial". Larger than the tensor is allowed.
+            channels_last tensors are read without copies; the output has input's memory format.
+        size: elements in the window, at least 1; odd for "spatial". Larger than the tensor is allowed.
         alpha: weight of the mean square.
-        beta: exponent; 0.5, 0.75 and 1 are the fast ones.
+        beta: exponent; 0.5, 0.75 and 1 are the fastest.
         k: added to the mean square. Caffe ignores its k in the spatial region: ``k=1`` reproduces it.
         region: "channel", `size` neighbours along dimension 1, or "spatial", size × size neighbours in the last two
             dimensions (Caffe's WITHIN_CHANNEL).
-        even: where the longer side of an even channel window lies: "left" is ``[i − size//2, i + (size−1)//2]``, as
+        even: the longer side of an even channel window: "left" is ``[i − size//2, i + (size−1)//2]``, as
             in PyTorch; "right" is its mirror, as in ONNX and cuDNN.
         implementation: "auto", "native" (the compiled kernel or an error) or "reference" (plain PyTorch).
 
     Returns:
-        input's shape and dtype. Differentiable twice natively, further through the reference; forward and backward are
-        deterministic bit for bit, for any number of threads.
+        input's shape and dtype. Differentiable any number of times: the first derivative is a kernel, higher ones go
+        through the reference. Forward and backward are deterministic bit for bit, for any number of threads.
 
     Raises:
         TypeError: `input` is not a tensor of float32, float64, bfloat16 or float16, `size` not an int, `alpha`, `beta`
@@ -109,7 +109,7 @@ def lrn(
         depth_radius: r, neighbours on each side, at least 0. Larger than C is allowed.
         bias: added to the sum of squares.
         alpha: weight of the sum of squares.
-        beta: exponent; 0.5, 0.75 and 1 are the fast ones.
+        beta: exponent; 0.5, 0.75 and 1 are the fastest.
         implementation: "auto", "native" (the compiled kernel or an error) or "reference" (plain PyTorch).
 
     Returns:
@@ -141,7 +141,7 @@ def lrn(
 
 
 def check_arguments(op: str, size: int, alpha: float, beta: float, k: float, region: str, even: str) -> None:
-    """Raise unless everything but the input is as :func:`local_response_norm` takes it; the layer asks too."""
+    """Raise unless all arguments but the input are those of :func:`local_response_norm`; the layer calls it too."""
     _integer(op, "size", size, 1)
     _numbers(op, alpha=alpha, beta=beta, k=k)
     if region not in REGIONS:
@@ -172,7 +172,7 @@ def _check_input(op: str, input: Tensor, least: int, letters: str) -> None:
 
 
 def _shape(input: Tensor, *window: object) -> torch.Size:
-    """Return the shape of the output; the public functions check, each in its own words."""
+    """Return the shape of the output; the public functions check, as their arguments differ."""
     return input.shape
 
 
@@ -182,7 +182,7 @@ def _triton() -> ModuleType:
     return triton
 
 
-# Backward computes the sums again, from the input alone: that is cheaper than reading them.
+# The backward computes the sums again from the input, which is faster than reading them from memory.
 _run = _declare.declare(
     _OP,
     "Tensor input, int dim, int before, int after, bool spatial, float a, float beta, float k",

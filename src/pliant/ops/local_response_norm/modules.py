@@ -8,13 +8,13 @@ from pliant.ops.local_response_norm.local_response_norm import check_arguments, 
 
 
 class LocalResponseNorm(nn.Module):
-    """Normalize each value by the energy of its neighbours: `torch.nn.LocalResponseNorm` and more.
+    """Normalize each value by the energy of its neighbours: `torch.nn.LocalResponseNorm` with more options.
 
     ``y_i = x_i·(k + alpha/n·Σ_{j∈W(i)} x_j²)^−beta``, as :func:`pliant.ops.local_response_norm`, which says what
     happens at the edges. The layer has no parameters.
 
     Args:
-        size: places in the window, at least 1; odd for ``region="spatial"``.
+        size: elements in the window, at least 1; odd for ``region="spatial"``.
         alpha: weight of the mean square.
         beta: exponent.
         k: added to the mean square.
@@ -30,7 +30,7 @@ class LocalResponseNorm(nn.Module):
 
     Source: Krizhevsky, Sutskever, Hinton, NIPS 2012, section 3.3.
 
-    >>> LocalResponseNorm(5, alpha=5e-4, k=2.0)  # AlexNet's constants: alpha is 1e-4 a place
+    >>> LocalResponseNorm(5, alpha=5e-4, k=2.0)  # AlexNet's constants: alpha is 1e-4 per element
     LocalResponseNorm(5, alpha=0.0005, beta=0.75, k=2.0)
     """
 

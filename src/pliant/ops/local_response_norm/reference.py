@@ -10,7 +10,7 @@ from torch import Tensor
 def local_response_norm(
     input: Tensor, dim: int, before: int, after: int, spatial: bool, a: float, beta: float, k: float
 ) -> Tensor:
-    """Normalize along `dim`, or in windows of (2·before + 1)² places of the last two dimensions."""
+    """Normalize along `dim`, or in windows of (2·before + 1)² elements of the last two dimensions."""
     if input.numel() == 0:
         return input.clone()
     if spatial:
@@ -23,7 +23,7 @@ def along(input: Tensor, dim: int, before: int, after: int, a: float, beta: floa
 
     Arguments are already checked. Low precision computes in float32 and rounds once, at the end.
     """
-    # A window cannot reach further than the other end; without this a huge one would pad a huge tensor.
+    # No window extends beyond the other end; without this line a huge window would pad to a huge tensor.
     before, after = min(before, input.shape[dim] - 1), min(after, input.shape[dim] - 1)
     x = _work(input).movedim(dim, -1)
     squares = F.pad(x * x, (before, after))

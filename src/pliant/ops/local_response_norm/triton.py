@@ -9,11 +9,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pliant.ops.gpu.launch import Launch
+from pliant.ops.gpu.launch import Launch, ceil
+from pliant.ops.gpu.launch import power as power_of_two
 
 # Exponents that need no logarithm; the others are computed as 2^(−β·log2 S).
 POWERS = {0.0: 0, 0.5: 1, 0.75: 2, 1.0: 3}
-# Places of one program.
+# Elements of one program.
 TILE = 2048
 
 
@@ -38,11 +39,11 @@ def lines(
     numel, D, inner, step, tile, first,
     LAST: tl.constexpr, INDEX: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_I: tl.constexpr,
 ):  # fmt: skip
-    """Return the start of a tile in memory, its places there, their position along the window, and which exist.
+    """Return the start of a tile in memory, its elements from there, their indices along D, and which exist.
 
-    A dense tensor is [outer][D][inner] in memory, whatever its dimensions are called. Lanes of a warp run over inner,
-    or with LAST, where inner is 1, over D: `step` is then 1, which the compiler is not to know, or a lane would load
-    several neighbours, and the shifted ones from odd addresses.
+    A dense tensor is [outer][D][inner] in memory, whatever its dimensions mean. Lanes of a warp run over inner, or with
+    LAST, where inner is 1, over D. `step` is then 1, which the compiler must not know: a lane would load several
+    neighbours at once, and shifted ones from unaligned addresses.
     """
     if LAST:
         line = tile.to(tl.int64) * BLOCK_I
@@ -59,7 +60,7 @@ def lines(
 
 @triton.jit
 def energy(x, at, d, exists, D, step, a, k, BEFORE: tl.constexpr, AFTER: tl.constexpr, INDEX: tl.constexpr):
-    """Return S = k + a·Σ x² over the window of every place; its neighbours come from the cache."""
+    """Return S = k + a·Σ x² over the window of every element; its neighbours are read from the cache."""
     total = tl.zeros(at.shape, tl.float32)
     for j in range(-BEFORE, AFTER + 1):
         near = tl.load(x + (at + tl.cast(j, INDEX) * step), mask=exists & (d + j >= 0) & (d + j < D), other=0.0)
@@ -74,7 +75,7 @@ def forward(
     BEFORE: tl.constexpr, AFTER: tl.constexpr, POWER: tl.constexpr, LAST: tl.constexpr, INDEX: tl.constexpr,
     BLOCK_D: tl.constexpr, BLOCK_I: tl.constexpr,
 ):  # fmt: skip
-    """Normalize BLOCK_D places of BLOCK_I lines."""
+    """Normalize BLOCK_D elements of each of BLOCK_I lines."""
     tile = tl.program_id(0) % tiles
     first = tl.program_id(0) // tiles * BLOCK_D
     start, at, d, exists = lines(numel, D, inner, step, tile, first, LAST, INDEX, BLOCK_D, BLOCK_I)
@@ -91,10 +92,10 @@ def backward(
     BEFORE: tl.constexpr, AFTER: tl.constexpr, POWER: tl.constexpr, LAST: tl.constexpr, INDEX: tl.constexpr,
     HALO: tl.constexpr, USED: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_I: tl.constexpr,
 ):  # fmt: skip
-    """Compute ``g_i·S_i^−β − 2aβ·x_i·Σ_j g_j·x_j·S_j^(−β−1)`` over the mirrored window, for USED places of a block.
+    """Compute ``g_i·S_i^−β − 2aβ·x_i·Σ_j g_j·x_j·S_j^(−β−1)`` over the mirrored window, for USED elements of a block.
 
-    Places HALO before and behind them are computed by two blocks, so that every window lies in one; where a block holds
-    the whole line there is no halo.
+    The HALO elements before and behind them are computed by two blocks, so that every window lies in one block; where a
+    block holds the whole line there is no halo.
     """
     tile = tl.program_id(0) % tiles
     first = tl.program_id(0) // tiles * USED - HALO
@@ -103,7 +104,7 @@ def backward(
     x = tl.load(input + start + at, mask=exists, other=0.0).to(tl.float32)
     g = tl.load(grad + start + at, mask=exists, other=0.0).to(tl.float32)
     p = power(s, beta, POWER)
-    # Outside the tensor S may be 0, and 0/0 is not to reach the sums.
+    # Outside the tensor S may be 0, and 0/0 must not reach the sums.
     t = tl.where(exists, g * x * p / s, 0.0)
     lane = tl.broadcast_to(d - first, t.shape)
     total = tl.zeros(t.shape, tl.float32)
@@ -118,7 +119,7 @@ def backward(
 
 @triton.jit
 def around(map, m, exists, H, W, stride_h, stride_w, HALF: tl.constexpr, SQUARE: tl.constexpr):
-    """Return the sums of values, or of their squares, over the (2·HALF + 1)² window of places `m` in memory."""
+    """Return the sums of values, or of their squares, over the (2·HALF + 1)² window of elements `m` in memory."""
     h = m // stride_h % H
     w = m // stride_w % W
     total = tl.zeros(m.shape, tl.float32)
@@ -136,7 +137,7 @@ def spatial_forward(
     numel, H, W, stride_h, stride_w, a, beta, k,
     HALF: tl.constexpr, POWER: tl.constexpr, BACKWARD: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Normalize over the window in the map; or with BACKWARD write ``g·x·S^(−β−1)``, which the backward sums."""
+    """Normalize over a window of the map, or with BACKWARD write ``g·x·S^(−β−1)``, which `spatial_backward` sums."""
     m = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     exists = m < numel
     s = k + a * around(input, m, exists, H, W, stride_h, stride_w, HALF, True)
@@ -210,10 +211,10 @@ def launches(
         return []
     if spatial:
         H, W = input.shape[-2:]
-        # Strides of a dense tensor tell the place of every element; that of a dimension of one place tells nothing.
+        # The strides of a dense tensor locate every element; the stride of a dimension of size 1 is not used.
         sizes: dict[str, Any] = {"H": H, "W": W, "stride_h": input.stride(-2), "stride_w": input.stride(-1)}
         sizes["HALF"] = min(before, max(H, W) - 1)
-        grid = (-(-input.numel() // 1024), 1, 1)
+        grid = (ceil(input.numel(), 1024), 1, 1)
         if grad is None:
             return [Launch.of(spatial_forward, grid, **numbers, **sizes, BACKWARD=False, BLOCK=1024)]
         terms = torch.empty_like(output, dtype=torch.float32)
@@ -226,14 +227,14 @@ def launches(
     D = input.shape[dim]
     inner = input.stride(dim) if D > 1 else 1
     last = inner == 1
-    # A window cannot reach further than the other end.
+    # No window extends beyond the other end.
     before, after = min(before, D - 1), min(after, D - 1)
-    size, halo = (_power(D, 256), 0) if grad is None else _with_halo(D, max(before, after))
-    lanes = _power(input.numel() // D if last else inner, max(TILE // size, 1))
+    size, halo = (power_of_two(D, 1, 256), 0) if grad is None else _with_halo(D, max(before, after))
+    lanes = power_of_two(input.numel() // D if last else inner, 1, max(TILE // size, 1))
     used = size - 2 * halo
-    tiles = -(-input.numel() // D // lanes) if last else input.numel() // (D * inner) * -(-inner // lanes)
-    # In one dimension: the others hold 2¹⁶ programs, too few for the blocks of a line of many millions.
-    grid = (tiles * -(-D // used), 1, 1)
+    tiles = ceil(input.numel() // D, lanes) if last else input.numel() // (D * inner) * ceil(inner, lanes)
+    # All in one dimension: the others hold 2¹⁶ programs, too few for the blocks of a line of many millions.
+    grid = (tiles * ceil(D, used), 1, 1)
     sizes = {
         "D": D, "inner": inner, "step": inner, "BEFORE": before, "AFTER": after, "LAST": last, "HALO": halo,
         "USED": used, "BLOCK_D": size, "BLOCK_I": lanes, "tiles": tiles,
@@ -242,14 +243,9 @@ def launches(
     return [Launch.of(forward if grad is None else backward, grid, registers=168, **numbers, **sizes)]
 
 
-def _power(n: int, most: int) -> int:
-    """Return the smallest power of two that is at least `n`, and at most `most`, which is one."""
-    return min(1 << (n - 1).bit_length(), most)
-
-
 def _with_halo(D: int, halo: int) -> tuple[int, int]:
-    """Return places of a block and of its halo: the whole line, or what computes the fewest places twice."""
-    whole = _power(D, 1 << 62)
+    """Return the size of a block and of its halo: the whole line, or where the fewest elements are computed twice."""
+    whole = power_of_two(D, 1, 1 << 62)
     some = [n for n in (32, 64, 128, 256, 512, 1024) if 4 * halo <= n < whole]
-    best = min(some, key=lambda n: n * -(-D // (n - 2 * halo)), default=whole)
-    return (best, halo) if best < whole and best * -(-D // (best - 2 * halo)) < whole else (whole, 0)
+    best = min(some, key=lambda n: n * ceil(D, n - 2 * halo), default=whole)
+    return (best, halo) if best < whole and best * ceil(D, best - 2 * halo) < whole else (whole, 0)

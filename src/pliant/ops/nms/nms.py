@@ -19,7 +19,7 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, *, implementation: 
     """Keep the boxes that no better kept box overlaps by more than a threshold.
 
     Boxes are visited by descending score, equal scores by ascending index. A box is kept unless a box kept before it
-    has ``IoU = |a∩b| / (|a| + |b| − |a∩b|) > iou_threshold`` with it. This is exact: no box is left out beforehand.
+    has ``IoU = |a∩b| / (|a| + |b| − |a∩b|) > iou_threshold`` with it. This is exact: no box is left out in advance.
 
     At the edges: ``|a| = (x2 − x1)·(y2 − y1)``. An IoU of 0/0 and every IoU with a NaN in it is above no threshold: a
     box with a NaN coordinate, of infinite area, or inverted, suppresses nothing and is never suppressed, and neither
@@ -57,12 +57,12 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, *, implementation: 
 def batched_nms(
     boxes: Tensor, scores: Tensor, classes: Tensor, iou_threshold: float, *, implementation: str = "auto"
 ) -> Tensor:
-    """Suppress as :func:`nms` does, each class for itself: boxes of different classes do not see each other.
+    """Suppress as :func:`nms` does, within each class: boxes of different classes do not suppress each other.
 
     The result is that of :func:`nms` on the boxes of each class, merged by descending score, bit for bit: coordinates
     are not shifted by class, which would cost them precision.
 
-    At the edges it is :func:`nms`.
+    At the edges the operator follows :func:`nms`.
 
     Args:
         boxes: (n, 4), ``x1 y1 x2 y2`` in any unit.
@@ -95,7 +95,7 @@ def _suppress(
     _check.tensors(op, boxes=boxes, scores=scores)
     if not isinstance(iou_threshold, int | float | torch.SymInt | torch.SymFloat):
         raise TypeError(f"{op}: iou_threshold must be a number, got {iou_threshold!r}")
-    # Written so that NaN is wrong.
+    # Written so that NaN fails.
     if not (iou_threshold >= 0 and iou_threshold <= 1):
         raise ValueError(f"{op}: iou_threshold must lie between 0 and 1, got {float(iou_threshold)}")
     _check_tensors(op, boxes, scores, classes)
@@ -122,7 +122,7 @@ def _check_tensors(op: str, boxes: Tensor, scores: Tensor, classes: Tensor | Non
 
 
 def _shape(*arguments: object) -> tuple[int, ...]:
-    """Return nothing: how many boxes are kept depends on their values, and the public functions check."""
+    """Return (): the number of boxes kept depends on their values, and the public functions check."""
     return ()
 
 

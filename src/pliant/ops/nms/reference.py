@@ -1,4 +1,4 @@
-"""Non-maximum suppression in plain PyTorch: the definition, one kept box after the other."""
+"""Non-maximum suppression in plain PyTorch: the definition, box by box."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def nms(boxes: Tensor, scores: Tensor, classes: Tensor | None, iou_threshold: fl
         width = (torch.minimum(x2[best], x2[rest]) - torch.maximum(x1[best], x1[rest])).clamp(min=0)
         height = (torch.minimum(y2[best], y2[rest]) - torch.maximum(y1[best], y1[rest])).clamp(min=0)
         common = width * height
-        # Compared in float64, or the threshold would be rounded to float32; 0/0 is NaN, which is above nothing.
+        # Compared in float64, or the threshold would be rounded to float32; 0/0 is NaN, which exceeds no threshold.
         drop = (common / (area[best] + area[rest] - common)).double() > iou_threshold
         if classes is not None:
             drop &= classes[rest] == classes[best]

@@ -1,4 +1,4 @@
-"""Non-maximum suppression on GPUs: who suppresses whom as a table of bits, then one sweep through it."""
+"""Non-maximum suppression on GPUs: a table of bits, which box suppresses which, then one sweep through it."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from torch import Tensor
 
 from pliant.ops.gpu.launch import Launch, ceil, power
 
-# Boxes whose bits make a word.
+# Boxes per word of bits.
 WORD = tl.constexpr(32)
-# Boxes that one program compares with those of a word.
+# Boxes that one program compares with those of one word.
 ROWS = 128
 
 
@@ -22,12 +22,12 @@ ROWS = 128
 def overlaps(boxes, classes, bits, n, words, threshold, CLASSES: tl.constexpr, BLOCK: tl.constexpr):
     """Write for BLOCK boxes which of WORD later ones they suppress.
 
-    Compiled without fused multiply-adds: they would move IoUs that lie exactly on the threshold.
+    Compiled without fused multiply-adds, which would move IoUs that lie exactly on the threshold.
     """
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     lane = tl.arange(0, WORD)
     j = tl.program_id(1) * WORD + lane
-    # Above the diagonal alone; the sweep does not read the rest.
+    # Only above the diagonal: the sweep does not read the rest.
     if (tl.program_id(1) + 1) * WORD > tl.program_id(0) * BLOCK:
         a = boxes + i * 4
         b = boxes + j * 4
@@ -51,20 +51,20 @@ def overlaps(boxes, classes, bits, n, words, threshold, CLASSES: tl.constexpr, B
             hits &= (
                 tl.load(classes + i, mask=here, other=0)[:, None] == tl.load(classes + j, mask=there, other=0)[None, :]
             )
-        # Every bit once: their sum is the word, its highest bit the sign.
+        # Every bit occurs once, so their sum is the word; its highest bit is the sign.
         word = tl.sum(hits.to(tl.int32) << lane[None, :], 1)
         tl.store(bits + i.to(tl.int64) * words + tl.program_id(1), word, mask=here)
 
 
 @triton.jit(do_not_specialize=["n", "words"])
 def sweep(bits, kept, n, words, WORDS: tl.constexpr):
-    """Walk over the boxes by descending score, a word of them at a time: one program, which knows who is suppressed."""
+    """Visit the boxes by descending score, one word of them at a time, in one program that remembers the suppressed."""
     lane = tl.arange(0, WORD)
     column = tl.arange(0, WORDS)
     removed = tl.zeros((WORDS,), tl.int32)
     for w in range(words):
         first = w * WORD
-        # Who of these boxes is left: each may suppress those after it.
+        # Which of these boxes are suppressed already; each of the others may suppress those after it.
         gone = tl.sum(tl.where(column == w, removed, 0), 0)
         for t in tl.static_range(WORD):
             row = tl.load(bits + (first + t).to(tl.int64) * words + w, mask=first + t < n, other=0)
@@ -93,7 +93,7 @@ def launches(boxes: Tensor, classes: Tensor | None, kept: Tensor, iou_threshold:
     """Return what computes which of some boxes, sorted by score, are kept."""
     n = len(boxes)
     words = ceil(n, WORD.value)
-    # The largest float32 that is not above the threshold: no IoU lies between the two.
+    # The largest float32 that is not above the threshold: no float32 IoU lies between the two.
     threshold = torch.tensor(iou_threshold, dtype=torch.float32)
     if threshold.double() > iou_threshold:
         threshold = threshold.nextafter(torch.tensor(-1.0))

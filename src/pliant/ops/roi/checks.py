@@ -1,4 +1,4 @@
-"""What the RoI operators check alike: the map, the boxes on it, sizes and samples."""
+"""Checks that the RoI operators share: the map, the boxes on it, sizes and numbers of samples."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from pliant import _check
 
 
 def boxes(op: str, name: str, rois: Tensor | Sequence[Tensor], input: Tensor) -> Tensor:
-    """Return boxes as (R, 5) with the image index first; a list holds the (n, 4) boxes of every image of `input`.
+    """Return boxes as (R, 5) with the image index first; a list holds one (n, 4) tensor of boxes per image.
 
     Raises:
-        TypeError: `input` or the boxes are no tensors.
-        ValueError: the list does not fit the images, or (on the CPU, eagerly) a box names an image that is not there.
+        TypeError: `input` or the boxes are not tensors.
+        ValueError: the list does not fit the images, or (on the CPU, in eager mode) an image index is out of range.
     """
     _check.tensors(op, input=input)
     _check.rank(op, "input", input, "N C H W")
@@ -37,14 +37,14 @@ def boxes(op: str, name: str, rois: Tensor | Sequence[Tensor], input: Tensor) ->
 
 
 def check_map(op: str, name: str, input: Tensor, rois: Tensor, **others: Tensor | None) -> None:
-    """Raise unless `input` is a map that is not empty, `rois` has shape (R, 5), and dtypes and devices fit.
+    """Raise unless `input` is a non-empty map, `rois` has shape (R, 5), and dtypes and devices fit.
 
-    `others` are what has input's dtype or, beside float16 and bfloat16, float32.
+    `others` must have input's dtype, or may be float32 where input is float16 or bfloat16.
     """
     _check.rank(op, "input", input, "N C H W")
     _check.device(op, "input", input, **{name: rois}, **others)
     _check.dtype(op, "input", input)
-    # Boxes are float32 whatever the map is: in float16 a box has no fraction beyond 1024.
+    # Boxes may be float32 whatever the dtype of the map: float16 has no fractions beyond 1024.
     _check.dtype(op, name, rois, tuple({torch.float32: None, input.dtype: None}))
     for other, tensor in others.items():
         if tensor is not None:
@@ -60,14 +60,14 @@ def check_map(op: str, name: str, input: Tensor, rois: Tensor, **others: Tensor 
 
 
 def _check_images(op: str, name: str, input: Tensor, rois: Tensor) -> None:
-    """Raise ValueError where a box names an image that is not there, if its values can be seen: on the CPU, eagerly."""
+    """Raise ValueError for an image index out of range, where values can be read: on the CPU, in eager mode."""
     if rois.device.type != "cpu" or torch.compiler.is_compiling() or isinstance(rois, FakeTensor):
         return
     if torch._C._are_functorch_transforms_active() or rois.dim() != 2 or rois.shape[1] != 5:
         return
     N = input.shape[0]
     index = rois.detach()[:, 0]
-    # One comparison where all is well: a NaN makes both ends NaN.
+    # The minimum and the maximum suffice where all is well; a NaN makes both NaN.
     if not len(index) or (index.amin() >= 0 and index.amax() < N):
         return
     wrong = ~((index >= 0) & (index < N))
@@ -84,6 +84,6 @@ def whole(op: str, name: str, value: object, least: int | None = None) -> None:
 
 
 def check_mask(op: str, mask: Tensor | None, rois: Tensor, Ph: int, Pw: int) -> None:
-    """Raise ValueError unless `mask` is None or has one value for every bin."""
+    """Raise ValueError unless `mask` is None or has one value per bin."""
     if mask is not None:
         _check.shape(op, "mask", mask, "(R, 1, Ph, Pw)", (rois.shape[0], 1, Ph, Pw))

@@ -29,7 +29,7 @@ def deform_psroi_pool(
     mask: Tensor | None = None,
     implementation: str = "auto",
 ) -> Tensor:
-    """Average the map over the bins of every RoI, each bin in channels of its own and moved by its own offset.
+    """Average the map over the bins of every RoI, each bin in its own channels and moved by its own offset.
 
     ``y[r,c,b] = mask[r,b]/count · Σ_i Σ_j x[n(r),c(b), start + b·bin + (i, j)·bin/sample_per_part + Δ]`` with
     ``start = round(y1, x1)·spatial_scale − ½``, ``extent = (round(y2, x2) + 1)·spatial_scale − ½ − start``, at least
@@ -41,30 +41,31 @@ def deform_psroi_pool(
     the map, where the derivative in that direction is 0; a bin without any sample is 0. At integer positions the offset
     gradient is the right-sided one. RoIs with a NaN or infinite coordinate and bins with such an offset give 0 and
     gradients 0. No gradient flows into `rois`. Coordinates, weights and sums are float32 (float64 for float64 input).
-    Under autocast input runs in the low precision, everything else stays as it is.
+    Under autocast, input is cast to the low precision, the other tensors are not.
 
     Args:
-        input: (N, C, H, W), the map; group_size² divides C.
-        rois: (R, 5), image index and ``x1 y1 x2 y2`` in pixels of the image; or a list of (n, 4), one for each image.
+        input: (N, C, H, W), the map; group_size² must divide C.
+        rois: (R, 5), image index and ``x1 y1 x2 y2`` in pixels of the image; or a list of (n, 4), one per image.
             float32 or input's dtype.
         offset: (R, 2·n, part_size, part_size), channel ``2·class + {0: x, 1: y}``, in extents of the RoI times
-            `trans_std`; or None. The n classes own equal runs of the output's channels.
+            `trans_std`; or None. Each of the n classes owns an equal run of the output's channels.
         output_size: P, bins in each direction.
-        spatial_scale: pixels of the map for one pixel of the image.
-        group_size: in how many groups of channels a row or column of bins takes turns: 1 for none, usually P.
-        part_size: offsets in each direction; None: P.
-        sample_per_part: samples of a bin in each direction.
+        spatial_scale: pixels of the map per pixel of the image.
+        group_size: groups of channels in each direction, over which the bins are divided: usually P; 1 for none.
+        part_size: offsets per class in each direction; None: P.
+        sample_per_part: samples per bin in each direction.
         trans_std: factor of the offsets.
-        mask: (R, 1, P, P), factor of every bin (DCNv2).
+        mask: (R, 1, P, P), one factor per bin (DCNv2).
         implementation: "auto", "native" (the compiled kernel or an error) or "reference" (plain PyTorch).
 
     Returns:
         (R, C/group_size², P, P) in input's dtype, differentiable twice in input, offset and mask.
 
     Raises:
-        TypeError: `offset` and `mask` have neither input's dtype nor, beside float16 and bfloat16, float32.
+        TypeError: a dtype is unsupported or not input's; only `rois`, and beside input in float16 or bfloat16 `offset`
+            and `mask`, may be float32 instead.
         ValueError: a shape does not fit, tensors are on different devices, or (on the CPU, outside of torch.compile)
-            an image index is out of range; elsewhere such a RoI gives zeros and no gradient.
+            an image index is out of range; elsewhere such an RoI gives zeros and no gradient.
         RuntimeError: ``implementation="native"`` where there is no kernel.
 
     Source: Dai et al., "Deformable Convolutional Networks", ICCV 2017, section 2.2; the definition is that of the
@@ -122,9 +123,9 @@ def _shape(
 
 
 def _triton() -> ModuleType:
-    from pliant.ops.roi import triton
+    from pliant.ops.roi.triton import averages
 
-    return triton
+    return averages
 
 
 _run = _declare.declare(

@@ -27,7 +27,7 @@ def deform_roi_pool(
     mask: Tensor | None = None,
     implementation: str = "auto",
 ) -> Tensor:
-    """Average the map over the bins of every RoI, each bin moved by its own offset and weighed by its mask.
+    """Average the map over the bins of every RoI, each bin moved by its own offset and weighted by its mask.
 
     ``y[r,c,b] = mask[r,b]/(gh·gw) · Σ_i Σ_j x[n(r),c, start + b·bin + (i + ½, j + ½)·bin/g + Δ]`` with
     ``start = (y1, x1)·spatial_scale − ½``, ``extent = (y2 − y1, x2 − x1)·spatial_scale``, ``bin = extent/(Ph, Pw)``,
@@ -38,28 +38,29 @@ def deform_roi_pool(
     the map, where the derivative in that direction is 0. At integer positions the offset gradient is the right-sided
     one. RoIs without samples (of no area or inverted, with ``sampling_ratio ≤ 0``), RoIs with a NaN or infinite
     coordinate and bins with such an offset give 0 and gradients 0. No gradient flows into `rois`. Coordinates, weights
-    and sums are float32 (float64 for float64 input). Under autocast input runs in the low precision, everything else
-    stays as it is.
+    and sums are float32 (float64 for float64 input). Under autocast, input is cast to the low precision, the other
+    tensors are not.
 
     Args:
         input: (N, C, H, W), the map; channels_last is kept, without copies.
-        rois: (R, 5), image index and ``x1 y1 x2 y2`` in pixels of the image; or a list of (n, 4), one for each image.
+        rois: (R, 5), image index and ``x1 y1 x2 y2`` in pixels of the image; or a list of (n, 4), one per image.
             float32 or input's dtype.
         offset: (R, 2, Ph, Pw), x first, then y, in extents of the RoI times `gamma`; or None.
         output_size: Ph, Pw, bins.
-        spatial_scale: pixels of the map for one pixel of the image.
-        sampling_ratio: samples of a bin in each direction; 0 or less: as many as the bin has pixels, rounded up.
+        spatial_scale: pixels of the map per pixel of the image.
+        sampling_ratio: samples per bin in each direction; 0 or less: as many as the bin has pixels, rounded up.
         gamma: factor of the offsets.
-        mask: (R, 1, Ph, Pw), factor of every bin (DCNv2).
+        mask: (R, 1, Ph, Pw), one factor per bin (DCNv2).
         implementation: "auto", "native" (the compiled kernel or an error) or "reference" (plain PyTorch).
 
     Returns:
         (R, C, Ph, Pw) in input's dtype, differentiable twice in input, offset and mask.
 
     Raises:
-        TypeError: `offset` and `mask` have neither input's dtype nor, beside float16 and bfloat16, float32.
+        TypeError: a dtype is unsupported or not input's; only `rois`, and beside input in float16 or bfloat16 `offset`
+            and `mask`, may be float32 instead.
         ValueError: a shape does not fit, tensors are on different devices, or (on the CPU, outside of torch.compile)
-            an image index is out of range; elsewhere such a RoI gives zeros and no gradient.
+            an image index is out of range; elsewhere such an RoI gives zeros and no gradient.
         RuntimeError: ``implementation="native"`` where there is no kernel.
 
     Source: Dai et al., "Deformable Convolutional Networks", ICCV 2017, equations 5 and 6; Zhu et al., "Deformable
@@ -100,9 +101,9 @@ def _shape(
 
 
 def _triton() -> ModuleType:
-    from pliant.ops.roi import triton
+    from pliant.ops.roi.triton import averages
 
-    return triton
+    return averages
 
 
 _run = _declare.declare(

@@ -1,4 +1,4 @@
-"""The deformable RoI layers: one predicts from each pooled RoI where its bins should look, one from maps of offsets."""
+"""The deformable RoI layers: DeformRoIPool predicts offsets from every pooled RoI, DeformPSRoIPool from a map."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ class DeformRoIPool(nn.Module):
     thirds, and ``mask = mask_scale·sigmoid(last third)``; ``y = deform_roi_pool(x, rois, offset, mask=mask)``. The last
     layer of the branch starts at zero, so that version 1 starts as RoIAlign and version 2 as `mask_scale`/2 times that.
 
-    At the edges the layer follows :func:`pliant.ops.deform_roi_pool`; no RoIs are fine.
+    At the edges the layer follows :func:`pliant.ops.deform_roi_pool`; an empty set of RoIs is allowed.
 
     Args:
         output_size: Ph, Pw, bins.
         channels: C.
-        spatial_scale: pixels of the map for one pixel of the image.
-        sampling_ratio: samples of a bin in each direction; 0 or less: as many as the bin has pixels, rounded up.
+        spatial_scale: pixels of the map per pixel of the image.
+        sampling_ratio: samples per bin in each direction; 0 or less: as many as the bin has pixels, rounded up.
         gamma: factor of the offsets, in extents of the RoI.
         version: 1 (offsets) or 2 (offsets and mask).
         hidden: widths of the fully connected layers before the last one, each followed by a ReLU; None: none for
             version 1 (the paper), (1024, 1024) for version 2.
         mask_scale: factor of the sigmoid: 1.0 in the paper, the authors' code and mmcv.
-        separate_mask_trunk: predict the mask by a trunk of its own with one hidden layer, as mmcv's pack does.
-        device: of the parameters.
-        dtype: of the parameters.
+        separate_mask_trunk: predict the mask with its own trunk of one hidden layer, as mmcv's pack does.
+        device: device of the parameters.
+        dtype: dtype of the parameters.
 
     Shape:
         (N, C, H, W), RoIs (R, 5) → (R, C, Ph, Pw). With K = Ph·Pw, `offset_fc` has 2·K outputs, all x, then all y, or
@@ -52,7 +52,7 @@ class DeformRoIPool(nn.Module):
             :func:`pliant.nn.parameter_groups`: 0.01 for version 1, 1.0 for version 2, as in the papers.
 
     Raises:
-        ValueError: a size below 1, an unknown version, `mask_scale` not positive, a trunk for the mask without one.
+        ValueError: a size below 1, an unknown version, `mask_scale` not positive, `separate_mask_trunk` with version 1.
 
     Source: Dai et al., ICCV 2017, section 2.2; Zhu et al., CVPR 2019, section 3.2, whose hidden layers start at
     N(0, 0.01²); the second trunk is that of mmcv.ops.ModulatedDeformRoIPoolPack.
@@ -113,7 +113,7 @@ class DeformRoIPool(nn.Module):
     def predict(self, input: Tensor, rois: Tensor | Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
         """Return what the branch predicts: offset (R, 2, Ph, Pw), x first, and mask (R, 1, Ph, Pw) or None.
 
-        Under autocast the branch runs in the low precision, what it predicts is float32.
+        Under autocast the branch runs in the low precision; its prediction is converted to float32.
         """
         self._check(input)
         pooled = deform_roi_pool(input, rois, None, self.output_size, self.spatial_scale, self.sampling_ratio)
@@ -133,7 +133,7 @@ class DeformRoIPool(nn.Module):
         )
 
     def _check(self, input: Tensor) -> None:
-        # Here, since the fully connected layer would name its own weight for wrong channels.
+        # Checked here: the fully connected layer would blame its own weight for wrong channels.
         _check.layer(_NAME, "input", input, "N C H W", self.channels)
 
     def extra_repr(self) -> str:
@@ -142,7 +142,7 @@ class DeformRoIPool(nn.Module):
         text += f", hidden={self.hidden}"
         return text + (f", mask_scale={self.mask_scale}" if self.version == 2 else "")
 
-    # What any deformable layer answers: pliant.nn.deformable says what each member means.
+    # The protocol of deformable layers; pliant.nn.deformable documents its members.
     branches, axes, unit, classes = ("offset_fc", "mask_fc"), "xy", "extents", None
 
     @property
@@ -162,7 +162,7 @@ class DeformRoIPool(nn.Module):
 
     @property
     def pooled_to_predict(self) -> int:
-        """Return how many values of an RoI are pooled before its offsets are known."""
+        """Return how many values per RoI are pooled before its offsets are known."""
         return self.channels * self.output_size[0] * self.output_size[1]
 
     def offsets(self, predicted: Tensor) -> Tensor:
@@ -172,7 +172,7 @@ class DeformRoIPool(nn.Module):
         return offsets
 
     def map_size(self, input: Tensor) -> tuple[int, ...]:
-        """Return (): the branch reads an RoI, no map."""
+        """Return (): the branch reads an RoI, not a map."""
         return ()
 
     def inside(self, moves: Tensor, size: Sequence[int]) -> Tensor:
@@ -185,25 +185,25 @@ class DeformRoIPool(nn.Module):
 
 
 class DeformPSRoIPool(nn.Module):
-    """Pool score maps into bins of channels of their own that move: a convolution predicts maps of offsets.
+    """Pool score maps into bins that move, each in its own channels: a convolution predicts maps of offsets.
 
     ``offset = deform_psroi_pool(conv_offset(features), rois, None)``, position-sensitive too, then
     ``y = deform_psroi_pool(x, rois, offset)``. `conv_offset` is 1×1 and starts at zero, so that the layer starts as
     position-sensitive pooling without offsets. It reads the features that the score maps are made of.
 
-    At the edges the layer follows :func:`pliant.ops.deform_psroi_pool`; no RoIs are fine.
+    At the edges the layer follows :func:`pliant.ops.deform_psroi_pool`; an empty set of RoIs is allowed.
 
     Args:
         output_size: P, bins in each direction.
-        channels: of the features.
-        classes: n, runs of output channels with offsets of their own (R-FCN: C + 1); 1: all move alike.
-        spatial_scale: pixels of the map for one pixel of the image.
-        group_size: in how many groups of channels of the score maps a row or column of bins takes turns; None: P.
-        part_size: offsets in each direction; None: P.
-        sample_per_part: samples of a bin in each direction.
+        channels: channels of the features.
+        classes: n, runs of output channels with their own offsets (R-FCN: C + 1); 1: all channels share them.
+        spatial_scale: pixels of the map per pixel of the image.
+        group_size: groups of channels in each direction, over which the bins are divided; None: P.
+        part_size: offsets per class in each direction; None: P.
+        sample_per_part: samples per bin in each direction.
         trans_std: factor of the offsets, in extents of the RoI.
-        device: of the parameters.
-        dtype: of the parameters.
+        device: device of the parameters.
+        dtype: dtype of the parameters.
 
     Shape:
         score maps (N, O·group_size², H, W), features (N, channels, H, W), RoIs (R, 5) → (R, O, P, P). `conv_offset`
@@ -271,7 +271,7 @@ class DeformPSRoIPool(nn.Module):
             nn.init.zeros_(parameter)
 
     def predict(self, features: Tensor, rois: Tensor | Sequence[Tensor]) -> Tensor:
-        """Return what the branch predicts: offset (R, 2·classes, part_size, part_size), of every class x first.
+        """Return what the branch predicts: offset (R, 2·classes, part_size, part_size), x before y per class.
 
         Under autocast the convolution runs in the low precision, the offsets are pooled in float32.
         """
@@ -297,7 +297,7 @@ class DeformPSRoIPool(nn.Module):
         text += f", spatial_scale={self.spatial_scale}, group_size={self.group_size}, part_size={self.part_size}"
         return text + f", sample_per_part={self.sample_per_part}, trans_std={self.trans_std}"
 
-    # What any deformable layer answers: pliant.nn.deformable says what each member means.
+    # The protocol of deformable layers; pliant.nn.deformable documents its members.
     branches, axes, unit, modulated = ("conv_offset",), "xy", "extents", False
 
     @property
@@ -317,13 +317,13 @@ class DeformPSRoIPool(nn.Module):
 
     @property
     def pooled_to_predict(self) -> int:
-        """Return how many values of an RoI are pooled before its offsets are known."""
+        """Return how many values per RoI are pooled before its offsets are known."""
         return 2 * self.classes * self.part_size**2
 
     def offsets(self, predicted: Tensor) -> Tensor:
         """Return the offsets in what `conv_offset` or `predict` returned, (…, classes, parts, parts, positions, 2).
 
-        x comes first. `conv_offset` returns maps of offsets, of H·W positions for N images; `predict` one for each RoI.
+        x comes first. `conv_offset` returns maps of offsets, of H·W positions for N images; `predict` one per RoI.
         """
         n, parts = self.classes, self.part_size
         positions = predicted.shape[1:].numel() // (2 * n * parts**2)

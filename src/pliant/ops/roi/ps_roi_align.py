@@ -24,28 +24,27 @@ def ps_roi_align(
     *,
     implementation: str = "auto",
 ) -> Tensor:
-    """Average the map over the bins of every box, each bin in channels of its own, at bilinear samples.
+    """Average the map over the bins of every box at bilinear samples, each bin in its own channels.
 
-    ``y[r,c,ph,pw]`` is what :func:`roi_align` with ``aligned=True`` has in bin (ph, pw) of channel
-    ``(c·Ph + ph)·Pw + pw``.
+    ``y[r,c,ph,pw]`` is bin (ph, pw) of channel ``(c·Ph + ph)·Pw + pw`` of :func:`roi_align` with ``aligned=True``.
 
-    At the edges as there. A box without samples (of no area or inverted, with ``sampling_ratio ≤ 0``) gives 0, where
-    torchvision gives NaN.
+    At the edges the operator follows :func:`roi_align`. A box without samples (of no area or inverted, with
+    ``sampling_ratio ≤ 0``) gives 0, where torchvision gives NaN.
 
     Args:
-        input: (N, C, H, W), the map; Ph·Pw divides C.
-        boxes: (R, 5), image index and ``x1 y1 x2 y2`` in pixels of the image; or a list of (n, 4), one for each image.
+        input: (N, C, H, W), the map; Ph·Pw must divide C.
+        boxes: (R, 5), image index and ``x1 y1 x2 y2`` in pixels of the image; or a list of (n, 4), one per image.
             float32 or input's dtype.
         output_size: Ph, Pw, bins.
-        spatial_scale: pixels of the map for one pixel of the image.
-        sampling_ratio: samples of a bin in each direction; 0 or less: as many as the bin has pixels, rounded up.
+        spatial_scale: pixels of the map per pixel of the image.
+        sampling_ratio: samples per bin in each direction; 0 or less: as many as the bin has pixels, rounded up.
         implementation: "auto", "native" (the compiled kernel or an error) or "reference" (plain PyTorch).
 
     Returns:
         (R, C/(Ph·Pw), Ph, Pw) in input's dtype, differentiable twice in input.
 
     Raises:
-        TypeError: a dtype does not fit.
+        TypeError: input's dtype is unsupported, or that of `boxes` is neither float32 nor input's.
         ValueError: a shape does not fit, tensors are on different devices, or (on the CPU, outside of torch.compile)
             an image index is out of range; elsewhere such a box gives zeros and no gradient.
         RuntimeError: ``implementation="native"`` where there is no kernel.
@@ -70,14 +69,14 @@ def _shape(input: Tensor, rois: Tensor, output_size: Sequence[int], *rest: objec
     checks.check_map(_OP, "boxes", input, rois)
     C, (Ph, Pw) = input.shape[1], output_size
     if C % (Ph * Pw) != 0:
-        raise ValueError(f"{_OP}: the {Ph}×{Pw} bins take turns, {Ph * Pw} must divide the {int(C)} channels of input")
+        raise ValueError(f"{_OP}: the {Ph}×{Pw} = {Ph * Pw} bins must divide the {int(C)} channels of input")
     return rois.shape[0], C // (Ph * Pw), Ph, Pw
 
 
 def _triton() -> ModuleType:
-    from pliant.ops.roi import triton
+    from pliant.ops.roi.triton import averages
 
-    return triton
+    return averages
 
 
 _run = _declare.declare(

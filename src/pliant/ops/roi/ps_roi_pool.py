@@ -24,24 +24,24 @@ def ps_roi_pool(
     *,
     implementation: str = "auto",
 ) -> Tensor:
-    """Average the map over the bins of every box, bins of whole pixels, each bin in channels of its own.
+    """Average the map over the bins of every box, each bin of whole pixels and in its own channels.
 
     ``y[r,c,ph,pw] = mean x[n(r), (c·Ph + ph)·Pw + pw, i, j]`` over rows
     ``floor(ph·h/Ph) ≤ i − top < ceil((ph + 1)·h/Ph)`` and columns alike, with ``top = round(y1·spatial_scale)`` and
     ``h = max(round(y2·spatial_scale) − top, 1)``; round is C's, half away from zero.
 
-    At the edges: pixels outside the map are left out and not counted, and a bin without pixels is 0. The last row and
+    At the edges: pixels outside the map are neither added nor counted, and a bin without pixels is 0. The last row and
     column of the map belong to it; the forward of torchvision leaves them out, its backward does not. An inverted box
     is one pixel large. Boxes with a NaN or infinite coordinate give 0 and no gradient. No gradient flows into `boxes`.
-    Boxes are placed and sums are taken in float32 (float64 for float64 input). Under autocast input runs in the low
+    Boxes are placed and sums are taken in float32 (float64 for float64 input). Under autocast, input is cast to the low
     precision.
 
     Args:
-        input: (N, C, H, W), the map; Ph·Pw divides C.
-        boxes: (R, 5), image index and ``x1 y1 x2 y2`` in pixels of the image; or a list of (n, 4), one for each image.
+        input: (N, C, H, W), the map; Ph·Pw must divide C.
+        boxes: (R, 5), image index and ``x1 y1 x2 y2`` in pixels of the image; or a list of (n, 4), one per image.
             float32 or input's dtype.
         output_size: Ph, Pw, bins.
-        spatial_scale: pixels of the map for one pixel of the image.
+        spatial_scale: pixels of the map per pixel of the image.
         implementation: "auto", "native" (the compiled kernel or an error) or "reference" (plain PyTorch).
 
     Returns:
@@ -49,7 +49,7 @@ def ps_roi_pool(
         for any number of threads.
 
     Raises:
-        TypeError: a dtype does not fit.
+        TypeError: input's dtype is unsupported, or that of `boxes` is neither float32 nor input's.
         ValueError: a shape does not fit, tensors are on different devices, or (on the CPU, outside of torch.compile)
             an image index is out of range; elsewhere such a box gives zeros and no gradient.
         RuntimeError: ``implementation="native"`` where there is no kernel.
@@ -72,15 +72,15 @@ def _shape(input: Tensor, rois: Tensor, output_size: Sequence[int], *rest: objec
     C, (Ph, Pw) = input.shape[1], output_size
     if C % (Ph * Pw) != 0:
         raise ValueError(
-            f"{_OP}: the {int(Ph)}×{int(Pw)} bins take turns, {int(Ph * Pw)} must divide the {int(C)} channels of input"
+            f"{_OP}: the {int(Ph)}×{int(Pw)} = {int(Ph * Pw)} bins must divide the {int(C)} channels of input"
         )
     return rois.shape[0], C // (Ph * Pw), Ph, Pw
 
 
 def _triton() -> ModuleType:
-    from pliant.ops.roi import triton
+    from pliant.ops.roi.triton import bins
 
-    return triton
+    return bins
 
 
 def _pool_again(

@@ -35,23 +35,23 @@ def roi_align(
     At the edges: a sample outside ``[−1, H] × [−1, W]`` is 0 and still counts in the average; others are moved into
     the map. Boxes without samples (of no area or inverted, with ``aligned=True`` and ``sampling_ratio ≤ 0``) and boxes
     with a NaN or infinite coordinate give 0 and no gradient. No gradient flows into `boxes`. Coordinates, weights and
-    sums are float32 (float64 for float64 input). Under autocast input runs in the low precision.
+    sums are float32 (float64 for float64 input). Under autocast, input is cast to the low precision.
 
     Args:
         input: (N, C, H, W), the map; channels_last is kept, without copies.
-        boxes: (R, 5), image index and ``x1 y1 x2 y2`` in pixels of the image; or a list of (n, 4), one for each image.
+        boxes: (R, 5), image index and ``x1 y1 x2 y2`` in pixels of the image; or a list of (n, 4), one per image.
             float32 or input's dtype.
         output_size: Ph, Pw, bins.
-        spatial_scale: pixels of the map for one pixel of the image.
-        sampling_ratio: samples of a bin in each direction; 0 or less: as many as the bin has pixels, rounded up.
-        aligned: the half-pixel correction.
+        spatial_scale: pixels of the map per pixel of the image.
+        sampling_ratio: samples per bin in each direction; 0 or less: as many as the bin has pixels, rounded up.
+        aligned: whether boxes are moved by half a pixel; else no extent is below one pixel.
         implementation: "auto", "native" (the compiled kernel or an error) or "reference" (plain PyTorch).
 
     Returns:
         (R, C, Ph, Pw) in input's dtype, differentiable twice in input.
 
     Raises:
-        TypeError: a dtype does not fit.
+        TypeError: input's dtype is unsupported, or that of `boxes` is neither float32 nor input's.
         ValueError: a shape does not fit, tensors are on different devices, or (on the CPU, outside of torch.compile)
             an image index is out of range; elsewhere such a box gives zeros and no gradient.
         RuntimeError: ``implementation="native"`` where there is no kernel.
@@ -77,9 +77,9 @@ def _shape(input: Tensor, rois: Tensor, output_size: Sequence[int], *rest: objec
 
 
 def _triton() -> ModuleType:
-    from pliant.ops.roi import triton
+    from pliant.ops.roi.triton import averages
 
-    return triton
+    return averages
 
 
 _run = _declare.declare(

@@ -24,23 +24,23 @@ def roi_pool(
     *,
     implementation: str = "auto",
 ) -> Tensor:
-    """Take the maximum of the map over the bins of every box, bins of whole pixels.
+    """Take the maximum of the map over the bins of every box, where bins consist of whole pixels.
 
     ``y[r,c,ph,pw] = max x[n(r),c,i,j]`` over rows ``floor(ph·h/Ph) ≤ i − top < ceil((ph + 1)·h/Ph)`` and columns alike,
     with ``top = round(y1·spatial_scale)`` and ``h = max(round(y2·spatial_scale) − top + 1, 1)``; round is C's, half
-    away from zero. The gradient goes to the pixel that was taken: of equals the first one, row by row.
+    away from zero. The gradient goes to the pixel of the maximum, of equal ones to the first in row-major order.
 
     At the edges: pixels outside the map are left out, and a bin without pixels is 0 and has no gradient. An inverted
     box is one pixel large. Boxes with a NaN or infinite coordinate give 0 and no gradient. A NaN in a bin is its
-    maximum. No gradient flows into `boxes`. Boxes are placed in float32 (float64 for float64 input). Under autocast
-    input runs in the low precision.
+    maximum. No gradient flows into `boxes`. Boxes are placed in float32 (float64 for float64 input). Under autocast,
+    input is cast to the low precision.
 
     Args:
         input: (N, C, H, W), the map, H·W < 2³¹; channels_last is kept, without copies.
-        boxes: (R, 5), image index and ``x1 y1 x2 y2`` in pixels of the image; or a list of (n, 4), one for each image.
+        boxes: (R, 5), image index and ``x1 y1 x2 y2`` in pixels of the image; or a list of (n, 4), one per image.
             float32 or input's dtype.
         output_size: Ph, Pw, bins.
-        spatial_scale: pixels of the map for one pixel of the image.
+        spatial_scale: pixels of the map per pixel of the image.
         implementation: "auto", "native" (the compiled kernel or an error) or "reference" (plain PyTorch).
 
     Returns:
@@ -48,7 +48,7 @@ def roi_pool(
         number of threads.
 
     Raises:
-        TypeError: a dtype does not fit.
+        TypeError: input's dtype is unsupported, or that of `boxes` is neither float32 nor input's.
         ValueError: a shape does not fit, tensors are on different devices, or (on the CPU, outside of torch.compile)
             an image index is out of range; elsewhere such a box gives zeros and no gradient.
         RuntimeError: ``implementation="native"`` where there is no kernel.
@@ -85,7 +85,7 @@ def _read_taken(
 ) -> Tensor:
     """Read where backward writes: backward is linear in its gradient, and this is its transpose."""
     N, C, H, W = input_size
-    # Where nothing was taken there may be no such image; the first pixel is read there, and dropped.
+    # Where nothing was taken the image may not exist: the first pixel is read instead, and dropped.
     image = torch.where((taken >= 0).flatten(1).any(1), rois[:, 0], 0).long().view(-1, 1, 1, 1)
     index = (image * (H * W) + taken.clamp(min=0)).transpose(0, 1)
     table = above.transpose(0, 1).reshape(C, N * H * W)
@@ -94,9 +94,9 @@ def _read_taken(
 
 
 def _triton() -> ModuleType:
-    from pliant.ops.roi import triton
+    from pliant.ops.roi.triton import bins
 
-    return triton
+    return bins
 
 
 _run = _declare.declare(

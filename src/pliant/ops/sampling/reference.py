@@ -11,8 +11,8 @@ BOUNDARIES = ("zeros", "clamp")
 def bilinear(input: Tensor, y: Tensor, x: Tensor, clamp: bool) -> Tensor:
     """Sample a map at fractional positions: ``x(p) = Σ_q max(0, 1−|q_y−p_y|)·max(0, 1−|q_x−p_x|)·x(q)``.
 
-    Outside the map pixels are 0 (boundary "zeros"), or positions outside ``[0, H) × [0, W)`` sample nothing and the far
-    neighbour clamps to the last row or column (boundary "clamp", the original DCNv1 operator). NaN and infinite
+    With boundary "zeros" pixels outside the map are 0. With "clamp" (the original DCNv1 operator) positions outside
+    ``[0, H) × [0, W)`` sample nothing and the far neighbour clamps to the last row or column. NaN and infinite
     positions sample nothing. At integers the derivative is the right-sided one, since ``floor`` has gradient 0.
 
     Args:
@@ -27,7 +27,7 @@ def bilinear(input: Tensor, y: Tensor, x: Tensor, clamp: bool) -> Tensor:
     B, C, H, W = input.shape
     first = 0 if clamp else -1
     counts = (y >= first) & (y < H) & (x >= first) & (x < W)
-    # Positions that do not count become 0 before floor and conversion: no NaN, no huge integer, no gradient.
+    # Positions out of bounds become 0 before floor and conversion: no NaN, no huge integer, no gradient.
     y, x = torch.where(counts, y, 0), torch.where(counts, x, 0)
     top, left = y.detach().floor(), x.detach().floor()
     fy, fx = y - top, x - left

@@ -1,6 +1,9 @@
-"""Bilinear sampling of channels-last maps: where a sample lies, what it reads and adds to. The one copy."""
+"""What GPU kernels on channels-last maps share: positions of a program, bilinear samples, stores, atomic sums."""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 import triton
@@ -9,13 +12,25 @@ from torch import Tensor
 
 
 @triton.jit
-def tile_positions(tile, Ho, Wo, BLOCK: tl.constexpr):
-    """Return row and column of every output position of a tile, and which of them exist.
+def multiple(n, OF: tl.constexpr):
+    """Return `n`, a multiple of OF, so that the compiler knows it: it then loads OF channels at once."""
+    return n // OF * OF
+
+
+@triton.jit
+def positions(index, tiles, BLOCK: tl.constexpr):
+    """Return the image of tile `index`, in 64 bits, and its positions there; every image has `tiles` tiles."""
+    return (index // tiles).to(tl.int64), index % tiles * BLOCK + tl.arange(0, BLOCK)
+
+
+@triton.jit
+def tile_positions(index, tiles, Ho, Wo, BLOCK: tl.constexpr):
+    """Return the image of tile `index`, row and column of its output positions, and which of them exist.
 
     Positions are counted through patches of 8 rows and 16 columns, lower at the bottom and narrower at the right edge:
-    neighbours read the same pixels, which are still in the cache, and only the last tile has lanes to spare.
+    neighbours read the same pixels while these are in the cache, and only the last tile has unused lanes.
     """
-    q = tile * BLOCK + tl.arange(0, BLOCK)
+    n, q = positions(index, tiles, BLOCK)
     exists = q < Ho * Wo
     q = tl.minimum(q, Ho * Wo - 1)
     top = q // (8 * Wo) * 8
@@ -24,7 +39,7 @@ def tile_positions(tile, Ho, Wo, BLOCK: tl.constexpr):
     left = q // (height * 16) * 16
     width = tl.minimum(Wo - left, 16)
     q -= left * height
-    return top + q // width, left + q % width, exists
+    return n, top + q // width, left + q % width, exists
 
 
 @triton.jit
@@ -41,12 +56,19 @@ def locate(y, x, exists, H, W, CLAMP: tl.constexpr):
 
 
 @triton.jit
-def steps(top, left, H, W, CLAMP: tl.constexpr):
-    """Return how many rows down and columns right the far corners lie: with CLAMP 0 at the last row and column."""
+def places(top, left, H, W, C, CLAMP: tl.constexpr, INDEX: tl.constexpr):
+    """Return offsets in memory, (P, T, 1): of every upper left corner in its image, and one row down, one column right.
+
+    With CLAMP the last row and column are their own far neighbours.
+    """
     if CLAMP:
-        return tl.where(top + 1 < H, 1, 0), tl.where(left + 1 < W, 1, 0)
+        down = tl.where(top + 1 < H, 1, 0)
+        right = tl.where(left + 1 < W, 1, 0)
     else:
-        return tl.full(top.shape, 1, tl.int32), tl.full(left.shape, 1, tl.int32)
+        down = tl.full(top.shape, 1, tl.int32)
+        right = tl.full(left.shape, 1, tl.int32)
+    pixel = (top.to(INDEX) * W + left) * C
+    return pixel[:, :, None], (down.to(INDEX) * W * C)[:, :, None], (right * C)[:, :, None]
 
 
 @triton.jit
@@ -64,24 +86,58 @@ def inside(top, left, counts, H, W, CLAMP: tl.constexpr):
 
 @triton.jit
 def weights(fy, fx, m):
-    """Return the four corners' bilinear weights, times `m`."""
+    """Return the bilinear weights of the four corners, times `m`."""
     gy = (1.0 - fy) * m
     fy = fy * m
     return gy * (1.0 - fx), gy * fx, fy * (1.0 - fx), fy * fx
 
 
 @triton.jit
+def store(to, at, value, mask, LAST: tl.constexpr):
+    """Store a tile (positions, channels) at `to + at`: neighbouring lanes store channels with LAST, else positions."""
+    value = value.to(to.dtype.element_ty)
+    if LAST:
+        tl.store(to + at, value, mask=mask)
+    else:
+        tl.store(to + tl.trans(at), tl.trans(value), mask=tl.trans(mask))
+
+
+@triton.jit
 def add(to, value, mask):
-    """Add to memory, in the order in which the programs come; integers, whose order does not matter, are rounded to."""
+    """Add to memory atomically, in any order; integer sums, which do not depend on it, round `value` first."""
     tl.atomic_add(to, value.to(to.dtype.element_ty), mask=mask, sem="relaxed")
 
 
-def units(most: Tensor) -> Tensor:
-    """Return how many units 1 is, where sums of at most `most` are to fit into 63 bits: a power of two, in float32.
+class Sums(NamedTuple):
+    """A tensor (N, C, H, W) of zeros that kernels :func:`add` to.
 
-    What the 63 bits hold below the largest sum is far finer than float32. NaN and infinity make it NaN, and with it all
-    sums. It stays on the device, which nobody waits for.
+    It is float32, or where PyTorch is asked for determinism int64, with a `unit` by which kernels multiply every term:
+    the sum of integers does not depend on their order.
     """
-    # Of nothing but zeros any unit will do; float32 holds no power beyond 127.
+
+    tensor: Tensor
+    unit: Tensor | None
+
+    @classmethod
+    def zeros(cls, grad: Tensor, size: Sequence[int], channels_last: bool, most: Callable[[], Tensor]) -> Sums:
+        """Return zeros of a size, for terms made of `grad` whose sums are at most what `most` returns."""
+        unit = units(most()) if grad.numel() and torch.are_deterministic_algorithms_enabled() else None
+        N, C, H, W = size
+        dtype = torch.float32 if unit is None else torch.int64
+        tensor = grad.new_zeros((N, H, W, C) if channels_last else (N, C, H, W), dtype=dtype)
+        return cls(tensor.permute(0, 3, 1, 2) if channels_last else tensor, unit)
+
+    def total(self) -> Tensor:
+        """Return the sums as floating-point numbers."""
+        return self.tensor if self.unit is None else self.tensor / self.unit
+
+
+def units(most: Tensor) -> Tensor:
+    """Return how many units make 1 in sums of at most `most` that are to fit into 63 bits: a power of two, in float32.
+
+    The largest sum still has far more bits than float32 keeps. NaN or infinity makes the unit NaN, and with it all
+    sums. The result stays on the device, so that nothing waits for it.
+    """
+    # For nothing but zeros any unit will do; float32 holds no power of two beyond 127.
     unit = torch.exp2((61 - most.log2()).floor().clamp(max=120))
     return torch.where(most.isfinite(), unit, torch.nan).float()

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from pliant.studies.report import page
 from pliant.studies.report.figures import Figure, save
 from pliant.studies.report.results import Results
+
+R = TypeVar("R", bound=Results)
 
 
 @dataclass(frozen=True)
@@ -32,17 +35,24 @@ class Content:
     sections: Sequence[str]
 
 
-def write(results: Results, figures: Sequence[Figure], content: Content) -> Path:
+def write(results: R, draw: Callable[[R], Sequence[Figure]], content: Callable[[R, Sequence[Figure]], Content]) -> Path:
     """Write report.html, and the figures as files to pictures/, into the folder of the results; return its path.
 
     The page is one self-contained file: style, charts and figures are inside it, nothing is fetched. Contestants,
     weights and settings that the folder lacks are left out and named.
 
+    Args:
+        results: of the study.
+        draw: returns the figures, and adds a sentence to the results' notes for each one left out.
+        content: returns what the study puts into the frame.
+
     Raises:
         OSError: it cannot be written; a report that was there before stays.
     """
+    figures = draw(results)
     save(figures, results.folder / "pictures")
-    text = page.page(f"pliant: the {results.study} study", _body(results, content), hide=results.contestants)
+    body = _body(results, content(results, figures))
+    text = page.page(f"pliant: the {results.study} study", body, hide=results.contestants)
     return page.write(text, results.folder / "report.html")
 
 

@@ -138,9 +138,9 @@ class Results(ABC):
         return max(means, key=lambda c: means[c]) if means else None
 
     def growth(self) -> tuple[int, int, int]:
-        """Return the number of trained layers whose effective dilation rises with the object's size, falls, and of all.
+        """Count the trained layers whose effective dilation grows with the object's size, or shrinks, and all layers.
 
-        It rises or falls where the interval of Spearman's ρ excludes 0 in every seed.
+        It grows or shrinks where the interval of Spearman's ρ excludes 0 in every seed.
         """
         seen: dict[tuple[str, str, str], list[dict[str, float]]] = {}
         for run in self.runs:

@@ -12,8 +12,8 @@ from pliant.ops.conv.triton import blocks
 from pliant.ops.conv.triton.backward import backward_samples, backward_weight, backward_weight_depthwise
 from pliant.ops.conv.triton.forward import combine, forward, forward_depthwise
 from pliant.ops.conv.triton.shape import Shape
-from pliant.ops.gpu.launch import Launch, ceil, empty, processors
-from pliant.ops.sampling.triton import units
+from pliant.ops.gpu.launch import Launch, ceil, destination, empty, processors
+from pliant.ops.sampling.triton import Sums
 
 
 def deform_conv2d(
@@ -36,48 +36,32 @@ def deform_conv2d(
 
 
 def forward_launches(shape: Shape, bias: Tensor | None, output: Tensor) -> list[Launch]:
-    """Return what computes `output`: one kernel, and a second that adds where the sums are shared out."""
-    # Whichever dimensions are of size 1, output is dense: P·O elements an image.
-    last = output.is_contiguous(memory_format=torch.channels_last)
-    to: dict[str, Any] = {
-        "output": output, "output_n": shape.P * shape.O,
-        "output_o": 1 if last else shape.P, "output_p": shape.O if last else 1,
-        "bias": output if bias is None else bias.contiguous(), "BIASED": bias is not None, "LAST": last,
-    }  # fmt: skip
+    """Return what computes `output`: one kernel, and a second one that adds the shares where sums are divided."""
+    to = destination(output) | {"bias": output if bias is None else bias.contiguous(), "BIASED": bias is not None}
     size = blocks.forward(shape)
+    tiles = ceil(shape.P, size.P)
     if shape.multiplier:
-        tiles, columns = ceil(shape.P, size.P), ceil(shape.Cj * shape.multiplier, size.O)
-        constants: dict[str, Any] = {"tiles": tiles, "blocks": columns, "BLOCK_P": size.P, "BLOCK_O": size.O}
+        columns = ceil(shape.Cj * shape.multiplier, size.O)
         grid = (shape.N * tiles, shape.G * columns, 1)
-        return [
-            Launch.of(
-                forward_depthwise, grid, size.warps, size.stages, size.registers, **shape.arguments, **to, **constants
-            )
-        ]
+        return [size.launch(forward_depthwise, grid, shape, **to, tiles=tiles, blocks=columns)]
 
-    tiles, columns = ceil(shape.P, size.P), ceil(shape.Og, size.O)
+    columns = ceil(shape.Og, size.O)
     steps = shape.Cg // shape.segment * ceil(shape.K, size.taps)
     programs = shape.N * tiles * shape.g * columns
-    # Too few programs for the device: each sum is shared out to several.
+    # Where there are too few programs for the device, several share each sum.
     share = ceil(steps, min(max(2 * processors(shape.device) // max(programs, 1), 1), 8))
     count = ceil(steps, share)
-    constants = {
-        "tiles": tiles, "blocks": columns, "share": share, "output_s": 0,
-        "BLOCK_P": size.P, "BLOCK_O": size.O, "BLOCK_C": size.C, "TAPS": size.taps,
-    }  # fmt: skip
     grid = (shape.N * tiles, shape.g * columns, count)
+    cut: dict[str, Any] = {"tiles": tiles, "blocks": columns, "share": share}
     if count == 1:
-        return [Launch.of(forward, grid, size.warps, size.stages, size.registers, **shape.arguments, **to, **constants)]
+        return [size.launch(forward, grid, shape, **to, **cut, output_s=0)]
     shares = output.new_empty((count, shape.N, shape.P, shape.O), dtype=torch.float32)
     stride = shape.N * shape.P * shape.O
-    first: dict[str, Any] = {"output": shares, "output_o": 1, "output_p": shape.O, "BIASED": False, "LAST": True}
-    constants |= {"output_s": stride}
+    first: dict[str, Any] = {"output": shares, "output_c": 1, "output_p": shape.O, "BIASED": False, "LAST": True}
     add: dict[str, Any] = {"shares": shares, "shares_s": stride, "P": shape.P, "count": count}
     add |= {"BLOCK_P": 32, "BLOCK_O": 64}
     return [
-        Launch.of(
-            forward, grid, size.warps, size.stages, size.registers, **shape.arguments, **(to | first), **constants
-        ),
+        size.launch(forward, grid, shape, **(to | first), **cut, output_s=stride),
         Launch.of(combine, (shape.N * ceil(shape.P, 32), ceil(shape.O, 64), 1), **shape.arguments, **to, **add),
     ]
 
@@ -102,15 +86,11 @@ def deform_conv2d_backward(
     d_offset = torch.empty_like(offset, memory_format=torch.contiguous_format) if wanted & 2 else none
     d_mask = torch.empty_like(mask, memory_format=torch.contiguous_format) if mask is not None and wanted & 8 else none
     if wanted & 1 or d_offset.numel() or d_mask.numel():
-        sums, unit = None, None
-        if wanted & 1:
-            N, C, H, W = shape.input.shape
-            unit = units(largest(shape, grad)) if N and torch.are_deterministic_algorithms_enabled() else None
-            sums = grad.new_zeros((N, H, W, C), dtype=torch.float32 if unit is None else torch.int64)
+        found = Sums.zeros(grad, shape.input.shape, True, lambda: largest(shape, grad)) if wanted & 1 else None
+        sums, unit = found or (None, None)
         samples_launch(shape, grad, sums, unit, d_offset, d_mask).run(shape.device)
-        if sums is not None:
-            sums = (sums if unit is None else sums / unit).permute(0, 3, 1, 2)[:, : input.shape[1]]
-            d_input = empty(input, input.shape).copy_(sums)
+        if found is not None:
+            d_input = empty(input, input.shape).copy_(found.total()[:, : input.shape[1]])
     if wanted & 4:
         launch, shares = weight_launch(shape, grad)
         launch.run(shape.device)
@@ -121,10 +101,10 @@ def deform_conv2d_backward(
 
 
 def largest(shape: Shape, grad: Tensor) -> Tensor:
-    """Return what the input's gradient is at most.
+    """Return an upper limit of the input's gradient.
 
-    A pixel gets at most every sample of its image, each at most the largest gradient times the weights' sum over the
-    outputs.
+    At most every sample of an image adds to a pixel, each at most the largest gradient times the largest sum of weights
+    over the outputs.
     """
     weight = shape.arguments["weight"].double().abs().sum(0).amax()
     most: Tensor = shape.P * shape.K * grad.abs().amax().double() * weight
@@ -143,18 +123,18 @@ def samples_launch(
         "grad": grad, "grad_offset": d_offset, "grad_mask": d_mask, "grad_input": grad if d_input is None else d_input,
         "scale": grad if unit is None else unit, "FIXED": unit is not None,
         "WANT_INPUT": d_input is not None, "WANT_OFFSET": d_offset.numel() > 0, "WANT_MASK": d_mask.numel() > 0,
-        "tiles": tiles, "BLOCK_P": size.P, "BLOCK_O": size.O, "BLOCK_C": size.C, "TAPS": size.taps,
+        "tiles": tiles,
     }  # fmt: skip
     grid = (shape.N * tiles * shape.G * ceil(shape.K, size.taps), 1, 1)
-    # Sums in 64 bits take registers: several taps' are shared out to more threads.
-    warps = size.warps * 2 if unit is not None and size.taps > 1 else size.warps
-    return Launch.of(backward_samples, grid, warps, size.stages, size.registers, **shape.arguments, **arguments)
+    # Sums in 64 bits take registers: those of several taps are divided over more threads.
+    size = size._replace(warps=size.warps * 2) if unit is not None and size.taps > 1 else size
+    return size.launch(backward_samples, grid, shape, **arguments)
 
 
 def weight_launch(shape: Shape, grad: Tensor) -> tuple[Launch, Tensor]:
-    """Return what computes the gradient of the weight, and its result: shares (…, O, K, Cg) that are still to be added.
+    """Return what computes the gradient of the weight, and its result: shares (…, O, K, Cg), to be added.
 
-    Every share is a fixed run of positions: no atomics, the same bits every time.
+    Every share covers a fixed run of positions, so that without atomics the result has the same bits every time.
     """
     size = blocks.weight(shape)
     tiles = ceil(shape.P, size.P)
@@ -164,16 +144,13 @@ def weight_launch(shape: Shape, grad: Tensor) -> tuple[Launch, Tensor]:
     else:
         columns = ceil(shape.segment, size.C)
         rows = (shape.C // shape.segment * ceil(shape.K, size.taps) * columns, ceil(shape.Og, size.O))
-    # Enough programs for the device, and memory for no more than that.
+    # Enough programs for the device, and no more memory than they need.
     share = max(ceil(shape.N * tiles, max(min(4 * processors(shape.device) // (rows[0] * rows[1]), 64), 1)), 1)
     count = ceil(shape.N * tiles, share)
     shares = grad.new_empty((count, shape.O, shape.K, shape.Cg), dtype=torch.float32)
     arguments: dict[str, Any] = {
         "grad": grad, "shares": shares, "shares_s": shape.O * shape.K * shape.Cg,
         "tiles": tiles, "blocks": columns, "share": share,
-        "BLOCK_P": size.P, "BLOCK_O": size.O, "BLOCK_C": size.C, "TAPS": size.taps,
     }  # fmt: skip
     kernel = backward_weight_depthwise if shape.multiplier else backward_weight
-    return Launch.of(
-        kernel, (rows[0], count, rows[1]), size.warps, size.stages, size.registers, **shape.arguments, **arguments
-    ), shares
+    return size.launch(kernel, (rows[0], count, rows[1]), shape, **arguments), shares

@@ -1,13 +1,13 @@
-"""Backward kernels: gradients of what was sampled (input, offset, mask) and of the weight; they gather again."""
+"""Backward kernels, which gather again: gradients of what was sampled (input, offset, mask), and of the weight."""
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
 
-from pliant.ops.conv.triton.forward import gather
+from pliant.ops.conv.triton.forward import depthwise_outputs, gather
 from pliant.ops.conv.triton.taps import MAPS, locate_taps
-from pliant.ops.sampling.triton import add, inside, steps, tile_positions, weights
+from pliant.ops.sampling.triton import add, inside, multiple, places, tile_positions, weights
 
 
 @triton.jit(do_not_specialize=MAPS)
@@ -20,21 +20,18 @@ def backward_samples(
     WANT_INPUT: tl.constexpr, FIXED: tl.constexpr, WANT_OFFSET: tl.constexpr, WANT_MASK: tl.constexpr,
     PRECISION: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_C: tl.constexpr, TAPS: tl.constexpr,
 ):  # fmt: skip
-    """Compute the gradient of BLOCK_P positions' samples at TAPS taps, for all channels of one offset group.
+    """Compute the gradients of the samples of BLOCK_P positions at TAPS taps, for all channels of one offset group.
 
-    The program meets every channel that an offset and a mask value moves and scales, so their gradients are sums of its
-    own. The input's gradient is added atomically, as float32, or with FIXED as integers in units of 1/scale: whatever
-    order they are added in, the sum is the same.
-    MULTIPLIER is the number of outputs of a channel where the convolution is depthwise, else 0.
+    One program sees every channel that an offset moves or a mask value scales, so it sums their gradients alone. The
+    input's gradient is added atomically, as float32, or with FIXED as integers in units of 1/scale (see `Sums`).
+    MULTIPLIER is the number of outputs per channel where the convolution is depthwise, else 0.
     """
-    C = C // VECTOR * VECTOR
-    Cj = Cj // VECTOR * VECTOR
-    segment = segment // VECTOR * VECTOR
-    # One dimension of the grid holds 2³¹ programs, the others 2¹⁶: too few for offset groups times taps.
-    tile = tl.program_id(0) % (N * tiles)
+    C = multiple(C, VECTOR)
+    Cj = multiple(Cj, VECTOR)
+    segment = multiple(segment, VECTOR)
+    # The first dimension of the grid holds 2³¹ programs, the others 2¹⁶: too few for offset groups times taps.
     row = tl.program_id(0) // (N * tiles)
-    n = (tile // tiles).to(tl.int64)
-    ho, wo, exists = tile_positions(tile % tiles, Ho, Wo, BLOCK_P)
+    n, ho, wo, exists = tile_positions(tl.program_id(0) % (N * tiles), tiles, Ho, Wo, BLOCK_P)
     p = ho.to(INDEX) * Wo + wo
     taps = tl.cdiv(K, TAPS)
     j = row // taps
@@ -43,19 +40,15 @@ def backward_samples(
     lanes = tl.arange(0, TAPS * BLOCK_C)
     lane_t = t0 + lanes // BLOCK_C
     top, left, fy, fx, counts, m = locate_taps(
-        offset + n * offset_n, mask + n * mask_n, ho[:, None], wo[:, None], exists[:, None], j, t[None, :],
-        H, W, Wo, K, Kw, sh, sw, ph, pw, dh, dw,
-        offset_c, offset_p, mask_c, mask_p, MASKED, CLAMP, INDEX,
+        offset, mask, n, ho, wo, exists, j, t0, H, W, Wo, K, Kw, sh, sw, ph, pw, dh, dw,
+        offset_n, offset_c, offset_p, mask_n, mask_c, mask_p, MASKED, CLAMP, INDEX, TAPS,
     )  # fmt: skip
     in0, in1, in2, in3 = inside(top, left, counts, H, W, CLAMP)
-    down, right = steps(top, left, H, W, CLAMP)
-    down = (down.to(INDEX) * W * C)[:, :, None]
-    right = (right * C)[:, :, None]
-    pixel = ((top.to(INDEX) * W + left) * C)[:, :, None]
+    pixel, down, right = places(top, left, H, W, C, CLAMP, INDEX)
     input += n * H * W * C
     grad_input += n * H * W * C
     grad += n * Ho * Wo * O
-    # What each corner contributes: its channels times the gradient of the sample.
+    # Per corner, the dot product of its channels and the gradient of the sample.
     dot0 = tl.zeros((BLOCK_P, TAPS), tl.float32)
     dot1 = tl.zeros((BLOCK_P, TAPS), tl.float32)
     dot2 = tl.zeros((BLOCK_P, TAPS), tl.float32)
@@ -141,9 +134,9 @@ def backward_weight(
     BLOCK_P: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_C: tl.constexpr, TAPS: tl.constexpr,
 ):  # fmt: skip
     """Compute one share of the weight's gradient, (O, K, Cg) in float32: `share` tiles of positions."""
-    C = C // VECTOR * VECTOR
-    Cj = Cj // VECTOR * VECTOR
-    segment = segment // VECTOR * VECTOR
+    C = multiple(C, VECTOR)
+    Cj = multiple(Cj, VECTOR)
+    segment = multiple(segment, VECTOR)
     chunks = tl.cdiv(segment, BLOCK_C)
     taps = tl.cdiv(K, TAPS)
     c = tl.program_id(0) % chunks * BLOCK_C
@@ -155,14 +148,11 @@ def backward_weight(
     sums = tl.zeros((BLOCK_O, TAPS * BLOCK_C), tl.float32)
     first = tl.program_id(1) * share
     for index in range(first, tl.minimum(first + share, N * tiles)):
-        n = (index // tiles).to(tl.int64)
-        ho, wo, exists = tile_positions(index % tiles, Ho, Wo, BLOCK_P)
+        n, ho, wo, exists = tile_positions(index, tiles, Ho, Wo, BLOCK_P)
         p = ho.to(INDEX) * Wo + wo
         top, left, fy, fx, counts, m = locate_taps(
-            offset + n * offset_n, mask + n * mask_n, ho[:, None], wo[:, None], exists[:, None], j,
-            t0 + tl.arange(0, TAPS)[None, :],
-            H, W, Wo, K, Kw, sh, sw, ph, pw, dh, dw,
-            offset_c, offset_p, mask_c, mask_p, MASKED, CLAMP, INDEX,
+            offset, mask, n, ho, wo, exists, j, t0, H, W, Wo, K, Kw, sh, sw, ph, pw, dh, dw,
+            offset_n, offset_c, offset_p, mask_n, mask_c, mask_p, MASKED, CLAMP, INDEX, TAPS,
         )  # fmt: skip
         lane = tl.arange(0, BLOCK_C)
         x = gather(
@@ -174,8 +164,8 @@ def backward_weight(
             mask=exists[:, None] & (o < Og)[None, :],
             other=0.0,
         )
-        # Known to be 0 already where nothing exists: it keeps Triton from storing `x` in the shape that it had before,
-        # which with TF32 and four channels no layout of Hopper's shared memory fits.
+        # Already 0 where nothing exists, but this keeps Triton from storing `x` in its shape before `reshape`, which
+        # with TF32 and four channels fits no layout of Hopper's shared memory.
         columns = tl.where(exists[:, None], tl.reshape(x.to(g.dtype), (BLOCK_P, TAPS * BLOCK_C)), 0.0)
         sums = tl.dot(tl.trans(g), columns, sums, input_precision=PRECISION)
     lanes = tl.arange(0, TAPS * BLOCK_C)
@@ -197,25 +187,19 @@ def backward_weight_depthwise(
     BLOCK_P: tl.constexpr, BLOCK_O: tl.constexpr,
 ):  # fmt: skip
     """Compute one share of a depthwise weight's gradient, (O, K) in float32, for BLOCK_O outputs at one tap."""
-    C = C // VECTOR * VECTOR
-    Cj = Cj // VECTOR * VECTOR
+    C = multiple(C, VECTOR)
+    Cj = multiple(Cj, VECTOR)
     t = tl.program_id(0) % K
     j = tl.program_id(0) // K // blocks
-    o = tl.program_id(0) // K % blocks * BLOCK_O + tl.arange(0, BLOCK_O)
-    some = o < Cj * MULTIPLIER
-    c = o // MULTIPLIER
-    o += j * Cj * MULTIPLIER
+    o, c, some = depthwise_outputs(tl.program_id(0) // K % blocks, j, Cj, MULTIPLIER, BLOCK_O)
     sums = tl.zeros((BLOCK_P, BLOCK_O), tl.float32)
     first = tl.program_id(1) * share
     for index in range(first, tl.minimum(first + share, N * tiles)):
-        n = (index // tiles).to(tl.int64)
-        ho, wo, exists = tile_positions(index % tiles, Ho, Wo, BLOCK_P)
+        n, ho, wo, exists = tile_positions(index, tiles, Ho, Wo, BLOCK_P)
         p = ho.to(INDEX) * Wo + wo
         top, left, fy, fx, counts, m = locate_taps(
-            offset + n * offset_n, mask + n * mask_n, ho[:, None], wo[:, None], exists[:, None], j,
-            t + tl.arange(0, 1)[None, :],
-            H, W, Wo, K, Kw, sh, sw, ph, pw, dh, dw,
-            offset_c, offset_p, mask_c, mask_p, MASKED, CLAMP, INDEX,
+            offset, mask, n, ho, wo, exists, j, t, H, W, Wo, K, Kw, sh, sw, ph, pw, dh, dw,
+            offset_n, offset_c, offset_p, mask_n, mask_c, mask_p, MASKED, CLAMP, INDEX, 1,
         )  # fmt: skip
         x = gather(input + n * H * W * C + j * Cj, top, left, fy, fx, counts, m, c, some, H, W, C, CLAMP, INDEX)
         g = tl.load(

@@ -1,14 +1,14 @@
-"""How the kernels cut their work, by class of shape: from a table, or what `pliant tune` found, never by trying."""
+"""How the kernels divide their work, by class of shape: sizes from a table or from `pliant tune`, never from trials."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 from pliant.ops.conv.triton.shape import Shape
 from pliant.ops.gpu import tuned
-from pliant.ops.gpu.launch import power
+from pliant.ops.gpu.launch import Launch, power
 
 
 class Blocks(NamedTuple):
@@ -22,9 +22,15 @@ class Blocks(NamedTuple):
     stages: int = 1
     registers: int | None = None
 
+    def launch(self, kernel: Any, grid: tuple[int, int, int], shape: Shape, **more: Any) -> Launch:
+        """Return the launch of a kernel on a shape, in blocks of these sizes."""
+        blocks = {"BLOCK_P": self.P, "BLOCK_O": self.O, "BLOCK_C": self.C, "TAPS": self.taps}
+        known = shape.arguments | blocks | more
+        return Launch.of(kernel, grid, self.warps, self.stages, self.registers, **known)
+
 
 def _lanes(shape: Shape, most: int) -> tuple[int, int]:
-    """Return channels and taps of a tile `most` columns wide: few channels share it with several taps."""
+    """Return channels and taps of a tile `most` columns wide: where channels are few, it holds several taps."""
     C = power(shape.segment, 1, most)
     return C, min(most // C, max(power(shape.K, 1, most), 16 // C))
 
@@ -51,7 +57,7 @@ def _chosen(shape: Shape, kernel: str) -> Blocks:
 
 
 def name(shape: Shape, kernel: str) -> str:
-    """Return the class of shapes for which sizes are tuned: a kernel and what its speed depends on most."""
+    """Return the class of shapes for which sizes are tuned: a kernel, and what its speed depends on most."""
     dtype, positions = str(shape.dtype).removeprefix("torch."), power(shape.N * shape.P, 1, 1 << 62)
     dtype = "tf32" if shape.arguments["PRECISION"] == "tf32" else dtype
     depthwise = f", {shape.multiplier} outputs each" if shape.multiplier else f", {shape.Og} outputs"
@@ -71,7 +77,7 @@ def _forward(shape: Shape) -> Blocks:
 
 
 def _depthwise(shape: Shape) -> Blocks:
-    # Outputs, which are channels.
+    # There are no input channels: every output reads its own.
     return Blocks(32, power(shape.Cj * shape.multiplier, 16, 64), 0, 1, 4, registers=168)
 
 
@@ -79,7 +85,7 @@ def _samples(shape: Shape) -> Blocks:
     if shape.multiplier:
         return Blocks(32, 16, power(shape.Cj, 16, 64), 1, 4)
     C, taps = _lanes(shape, 32)
-    # Just so many that no register is spilled.
+    # The largest for which no register is spilled.
     return Blocks(64, power(shape.Og, 16, 64 if shape.dtype == torch.float32 else 32), C, taps, 4)
 
 
@@ -94,10 +100,10 @@ TABLE = {"forward": _forward, "samples": _samples, "weight": _weight}
 
 
 def neighbours(shape: Shape, kernel: str, size: Blocks) -> list[Blocks]:
-    """Return what else a kernel could be cut into: one of the sizes doubled or halved, a stage more or less.
+    """Return sizes close to `size`: one of them doubled or halved, or one stage more or less.
 
-    Matrix instructions want 16 of everything; a program as large as the largest here already holds a register for
-    every lane of 512 by 32.
+    Matrix instructions need at least 16 in every dimension; the largest program here already holds one register per
+    lane of 512 by 32.
     """
     found = []
     depthwise = shape.multiplier > 0
@@ -120,5 +126,5 @@ def neighbours(shape: Shape, kernel: str, size: Blocks) -> list[Blocks]:
     for stages in (size.stages - 1, size.stages + 1):
         if 1 <= stages <= 4:
             found.append(size._replace(stages=stages))
-    # How many registers are enough was found for the size at hand.
+    # The limit of registers was found for `size`, and does not hold for others.
     return [f for f in dict.fromkeys(n._replace(registers=None) for n in found) if f != size]

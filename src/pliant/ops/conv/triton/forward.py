@@ -1,4 +1,4 @@
-"""Forward kernels: gather a tile of columns, multiply it with the weights at once; no column buffer."""
+"""Forward kernels: they gather a tile of columns and multiply it with the weights at once, without a column buffer."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 from pliant.ops.conv.triton.taps import MAPS, locate_taps
-from pliant.ops.sampling.triton import inside, steps, tile_positions, weights
+from pliant.ops.sampling.triton import inside, multiple, places, positions, store, tile_positions, weights
 
 
 @triton.jit
@@ -14,16 +14,14 @@ def gather(
     input, top, left, fy, fx, counts, m, lanes, some, H, W, C,
     CLAMP: tl.constexpr, INDEX: tl.constexpr,
 ):  # fmt: skip
-    """Return the blended samples (positions, taps, channels) of some of the channels `lanes`; the others are 0."""
+    """Return the samples (positions, taps, channels) of the channels `lanes`, 0 except for `some` of them."""
     w0, w1, w2, w3 = weights(fy, fx, m)
     in0, in1, in2, in3 = inside(top, left, counts, H, W, CLAMP)
-    down, right = steps(top, left, H, W, CLAMP)
-    down = (down.to(INDEX) * W * C)[:, :, None]
-    right = (right * C)[:, :, None]
+    pixel, down, right = places(top, left, H, W, C, CLAMP, INDEX)
     lanes = lanes[None, None, :]
     some = some[None, None, :]
     # Pointers to pixels first, then lanes: what is constant in a thread becomes part of its instructions.
-    at = input + ((top.to(INDEX) * W + left) * C)[:, :, None]
+    at = input + pixel
     x = w0[:, :, None] * tl.load(at + lanes, mask=in0[:, :, None] & some, other=0.0).to(tl.float32)
     x += w1[:, :, None] * tl.load(at + right + lanes, mask=in1[:, :, None] & some, other=0.0).to(tl.float32)
     at += down
@@ -36,24 +34,20 @@ def gather(
 def forward(
     input, offset, mask, weight, bias, output,
     H, W, C, Ho, Wo, Og, Cg, Cj, segment, K, Kw, sh, sw, ph, pw, dh, dw,
-    offset_n, offset_c, offset_p, mask_n, mask_c, mask_p, output_s, output_n, output_o, output_p,
+    offset_n, offset_c, offset_p, mask_n, mask_c, mask_p, output_s, output_n, output_c, output_p,
     tiles, blocks, share,
     MASKED: tl.constexpr, BIASED: tl.constexpr, CLAMP: tl.constexpr, LAST: tl.constexpr, INDEX: tl.constexpr,
     VECTOR: tl.constexpr, PRECISION: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_O: tl.constexpr,
     BLOCK_C: tl.constexpr, TAPS: tl.constexpr,
 ):  # fmt: skip
     """Compute BLOCK_P positions of BLOCK_O outputs of one convolution group, or one share of their sums."""
-    # The compiler is to know what VECTOR divides: it loads that many channels at once.
-    C = C // VECTOR * VECTOR
-    Cg = Cg // VECTOR * VECTOR
-    segment = segment // VECTOR * VECTOR
-    n = (tl.program_id(0) // tiles).to(tl.int64)
-    ho, wo, exists = tile_positions(tl.program_id(0) % tiles, Ho, Wo, BLOCK_P)
+    C = multiple(C, VECTOR)
+    Cg = multiple(Cg, VECTOR)
+    segment = multiple(segment, VECTOR)
+    n, ho, wo, exists = tile_positions(tl.program_id(0), tiles, Ho, Wo, BLOCK_P)
     group = tl.program_id(1) // blocks
     o = tl.program_id(1) % blocks * BLOCK_O + tl.arange(0, BLOCK_O)
     input += n * H * W * C
-    offset += n * offset_n
-    mask += n * mask_n
     weight += group.to(INDEX) * Og * K * Cg
     taps = tl.cdiv(K, TAPS)
     lanes = tl.arange(0, TAPS * BLOCK_C)
@@ -65,9 +59,8 @@ def forward(
         t0 = step % taps * TAPS
         j = (group * Cg + c0) // Cj
         top, left, fy, fx, counts, m = locate_taps(
-            offset, mask, ho[:, None], wo[:, None], exists[:, None], j, t0 + tl.arange(0, TAPS)[None, :],
-            H, W, Wo, K, Kw, sh, sw, ph, pw, dh, dw,
-            offset_c, offset_p, mask_c, mask_p, MASKED, CLAMP, INDEX,
+            offset, mask, n, ho, wo, exists, j, t0, H, W, Wo, K, Kw, sh, sw, ph, pw, dh, dw,
+            offset_n, offset_c, offset_p, mask_n, mask_c, mask_p, MASKED, CLAMP, INDEX, TAPS,
         )  # fmt: skip
         for c in range(0, segment, BLOCK_C):
             t = t0 + lanes // BLOCK_C
@@ -88,28 +81,19 @@ def forward(
         sums += tl.load(bias + group * Og + o, mask=o < Og, other=0.0).to(tl.float32)[None, :]
     p = ho.to(INDEX) * Wo + wo
     output += tl.program_id(2).to(tl.int64) * output_s + n * output_n
-    result = sums.to(output.dtype.element_ty)
-    keep = exists[:, None] & (o < Og)[None, :]
-    at = p[:, None] * output_p + (group * Og + o).to(INDEX)[None, :] * output_o
-    if LAST:
-        tl.store(output + at, result, mask=keep)
-    else:
-        # Neighbouring lanes store neighbouring positions.
-        tl.store(output + tl.trans(at), tl.trans(result), mask=tl.trans(keep))
+    at = p[:, None] * output_p + (group * Og + o).to(INDEX)[None, :] * output_c
+    store(output, at, sums, exists[:, None] & (o < Og)[None, :], LAST)
 
 
 @triton.jit(do_not_specialize=["P", "count"])
 def combine(
     shares, bias, output,
-    O, P,
-    count,
-    shares_s, output_n, output_o, output_p,
+    O, P, count,
+    shares_s, output_n, output_c, output_p,
     BIASED: tl.constexpr, LAST: tl.constexpr, INDEX: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_O: tl.constexpr,
 ):  # fmt: skip
     """Add the `count` shares of the sums, each (N, P, O) in float32, in order; add the bias, round."""
-    tiles = tl.cdiv(P, BLOCK_P)
-    n = (tl.program_id(0) // tiles).to(tl.int64)
-    p = tl.program_id(0) % tiles * BLOCK_P + tl.arange(0, BLOCK_P)
+    n, p = positions(tl.program_id(0), tl.cdiv(P, BLOCK_P), BLOCK_P)
     o = tl.program_id(1) * BLOCK_O + tl.arange(0, BLOCK_O)
     keep = (p < P)[:, None] & (o < O)[None, :]
     at = shares + n * P * O + (p.to(INDEX)[:, None] * O + o[None, :])
@@ -119,43 +103,38 @@ def combine(
         at += shares_s
     if BIASED:
         sums += tl.load(bias + o, mask=o < O, other=0.0).to(tl.float32)[None, :]
-    result = sums.to(output.dtype.element_ty)
-    to = output + n * output_n
-    at = p.to(INDEX)[:, None] * output_p + o.to(INDEX)[None, :] * output_o
-    if LAST:
-        tl.store(to + at, result, mask=keep)
-    else:
-        tl.store(to + tl.trans(at), tl.trans(result), mask=tl.trans(keep))
+    at = p.to(INDEX)[:, None] * output_p + o.to(INDEX)[None, :] * output_c
+    store(output + n * output_n, at, sums, keep, LAST)
+
+
+@triton.jit
+def depthwise_outputs(block, j, Cj, MULTIPLIER: tl.constexpr, BLOCK_O: tl.constexpr):
+    """Return the outputs of a block of offset group `j`, the channel that each reads in the group, and which exist."""
+    o = block * BLOCK_O + tl.arange(0, BLOCK_O)
+    return o + j * Cj * MULTIPLIER, o // MULTIPLIER, o < Cj * MULTIPLIER
 
 
 @triton.jit(do_not_specialize=MAPS)
 def forward_depthwise(
     input, offset, mask, weight, bias, output,
     H, W, C, Ho, Wo, Cj, K, Kw, sh, sw, ph, pw, dh, dw,
-    offset_n, offset_c, offset_p, mask_n, mask_c, mask_p, output_n, output_o, output_p,
+    offset_n, offset_c, offset_p, mask_n, mask_c, mask_p, output_n, output_c, output_p,
     tiles, blocks,
     MASKED: tl.constexpr, BIASED: tl.constexpr, CLAMP: tl.constexpr, LAST: tl.constexpr, INDEX: tl.constexpr,
     VECTOR: tl.constexpr, MULTIPLIER: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_O: tl.constexpr,
 ):  # fmt: skip
     """Compute BLOCK_P positions of BLOCK_O outputs of one offset group, where every output reads one channel."""
-    C = C // VECTOR * VECTOR
-    Cj = Cj // VECTOR * VECTOR
-    n = (tl.program_id(0) // tiles).to(tl.int64)
-    ho, wo, exists = tile_positions(tl.program_id(0) % tiles, Ho, Wo, BLOCK_P)
+    C = multiple(C, VECTOR)
+    Cj = multiple(Cj, VECTOR)
+    n, ho, wo, exists = tile_positions(tl.program_id(0), tiles, Ho, Wo, BLOCK_P)
     j = tl.program_id(1) // blocks
-    o = tl.program_id(1) % blocks * BLOCK_O + tl.arange(0, BLOCK_O)
-    some = o < Cj * MULTIPLIER
-    c = o // MULTIPLIER
-    o += j * Cj * MULTIPLIER
+    o, c, some = depthwise_outputs(tl.program_id(1) % blocks, j, Cj, MULTIPLIER, BLOCK_O)
     input += n * H * W * C
-    offset += n * offset_n
-    mask += n * mask_n
     sums = tl.zeros((BLOCK_P, BLOCK_O), tl.float32)
     for t in range(K):
         top, left, fy, fx, counts, m = locate_taps(
-            offset, mask, ho[:, None], wo[:, None], exists[:, None], j, t + tl.arange(0, 1)[None, :],
-            H, W, Wo, K, Kw, sh, sw, ph, pw, dh, dw,
-            offset_c, offset_p, mask_c, mask_p, MASKED, CLAMP, INDEX,
+            offset, mask, n, ho, wo, exists, j, t, H, W, Wo, K, Kw, sh, sw, ph, pw, dh, dw,
+            offset_n, offset_c, offset_p, mask_n, mask_c, mask_p, MASKED, CLAMP, INDEX, 1,
         )  # fmt: skip
         x = gather(input + j * Cj, top, left, fy, fx, counts, m, c, some, H, W, C, CLAMP, INDEX)
         w = tl.load(weight + (o.to(INDEX) * K + t), mask=some, other=0.0).to(tl.float32)
@@ -163,11 +142,5 @@ def forward_depthwise(
     if BIASED:
         sums += tl.load(bias + o, mask=some, other=0.0).to(tl.float32)[None, :]
     p = ho.to(INDEX) * Wo + wo
-    result = sums.to(output.dtype.element_ty)
-    keep = exists[:, None] & some[None, :]
-    output += n * output_n
-    at = p[:, None] * output_p + o.to(INDEX)[None, :] * output_o
-    if LAST:
-        tl.store(output + at, result, mask=keep)
-    else:
-        tl.store(output + tl.trans(at), tl.trans(result), mask=tl.trans(keep))
+    at = p[:, None] * output_p + o.to(INDEX)[None, :] * output_c
+    store(output + n * output_n, at, sums, exists[:, None] & some[None, :], LAST)

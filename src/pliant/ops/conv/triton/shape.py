@@ -10,7 +10,7 @@ import torch.nn.functional as F
 import triton.language as tl
 from torch import Tensor
 
-# Positions of one map are counted in 32 bits, to the end of the last tile.
+# Positions of one map are counted in 32 bits, up to the end of the last tile.
 POSITIONS = 2**31 - 2**10
 
 
@@ -31,7 +31,7 @@ class Shape:
         Ho, Wo = offset.shape[2:]
         K = Kh * Kw
         G, g = offset.shape[1] // (2 * K), C // Cg
-        # Three channels cannot be loaded at once, four can: a channel of zeros costs one small copy.
+        # Three channels cannot be loaded at once but four can: a channel of zeros costs one small copy.
         self.padding = -C % 4 if G == g == 1 else 0
         if self.padding:
             pad = (0, 0, 0, 0, 0, self.padding)
@@ -39,7 +39,7 @@ class Shape:
             C, Cg = C + self.padding, Cg + self.padding
         self.N, self.C, self.O, self.K, self.P, self.G, self.g = N, C, O, K, Ho * Wo, G, g
         self.Og, self.Cg, self.Cj = O // g, Cg, C // G
-        # Every output reads one channel: nothing to multiply matrices of.
+        # Where every output reads one channel there is no matrix product.
         self.multiplier = self.Og if Cg == 1 and g > 1 else 0
         # Channels in a row that share an offset group and a convolution group.
         self.segment = self.Cj if self.multiplier else math.gcd(self.Cj, Cg)
@@ -52,8 +52,8 @@ class Shape:
         self.input = input.contiguous(memory_format=torch.channels_last)
         offset, offset_p = planes(offset)
         mask_or_none, (mask, mask_p) = mask, (offset, offset_p) if mask is None else planes(mask)
-        # The image itself is counted in 64 bits always, what lies in it where it must be. Offsets and masks may have
-        # gaps, or be one number; their gradients are dense.
+        # Images are indexed in 64 bits, what lies in one image only where 32 bits do not suffice. Offsets and masks may
+        # have gaps or be expanded; their gradients are dense.
         largest = max(H * W * C, self.P * O, O * K * Cg, self.P * offset.shape[1])
         for t, stride in ((offset, offset_p), (mask, mask_p)):
             largest = max(largest, t.shape[1] * t.stride(1) + self.P * stride)
@@ -68,7 +68,7 @@ class Shape:
             "mask_n": mask.stride(0), "mask_c": mask.stride(1), "mask_p": mask_p,
             "MASKED": mask_or_none is not None, "CLAMP": clamp,
             "INDEX": tl.int64 if largest >= 2**31 else tl.int32,
-            # As many channels as 16 bytes hold and every segment starts at a multiple of.
+            # As many channels as fit into 16 bytes, while every segment starts at a multiple of them.
             "VECTOR": math.gcd(C, self.segment, 16 // input.element_size()),
             "MULTIPLIER": self.multiplier,
             "PRECISION": precision(input),
@@ -76,7 +76,7 @@ class Shape:
 
 
 def planes(t: Tensor) -> tuple[Tensor, int]:
-    """Return an offset or mask tensor whose positions lie at one stride, as (N, …, Ho, Wo) and channels_last do."""
+    """Return an offset or mask tensor whose positions have one stride, and it; contiguous and channels_last ones do."""
     Ho, Wo = t.shape[2:]
     if Ho > 1 and Wo > 1 and t.stride(2) != Wo * t.stride(3):
         t = t.contiguous()
@@ -84,7 +84,7 @@ def planes(t: Tensor) -> tuple[Tensor, int]:
 
 
 def precision(input: Tensor) -> str:
-    """Return how the matrix units multiply: float32 as PyTorch's own matrix products are allowed to."""
+    """Return the precision of matrix products: for float32 the one that PyTorch's own are allowed."""
     # ROCm builds have TF32 on one family of devices only.
     allowed = torch.backends.cuda.matmul.fp32_precision == "tf32" and torch.version.hip is None
     return "tf32" if input.dtype == torch.float32 and allowed else "ieee"

@@ -54,17 +54,17 @@ def deform_psroi_pool(
 ) -> Tensor:
     """Average every bin over those of its samples that lie in the map, moved by ``std·(width, height)·offset``."""
     _, _, H, W = input.shape
-    maps, corners, image, alive = working(input, rois)
+    maps, corners, image, valid = working(input, rois)
     x1, y1, x2, y2 = round_away(corners).unbind(1)
     x1, y1, x2, y2 = x1 * scale - 0.5, y1 * scale - 0.5, (x2 + 1) * scale - 0.5, (y2 + 1) * scale - 0.5
     width, height = (x2 - x1).clamp(min=0.1), (y2 - y1).clamp(min=0.1)
-    alive = alive & (width * std).isfinite() & (height * std).isfinite() & x1.isfinite() & y1.isfinite()
-    x1, y1, width, height = (torch.where(alive, t, 0).view(-1, 1, 1, 1) for t in (x1, y1, width, height))
+    valid = valid & (width * std).isfinite() & (height * std).isfinite() & x1.isfinite() & y1.isfinite()
+    x1, y1, width, height = (torch.where(valid, t, 0).view(-1, 1, 1, 1) for t in (x1, y1, width, height))
 
     bins = torch.arange(P, device=input.device)
     dx, dy = torch.zeros_like(x1), torch.zeros_like(y1)
     if offset is not None:
-        # Class by class, and for every bin the offset of the part it lies in.
+        # Per class, and per bin the offset of the part that it lies in.
         parts = bins * part // P
         moved = offset.to(maps.dtype).unflatten(1, (-1, 2))[..., parts[:, None], parts]
         dx, dy = std * width * moved[:, :, 0], std * height * moved[:, :, 1]
@@ -72,7 +72,7 @@ def deform_psroi_pool(
     def line(start: Tensor, size: Tensor, shift: Tensor, place: Tensor, extent: int) -> Tensor:
         origin = (start + place * (size / P) + shift).unsqueeze(-1)
         position = origin + torch.arange(samples, device=origin.device) * (size / P / samples).unsqueeze(-1)
-        inside = (position >= -0.5) & (position <= extent - 0.5) & alive.view(-1, 1, 1, 1, 1)
+        inside = (position >= -0.5) & (position <= extent - 0.5) & valid.view(-1, 1, 1, 1, 1)
         return torch.where(inside, position.clamp(0, extent - 1), torch.nan)
 
     y, x = line(y1, height, dy, bins.view(P, 1), H), line(x1, width, dx, bins, W)
@@ -84,21 +84,21 @@ def deform_psroi_pool(
 
 
 def working(input: Tensor, rois: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return the map and the boxes in float32 (float64 for float64), the image of each box, and which boxes live.
+    """Return the map and the boxes in float32 (float64 for float64), the image of each box, and which boxes are valid.
 
-    A box lives where its image exists and its coordinates are finite; the others are moved to the origin of image 0,
-    so that nothing computed from them is infinite. No gradient flows into boxes.
+    A box is valid where its image exists and its coordinates are finite; the others are moved to the origin of image
+    0, so that nothing computed from them is infinite. No gradient flows into boxes.
     """
     N, _, _, _ = input.shape
     work = torch.float64 if input.dtype == torch.float64 else torch.float32
     rois = rois.detach().to(work)
-    alive = rois.isfinite().all(1) & (rois[:, 0] >= 0) & (rois[:, 0] < N)
-    rois = torch.where(alive[:, None], rois, 0)
-    return input.to(work), rois[:, 1:], rois[:, 0].long(), alive
+    valid = rois.isfinite().all(1) & (rois[:, 0] >= 0) & (rois[:, 0] < N)
+    rois = torch.where(valid[:, None], rois, 0)
+    return input.to(work), rois[:, 1:], rois[:, 0].long(), valid
 
 
 def round_away(x: Tensor) -> Tensor:
-    """Round half away from zero, as C does and torch does not."""
+    """Round half away from zero, as C does; torch rounds half to even."""
     whole = x.trunc()
     return whole + torch.where((x - whole).abs() >= 0.5, x.sign(), 0)
 
@@ -125,25 +125,25 @@ def average_of_grid(
         rois: (R, 5).
         offset: (R, 2, Ph, Pw), x first, or None.
         size: Ph, Pw, bins.
-        scale: pixels of the map for one pixel of the boxes.
-        ratio: samples of a bin in each direction.
+        scale: pixels of the map per pixel of the boxes.
+        ratio: samples per bin in each direction.
         gamma: factor of the offsets, in extents of the box.
-        aligned: boxes are moved by half a pixel and may be of any extent; else they are at least one pixel large.
-        groups: (Gh, Gw), how many channels take turns over the bins; (1, 1) where every bin reads all channels.
+        aligned: whether boxes are moved by half a pixel and may have any extent; else no extent is below one pixel.
+        groups: (Gh, Gw), groups of channels over which the bins are divided; (1, 1): every bin reads all channels.
 
     Returns:
         (R, C/(Gh·Gw), Ph, Pw) in float32 (float64 for float64), differentiable in input and offset.
     """
     _, _, H, W = input.shape
     Ph, Pw = size
-    maps, corners, image, alive = working(input, rois)
+    maps, corners, image, valid = working(input, rois)
     half = 0.5 if aligned else 0.0
     x1, y1, x2, y2 = (corners * scale - half).unbind(1)
     width, height = x2 - x1, y2 - y1
     if not aligned:
         width, height = width.clamp(min=1), height.clamp(min=1)
-    alive = alive & (width * gamma).isfinite() & (height * gamma).isfinite() & x1.isfinite() & y1.isfinite()
-    x1, y1, width, height = (torch.where(alive, t, 0) for t in (x1, y1, width, height))
+    valid = valid & (width * gamma).isfinite() & (height * gamma).isfinite() & x1.isfinite() & y1.isfinite()
+    x1, y1, width, height = (torch.where(valid, t, 0) for t in (x1, y1, width, height))
 
     dx, dy = torch.zeros_like(x1).view(-1, 1, 1), torch.zeros_like(y1).view(-1, 1, 1)
     if offset is not None:
@@ -151,7 +151,7 @@ def average_of_grid(
         dx, dy = (gamma * width).view(-1, 1, 1) * dx, (gamma * height).view(-1, 1, 1) * dy
     y, tall = _grid(y1, height, dy, torch.arange(Ph, device=y1.device).view(Ph, 1), Ph, ratio, H)
     x, wide = _grid(x1, width, dx, torch.arange(Pw, device=x1.device), Pw, ratio, W)
-    y = torch.where(alive.view(-1, 1, 1, 1), y, torch.nan)
+    y = torch.where(valid.view(-1, 1, 1, 1), y, torch.nan)
     total = sums(maps, image, y.unsqueeze(1), x.unsqueeze(1), size, groups).squeeze(1)
     return total / (tall * wide).clamp(min=1).view(-1, 1, 1, 1)
 
@@ -159,11 +159,11 @@ def average_of_grid(
 def _grid(
     start: Tensor, size: Tensor, shift: Tensor, place: Tensor, bins: int, ratio: int, extent: int
 ) -> tuple[Tensor, Tensor]:
-    """Return where the samples of every bin lie along one axis, (R, Ph, Pw, S), and of how many (R,) that is the part.
+    """Return the positions of samples along one axis, (R, Ph, Pw, S), and the number of samples per bin, (R,).
 
-    NaN stands for a sample that counts 0. A huge box has more samples than memory: only those are returned that may
-    lie in the map, at most about two for a pixel, since a bin of `ceil(bin)` samples has them half a pixel apart or
-    more.
+    NaN marks a sample that is 0. A huge box has more samples than fit into memory, so only those are returned that may
+    lie in the map: about two per pixel at most, since the samples of a bin with `ceil(bin)` of them are at least half
+    a pixel apart.
     """
     bin = size / bins
     samples = torch.full_like(bin, ratio) if ratio > 0 else bin.ceil().clamp(min=0)
@@ -174,8 +174,8 @@ def _grid(
     if ratio <= 0:
         before = ((-1 - origin.detach()) / step).floor() - 1
         skipped = torch.minimum(before.clamp(min=0), total)
-        reach = torch.minimum(total, ((extent + 1) / step).ceil() + 4)
-        visits = int(reach.max()) if len(start) else 0
+        possible = torch.minimum(total, ((extent + 1) / step).ceil() + 4)
+        visits = int(possible.max()) if len(start) else 0
     j = torch.arange(visits, device=start.device)
     bin, some, total, step = (t.unsqueeze(-1) for t in (bin, some, total, step))
     origin, skipped = origin.unsqueeze(-1), skipped.unsqueeze(-1)
@@ -185,16 +185,16 @@ def _grid(
 
 
 def sums(input: Tensor, image: Tensor, y: Tensor, x: Tensor, size: Sequence[int], groups: Sequence[int]) -> Tensor:
-    """Add bilinear samples at the crossings of rows `y` and columns `x`, for every bin of every RoI.
+    """Add the bilinear samples at the crossings of rows `y` and columns `x`, per bin and RoI.
 
     Channel ``(c·Gh + gh)·Gw + gw`` of the map belongs to channel c of the bins with ``gh = floor(ph·Gh/Ph)`` and gw
-    alike; K classes own equal runs of the channels c. At integers the derivative is the right-sided one; at the last
-    row and column it is 0.
+    alike; each of K classes owns an equal run of the channels c. At integers the derivative is the right-sided one; at
+    the last row and column it is 0.
 
     Args:
         input: (N, C, H, W), the map.
-        image: (R,), which image each RoI reads.
-        y: (R, K, Ph, Pw, Sy), in [0, H − 1], or NaN: reads nothing. Dimensions but R may be 1.
+        image: (R,), the image of each RoI.
+        y: (R, K, Ph, Pw, Sy), in [0, H − 1], or NaN for no sample. All dimensions but R may be 1.
         x: (R, K, Ph, Pw, Sx), in [0, W − 1], likewise.
         size: Ph, Pw, bins.
         groups: Gh, Gw.
@@ -208,15 +208,15 @@ def sums(input: Tensor, image: Tensor, y: Tensor, x: Tensor, size: Sequence[int]
     c = C // (K * Gh * Gw)
     table = input.reshape(N, K, c, Gh, Gw, H * W).permute(2, 0, 1, 3, 4, 5).reshape(c, -1)
 
-    def turns(bins: int, group: int) -> Tensor:
+    def group_of(bins: int, group: int) -> Tensor:
         return torch.arange(bins, device=input.device) * group // bins
 
     plane = image.view(R, 1, 1, 1) * K + torch.arange(K, device=input.device).view(K, 1, 1)
-    plane = (plane * Gh + turns(Ph, Gh).view(Ph, 1)) * Gw + turns(Pw, Gw)
+    plane = (plane * Gh + group_of(Ph, Gh).view(Ph, 1)) * Gw + group_of(Pw, Gw)
     base = (plane * (H * W)).unsqueeze(-1)
 
     def ends(position: Tensor, extent: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Return of every sample both neighbours, first all lower ones: which are read, where, and their weights."""
+        """Return both neighbours of every sample, all lower ones first: which are read, where, and their weights."""
         reads = ~position.isnan()
         position = torch.where(reads, position, 0)
         low = position.detach().floor()
@@ -227,7 +227,7 @@ def sums(input: Tensor, image: Tensor, y: Tensor, x: Tensor, size: Sequence[int]
     reads_y, row, weight_y = ends(y, H)
     reads_x, column, weight_x = ends(x, W)
     total = input.new_zeros(c, R, K, Ph, Pw)
-    # Row by row: all corners at once would be a large part of the memory.
+    # Row by row: all corners at once would take too much memory.
     for i in range(row.shape[-1]):
         index = base + row[..., i, None] * W + column
         corner = table.index_select(1, index.reshape(-1)).reshape(c, *index.shape)

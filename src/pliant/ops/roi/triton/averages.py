@@ -1,18 +1,20 @@
-"""The averages over RoI bins on GPUs: four operators as one, what their arguments say about it, and its launches."""
+"""The averages over RoI bins on GPUs: four operators as one, from their arguments to its launches."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 import triton.language as tl
 from torch import Tensor
 
-from pliant.ops.gpu.launch import Launch, ceil, empty, power
+from pliant.ops.gpu.launch import Launch, ceil, destination, empty, power
 from pliant.ops.roi.triton import averaging
-from pliant.ops.sampling.triton import units
+from pliant.ops.roi.triton.boxes import grouped, largest, ungrouped
+from pliant.ops.sampling.triton import Sums
 
 
 class Pool:
@@ -33,19 +35,18 @@ class Pool:
         groups: Sequence[int] = (1, 1),
         part: int = 0,
     ) -> None:
-        """`part` is 0 but in deformable PS-RoI pooling, whose rules then hold: offsets in each direction."""
+        """Take the arguments of a call; `part`, offsets in each direction, is 0 except in deformable PS-RoI pooling."""
         N, C, H, W = input.shape
         (Ph, Pw), (Gh, Gw) = size, groups
         self.input, self.offset, self.mask = input, offset, mask
-        self.R, self.P, self.part, self.turns = len(rois), Ph * Pw, part, Gh * Gw
-        self.size, self.outputs = size, C // (Gh * Gw)
+        self.R, self.P, self.part, self.groups = len(rois), Ph * Pw, part, Gh * Gw
+        self.size, self.outputs = size, C // self.groups
         self.classes = offset.shape[1] // 2 if offset is not None and part else 1
         self.each = self.outputs // self.classes
-        # Channels of one turn lie side by side: (N, H, W, turns, outputs).
-        self.map = input.unflatten(1, (self.outputs, self.turns)).permute(0, 3, 4, 2, 1).contiguous()
+        self.map = grouped(input, self.groups)
         self.C = power(self.each, 1, 64)
-        # So many lanes that each thread loads 16 bytes at once and no register is spilled; laying out grids as large as
-        # the boxes takes registers too.
+        # As many lanes as let each thread load 16 bytes at once without spilling registers; grids as large as the boxes
+        # need registers too.
         self.B = power(self.P, 1, (1024 if samples > 0 and input.element_size() == 2 else 512) // self.C)
         self.tiles, self.blocks = ceil(self.P, self.B), ceil(self.each, self.C)
         self.arguments: dict[str, Any] = {
@@ -56,16 +57,16 @@ class Pool:
             "part": part, "parts": part**2 or self.P, "outputs": self.outputs, "each": self.each,
             "classes": self.classes, "samples": samples, "scale": scale, "gamma": gamma, "tiles": self.tiles,
             "COUNTED": part > 0, "ALIGNED": aligned, "ADAPTIVE": samples <= 0,
-            # The image itself is counted in 64 bits always, what lies in it where it must be.
+            # Images are indexed in 64 bits, what lies in one image only where 32 bits do not suffice.
             "INDEX": tl.int64 if C * H * W >= 2**31 else tl.int32,
-            # As many channels as 16 bytes hold and every class starts at a multiple of.
+            # As many channels as fit into 16 bytes, while every class starts at a multiple of them.
             "VECTOR": math.gcd(self.each, 16 // input.element_size()),
             "BLOCK_B": self.B, "BLOCK_C": self.C,
         }  # fmt: skip
 
     @property
     def slots(self) -> Tensor:
-        """Which offset every bin takes: (P,)."""
+        """Return the index of the offset that each bin takes: (P,)."""
         (Ph, Pw), part = self.size, self.part
         rows, columns = (torch.arange(n, device=self.input.device) * part // n for n in (Ph, Pw))
         return (rows[:, None] * part + columns).flatten()
@@ -127,45 +128,35 @@ def forward(op: str, *arguments: Any) -> Tensor:
 
 def forward_launch(pool: Pool, output: Tensor) -> Launch:
     """Return what computes `output`."""
-    # Whichever dimensions are of size 1, output is dense.
-    last = output.is_contiguous(memory_format=torch.channels_last)
-    to: dict[str, Any] = {
-        "output": output, "output_r": pool.P * pool.outputs, "LAST": last,
-        "output_c": 1 if last else pool.P, "output_b": pool.outputs if last else 1, "chunks": pool.blocks,
-    }  # fmt: skip
     grid = (pool.R * pool.tiles, pool.classes * pool.blocks, 1)
+    to = destination(output) | {"chunks": pool.blocks}
     return Launch.of(averaging.forward, grid, registers=128, fused=False, **pool.arguments, **to)
 
 
 def backward(op: str, grad: Tensor, *arguments: Any) -> Tensor | tuple[Tensor, Tensor, Tensor]:
-    """Return the input's gradient; of operators with offsets those of input, offset and mask, if wanted, else empty."""
+    """Return the gradient of the input; with offsets, those of input, offset and mask, empty where not wanted."""
     moved = op.startswith("deform")
     wanted = arguments[-1] if moved else 1
     pool = POOLS[op](*(arguments[:-1] if moved else arguments))
     input, offset, mask, none = pool.input, pool.offset, pool.mask, pool.input.new_empty(0)
-    N, C, H, W = input.shape
     d_input, d_offset, d_mask = none, none, none
     want_offset, want_mask = offset is not None and bool(wanted & 2), mask is not None and bool(wanted & 4)
     grad = grad.contiguous(memory_format=torch.channels_last)
-    sums, unit, moves, averages = None, None, None, None
+    found, moves, averages = None, None, None
     if wanted & 1:
-        if pool.R and torch.are_deterministic_algorithms_enabled():
-            # A pixel gets from every bin at most its gradient times its mask.
-            most = pool.R * pool.P * grad.abs().amax().double()
-            unit = units(most if mask is None else most * mask.abs().amax().double())
-        sums = grad.new_zeros(pool.map.shape, dtype=torch.float32 if unit is None else torch.int64)
+        found = Sums.zeros(grad, input.shape, True, lambda: largest(grad, mask))
     if want_offset or want_mask:
         moves = grad.new_empty((pool.R, pool.classes, 2, pool.P), dtype=torch.float32)
         averages = grad.new_empty((pool.R, pool.classes, pool.P), dtype=torch.float32)
     if wanted:
+        sums, unit = found or (None, None)
         backward_launch(pool, grad, sums, unit, moves, averages).run(grad.device)
-    if sums is not None:
-        found = (sums if unit is None else sums / unit).permute(0, 4, 3, 1, 2).flatten(1, 2)
-        d_input = empty(input, (N, C, H, W)).copy_(found)
+    if found is not None:
+        d_input = empty(input, input.shape).copy_(ungrouped(found.total(), pool.groups))
     if want_offset:
         assert offset is not None and moves is not None
         if pool.part and pool.part != pool.size[0]:
-            # Bins share offsets, or leave some without a bin.
+            # Several bins share an offset, or an offset has no bin.
             parts = moves.new_zeros((*moves.shape[:3], pool.part**2))
             moves = parts.index_add_(3, pool.slots, moves)
         d_offset = moves.view(offset.shape).to(offset.dtype)
@@ -180,7 +171,7 @@ def backward_launch(
 ) -> Launch:
     """Return what computes the gradients of input (added to what is there), and of offset and mask for every bin."""
     summed = moves is not None
-    # What an offset gets is a sum over all channels of its class: one program has them all.
+    # The gradient of an offset is a sum over all channels of its class, which one program must have.
     chunks = 1 if summed else pool.blocks
     more: dict[str, Any] = {
         "grad": grad, "grad_input": grad if d_input is None else d_input, "WANT_INPUT": d_input is not None,
@@ -192,3 +183,14 @@ def backward_launch(
     # Sums in 64 bits take registers.
     registers = 128 if unit is None else 168
     return Launch.of(averaging.backward, grid, registers=registers, fused=False, **pool.arguments, **more)
+
+
+def _of(op: str) -> tuple[Callable[..., Tensor], Callable[..., Any]]:
+    return partial(forward, op), partial(backward, op)
+
+
+# The declarations of the operators look these names up.
+roi_align, roi_align_backward = _of("roi_align")
+ps_roi_align, ps_roi_align_backward = _of("ps_roi_align")
+deform_roi_pool, deform_roi_pool_backward = _of("deform_roi_pool")
+deform_psroi_pool, deform_psroi_pool_backward = _of("deform_psroi_pool")

@@ -1,4 +1,4 @@
-"""Bins of whole pixels on GPUs: maxima and averages of RoI bins, and where their gradients go."""
+"""RoI bins of whole pixels on GPUs: their maxima and averages, and the gradients of both."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ import triton.language as tl
 from torch import Tensor
 
 from pliant.ops.gpu.launch import Launch, ceil, empty, power
-from pliant.ops.roi.triton.averaging import corners, finite, round_away
-from pliant.ops.sampling.triton import add, units
+from pliant.ops.roi.triton.boxes import corners, finite, grouped, largest, round_away, ungrouped
+from pliant.ops.sampling.triton import Sums, add, multiple, positions
 
 
 @triton.jit
 def span(k, first, last, bins, scale, extent, MORE: tl.constexpr):
-    """Return the first pixel of bins `k` along one direction, and the one after the last."""
+    """Return the first pixel of bins `k` in one direction, and the one after the last."""
     start = round_away(first * scale)
     length = tl.maximum(round_away(last * scale) - start + MORE, 1.0)
     bin = tl.div_rn(length, bins * 1.0)
     low = tl.minimum(tl.maximum(tl.floor(k.to(tl.float32) * bin) + start, 0.0), extent * 1.0)
     high = tl.minimum(tl.maximum(tl.ceil((k + 1).to(tl.float32) * bin) + start, 0.0), extent * 1.0)
     # Not finite where the corners are huge.
-    alive = finite(start) & finite(length)
-    return tl.where(alive, low, 0.0).to(tl.int32), tl.where(alive, high, 0.0).to(tl.int32)
+    valid = finite(start) & finite(length)
+    return tl.where(valid, low, 0.0).to(tl.int32), tl.where(valid, high, 0.0).to(tl.int32)
 
 
 @triton.jit(do_not_specialize=["N", "H", "W"])
@@ -38,20 +38,19 @@ def pool(
 ):  # fmt: skip
     """Compute BLOCK_B bins of one RoI and BLOCK_C channels: maxima or averages; with BACKWARD, add averages' gradients.
 
-    `map` is (N, H, W, C), `values` (R, bins, outputs): read with BACKWARD, else written. Maxima read the same channels
-    in every bin, averages the bin's own; `taken` (R, bins, outputs) is which pixel a maximum came from, or −1.
+    `map` is (N, H, W, C); `values` (R, bins, outputs) is read with BACKWARD, else written. Maxima read the same
+    channels in every bin, averages the bin's own; `taken` (R, bins, outputs) is the pixel of each maximum, or −1.
     """
-    C = C // VECTOR * VECTOR
-    outputs = outputs // VECTOR * VECTOR
+    C = multiple(C, VECTOR)
+    outputs = multiple(outputs, VECTOR)
     P = Ph * Pw
-    r = (tl.program_id(0) // tiles).to(tl.int64)
-    b = tl.program_id(0) % tiles * BLOCK_B + tl.arange(0, BLOCK_B)
+    r, b = positions(tl.program_id(0), tiles, BLOCK_B)
     c = tl.program_id(1) * BLOCK_C
     exists = b < P
-    alive, image, x1, y1, x2, y2 = corners(rois, r, N)
+    valid, image, x1, y1, x2, y2 = corners(rois, r, N)
     top, bottom = span(b // Pw, y1, y2, Ph, scale, H, 1.0 if MAXIMUM else 0.0)
     left, right = span(b % Pw, x1, x2, Pw, scale, W, 1.0 if MAXIMUM else 0.0)
-    reads = b < tl.where(alive, P, 0)
+    reads = b < tl.where(valid, P, 0)
     height = tl.where(reads, bottom - top, 0)
     width = tl.where(reads, right - left, 0)
     lane = tl.arange(0, BLOCK_C)
@@ -77,7 +76,7 @@ def pool(
             else:
                 x = tl.load(to, mask=inside, other=0.0).to(tl.float32)
                 if MAXIMUM:
-                    # NaN is larger than every number; of equals the first one stays.
+                    # NaN is larger than every number; of equal values the first one stays.
                     larger = inside & ((x > result) | ((x != x) & (result == result)) | (place < 0))
                     result = tl.where(larger, x, result)
                     place = tl.where(larger, pixel.to(tl.int32)[:, None], place)
@@ -97,7 +96,7 @@ def give_back(
     numel, C, P, area,
     LAST: tl.constexpr, FIXED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Add the gradients of BLOCK maxima, (R, C, bins), to the pixels they were taken from."""
+    """Add the gradients of BLOCK maxima, (R, C, bins), to the pixels that they were taken from."""
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     pixel = tl.load(taken + at, mask=at < numel, other=-1).to(tl.int64)
     some = pixel >= 0
@@ -143,8 +142,14 @@ def _outward(values: Tensor, input: Tensor, size: Sequence[int]) -> Tensor:
     return empty(input, (R, outputs, *size)).copy_(found)
 
 
+def _inward(sums: Tensor, grad: Tensor, channels_last: bool) -> Tensor:
+    """Return the sums of the input's gradient in grad's dtype and in the input's memory format."""
+    format = torch.channels_last if channels_last else torch.contiguous_format
+    return sums.to(grad.dtype).contiguous(memory_format=format)
+
+
 def roi_pool(input: Tensor, rois: Tensor, output_size: Sequence[int], scale: float) -> tuple[Tensor, Tensor]:
-    """Return the maxima in input's memory format, and which pixels they are; arguments are checked."""
+    """Return the maxima in input's memory format, and the pixel of each; arguments are checked."""
     Ph, Pw = output_size
     R, C = len(rois), input.shape[1]
     values = input.new_empty((R, Ph * Pw, C))
@@ -164,19 +169,15 @@ def roi_pool_backward(
     taken: Tensor,
 ) -> Tensor:
     """Return the gradient of the input: every bin's goes to the pixel that was taken."""
-    unit = _unit(grad)
-    dtype = torch.float32 if unit is None else torch.int64
-    format = torch.channels_last if channels_last else torch.contiguous_format
-    sums = torch.empty(tuple(input_size), dtype=dtype, device=grad.device, memory_format=format).zero_()
-    back_launch(grad.contiguous(), rois, taken.contiguous(), sums, channels_last, unit).run(grad.device)
-    found = sums if unit is None else sums / unit
-    return found.to(grad.dtype).contiguous(memory_format=format)
+    found = Sums.zeros(grad, input_size, channels_last, lambda: largest(grad))
+    back_launch(grad.contiguous(), rois, taken.contiguous(), found.tensor, channels_last, found.unit).run(grad.device)
+    return _inward(found.total(), grad, channels_last)
 
 
 def back_launch(
     grad: Tensor, rois: Tensor, taken: Tensor, sums: Tensor, channels_last: bool, unit: Tensor | None
 ) -> Launch:
-    """Return what adds the gradients of maxima to `sums`, in whose layout it is."""
+    """Return what adds the gradients of maxima to `sums` (N, C, H, W)."""
     _, C, Ph, Pw = grad.shape
     _, _, H, W = sums.shape
     known: dict[str, Any] = {
@@ -187,23 +188,12 @@ def back_launch(
     return Launch.of(give_back, (ceil(grad.numel(), 1024), 1, 1), **known)
 
 
-def _unit(grad: Tensor) -> Tensor | None:
-    """Return in which integers the input's gradient is added, or None where the order of additions may vary."""
-    if not grad.numel() or not torch.are_deterministic_algorithms_enabled():
-        return None
-    R, _, Ph, Pw = grad.shape
-    # A pixel gets from every bin at most its gradient.
-    return units(R * Ph * Pw * grad.abs().amax().double())
-
-
 def ps_roi_pool(input: Tensor, rois: Tensor, output_size: Sequence[int], scale: float) -> Tensor:
     """Return the averages in input's memory format; arguments are checked."""
     C, (Ph, Pw) = input.shape[1], output_size
     P = Ph * Pw
     values = input.new_empty((len(rois), P, C // P))
-    # Channels of one bin lie side by side: (N, H, W, bins, outputs).
-    map = input.unflatten(1, (C // P, P)).permute(0, 3, 4, 2, 1).contiguous().flatten(3)
-    launch(map, rois, values, None, (Ph, Pw), scale).run(input.device)
+    launch(grouped(input, P).flatten(3), rois, values, None, (Ph, Pw), scale).run(input.device)
     return _outward(values, input, (Ph, Pw))
 
 
@@ -216,13 +206,9 @@ def ps_roi_pool_backward(
     scale: float,
 ) -> Tensor:
     """Return the gradient of the input."""
-    N, _, H, W = input_size
     R, O, Ph, Pw = grad.shape
     P = Ph * Pw
-    unit = _unit(grad)
-    sums = grad.new_zeros((N, H, W, P * O), dtype=torch.float32 if unit is None else torch.int64)
+    found = Sums.zeros(grad, input_size, True, lambda: largest(grad))
     values = grad.permute(0, 2, 3, 1).contiguous().view(R, P, O)
-    launch(sums, rois, values, None, (Ph, Pw), scale, True, unit).run(grad.device)
-    found: Tensor = (sums if unit is None else sums / unit).unflatten(3, (P, O)).permute(0, 4, 3, 1, 2).flatten(1, 2)
-    format = torch.channels_last if channels_last else torch.contiguous_format
-    return found.to(grad.dtype).contiguous(memory_format=format)
+    launch(found.tensor.permute(0, 2, 3, 1), rois, values, None, (Ph, Pw), scale, True, found.unit).run(grad.device)
+    return _inward(ungrouped(found.total(), P), grad, channels_last)

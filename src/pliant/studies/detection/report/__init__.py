@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from pliant.studies.detection.report import figures, findings, sections
@@ -14,19 +15,18 @@ __all__ = ["write"]
 
 
 def write(out: Path) -> Path:
-    """Write `out`/report.html, and its figures as files to `out`/pictures, from what `out` holds; return its path.
-
-    Args:
-        out: folder of a study: results.jsonl, settings.json, models.
+    """Write the report of the study whose results, settings and weights are in the folder `out`; return its path.
 
     Raises:
         FileNotFoundError: there is no results.jsonl.
         ValueError: no run is finished.
         OSError: it cannot be written; a report that was there before stays.
     """
-    results = Results.read(Path(out))
-    drawn = figures.all_figures(results)
-    content = frame.Content(
+    return frame.write(Results.read(Path(out)), figures.all_figures, _content)
+
+
+def _content(results: Results, drawn: Sequence[Figure]) -> frame.Content:
+    return frame.Content(
         title="Which of the papers' claims does a small detector show?",
         quick=_quick(results),
         findings=_findings(results),
@@ -34,7 +34,6 @@ def write(out: Path) -> Path:
         protocol=_protocol(results),
         sections=_sections(results, drawn),
     )
-    return frame.write(results, drawn, content)
 
 
 def _findings(results: Results) -> list[str]:
@@ -42,7 +41,7 @@ def _findings(results: Results) -> list[str]:
     return [page.bullets(findings.sentences(results)), *claims, *([page.paragraph(_CLAIMS)] if any(claims) else [])]
 
 
-def _sections(results: Results, drawn: list[Figure]) -> list[str]:
+def _sections(results: Results, drawn: Sequence[Figure]) -> list[str]:
     body = [page.heading("The tables"), page.paragraph(_COLUMNS)]
     for data in results.conditions:
         body += [sections.ablation(results, data), sections.differences(results, data)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +16,18 @@ __all__ = ["write"]
 
 
 def write(out: Path) -> Path:
-    """Write `out`/report.html, and its figures as files to `out`/pictures, from what `out` holds; return its path.
-
-    Args:
-        out: folder of a study: results.jsonl, settings.json, models.
+    """Write the report of the study whose results, settings and weights are in the folder `out`; return its path.
 
     Raises:
         FileNotFoundError: there is no results.jsonl.
         ValueError: no run is finished.
         OSError: it cannot be written; a report that was there before stays.
     """
-    results = Results.read(Path(out))
-    drawn = figures.all_figures(results)
-    content = frame.Content(
+    return frame.write(Results.read(Path(out)), figures.all_figures, _content)
+
+
+def _content(results: Results, drawn: Sequence[Figure]) -> frame.Content:
+    return frame.Content(
         title="Do deformable layers cope with transformations that training did not show?",
         quick=_quick(results),
         findings=_findings(results),
@@ -35,7 +35,6 @@ def write(out: Path) -> Path:
         protocol=_protocol(results),
         sections=_sections(results, drawn),
     )
-    return frame.write(results, drawn, content)
 
 
 def _findings(results: Results) -> list[str]:
@@ -45,7 +44,7 @@ def _findings(results: Results) -> list[str]:
     return [*body, page.bullets(findings.sentences(results))]
 
 
-def _sections(results: Results, drawn: list[Figure]) -> list[str]:
+def _sections(results: Results, drawn: Sequence[Figure]) -> list[str]:
     trainings = results.conditions
     body = [page.heading("Accuracy"), page.paragraph(_COLUMNS)]
     body += [sections.accuracy(results, training) for training in trainings]
@@ -69,7 +68,7 @@ def _sections(results: Results, drawn: list[Figure]) -> list[str]:
 
 def _quick(results: Results) -> str:
     epochs = results.settings.get("epochs")
-    length = f"{epochs} epochs" if epochs is not None else "few epochs"
+    length = count(epochs, "epoch") if epochs is not None else "few epochs"
     return (
         f"This is the {results.profile} profile: {count(len(results.seeds), 'seed')}, {length}. It shows that "
         "everything works and which way the results lean; it decides nothing. The full profile (`pliant study "

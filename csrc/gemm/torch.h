@@ -1,28 +1,23 @@
-// The ATen calls that torch::stable does not wrap: matrix products on memory of ours.
+// Matrix products by torch on our own memory, through the ATen calls that torch::stable does not wrap.
 #pragma once
 
 #include <torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h>
 
-#include "common.h"
+#include "../abi.h"
 
 namespace pliant {
 
-template <class A>
-inline constexpr int32_t kScalarType = static_cast<int32_t>(std::is_same_v<A, double>     ? ScalarType::Double
-                                                            : std::is_same_v<A, BFloat16> ? ScalarType::BFloat16
-                                                                                          : ScalarType::Float);
-
-// A tensor over `data`, without a copy: rows × cols with the given strides. Never throws: an empty handle is an error
-// that `mm` reports.
+// A tensor over `data`, without a copy: rows × cols with the given strides. Never throws: after an error the handle is
+// empty, which `mm` reports.
 template <class A>
 class Matrix {
  public:
   Matrix(const A* data, int64_t rows, int64_t cols, int64_t row_stride, int64_t col_stride) {
     int64_t sizes[] = {rows, cols}, strides[] = {row_stride, col_stride};
-    // The handle is also used for outputs; torch takes the address without const.
+    // Outputs are handed over the same way, and torch takes the address without const.
     void* memory = const_cast<A*>(data);
-    if (aoti_torch_create_tensor_from_blob(memory, 2, sizes, strides, 0, kScalarType<A>, aoti_torch_device_type_cpu(),
-                                           0, &handle_) != AOTI_TORCH_SUCCESS)
+    if (aoti_torch_create_tensor_from_blob(memory, 2, sizes, strides, 0, static_cast<int32_t>(kScalarType<A>),
+                                           aoti_torch_device_type_cpu(), 0, &handle_) != AOTI_TORCH_SUCCESS)
       handle_ = nullptr;
   }
   ~Matrix() {
@@ -36,7 +31,7 @@ class Matrix {
   AtenTensorHandle handle_ = nullptr;
 };
 
-// out = a·b, or out += a·b. Returns false on failure (threads of a parallel loop must not throw).
+// out = a·b, or out += a·b. Returns false on failure, because threads of a parallel loop must not throw.
 template <class A>
 bool mm(const Matrix<A>& out, const Matrix<A>& a, const Matrix<A>& b, bool add = false) {
   if (!out.get() || !a.get() || !b.get()) return false;

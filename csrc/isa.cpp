@@ -1,11 +1,13 @@
-// What is not an operator: which instruction level the clones run at.
-#include "common.h"
+// The operator that returns the instruction level of the kernels.
+#include "isa.h"
+
+#include "abi.h"
 
 namespace pliant {
 
 int64_t instruction_level() {
 #if PLIANT_LEVELS
-  // What the loader asks when it picks a clone.
+  // The loader asks the same when it picks a clone.
   if (__builtin_cpu_supports("x86-64-v4")) return 4;
   if (__builtin_cpu_supports("x86-64-v3")) return 3;
 #endif

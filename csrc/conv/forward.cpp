@@ -1,0 +1,135 @@
+// Deformable convolution: tiles of output positions are gathered into columns that stay in cache, and multiplied with
+// the weight. Maps are channels-last inside, sums are float (or double).
+#include "../sampling/tiles.h"
+#include "columns.h"
+#include "products.h"
+#include "sampler.h"
+
+namespace pliant {
+namespace {
+
+// T is the type of maps, A that of sums, V that of the matrices that are multiplied.
+template <class T, class A, class V>
+class Forward {
+ public:
+  Forward(const Tensor& input, const Tensor& offset, const Tensor& weight, const std::optional<Tensor>& bias,
+          const std::optional<Tensor>& mask, const ConvShape& s, Tensor& output, bool last)
+      : s_(s),
+        plan_(ProductPlan::of<V>(s)),
+        pitch_(column_pitch(s, plan_.taps)),
+        // torch's product packs the weight for each tile: its tiles are as large as level-3 cache allows.
+        tiles_(s.N, s.P, kRows, plan_.packed ? 384 << 10 : 6 << 20, pitch_ * sizeof(V)),
+        input_(input, s, plan_.taps),
+        product_(weight, bias, s, plan_, pitch_),
+        last_(last),
+        out_(static_cast<T*>(output.mutable_data_ptr())),
+        lanes_(lanes_for(tiles_.count)) {
+    for (auto& lane : lanes_) {
+      lane.sampler.emplace(s, offset, mask, lane.arena, tiles_.largest, s.depthwise ? s.K : 1);
+      lane.arena.reserve(lane.columns, s.depthwise ? 0 : tiles_.largest * pitch_);
+      lane.arena.reserve(lane.taps, s.depthwise ? s.K : 0);
+      lane.arena.reserve(lane.result, direct() ? 0 : tiles_.largest * s.O);
+      lane.arena.allocate();
+    }
+  }
+
+  // Compute all images, a few at a time. Return false where a product failed.
+  bool run() {
+    const int64_t lanes = lanes_.size();
+    for (int64_t n = 0; n < s_.N; n += s_.together()) {
+      const int64_t images = std::min(s_.together(), s_.N - n), first = n * tiles_.per_image,
+                    count = images * tiles_.per_image;
+      input_.read(n, images);
+      parallel_products(lanes, [&](int64_t i) {
+        for (int64_t t = count * i / lanes; t < count * (i + 1) / lanes; ++t) compute(lanes_[i], first + t);
+      });
+    }
+    return std::all_of(lanes_.begin(), lanes_.end(), [](const Lane& lane) { return lane.ok; });
+  }
+
+ private:
+  // bfloat16 maps are widened as they are read, half the bytes of a copy in float. float16 is not widened as fast
+  // everywhere, so its maps are copied.
+  using M = std::conditional_t<std::is_same_v<T, BFloat16>, T, A>;
+
+  struct Lane {
+    Arena arena;
+    std::optional<Sampler<A>> sampler;
+    V *columns, *result;
+    Tap<A, M>* taps;
+    bool ok = true;
+  };
+
+  // Whether a product [positions][O] is written to the output itself, because that is its layout and type.
+  bool direct() const { return std::is_same_v<T, V> && last_; }
+
+  void compute(Lane& lane, int64_t tile) {
+    const int64_t n = tiles_.image(tile), p0 = tiles_.begin(tile), count = tiles_.size(tile);
+    T* const first = out_ + n * s_.O * s_.P + p0 * (last_ ? s_.O : 1);
+    V* const result = direct() ? reinterpret_cast<V*>(first) : lane.result;
+    lane.sampler->begin_tile(n, p0, count);
+    if (s_.depthwise)
+      blend(lane, result, n, count);
+    else
+      multiply(lane, result, n, count);
+    if (!direct()) write_tile(first, result, count, s_.O, s_.P, last_);
+  }
+
+  // Depthwise: no product, so no columns; all taps of a position are added up in registers.
+  void blend(Lane& lane, V* result, int64_t n, int64_t count) {
+    for (int64_t j = 0; j < s_.G; ++j) {
+      for (int64_t k = 0; k < s_.K; ++k) lane.sampler->locate_tap(lane.sampler->set(k), j, k);
+      if constexpr (std::is_same_v<V, A>)
+        input_.blend(result, n, j, lane.sampler->set(0), tiles_.largest, lane.taps, product_.weight(), product_.bias(),
+                     count);
+    }
+  }
+
+  // Gather the columns of one chunk of taps after another and multiply them.
+  void multiply(Lane& lane, V* result, int64_t n, int64_t count) {
+    const Samples<A> at = lane.sampler->set(0);
+    for (int64_t chunk = 0; chunk < plan_.chunks; ++chunk) {
+      const int64_t k0 = plan_.first(chunk);
+      for (int64_t j = 0; j < s_.G; ++j)
+        for (int64_t k = 0; k < plan_.size(chunk); ++k) {
+          lane.sampler->locate_tap(at, j, k0 + k);
+          input_.gather(lane.columns, n, j, k, at, count);
+        }
+      lane.ok &= product_(result, lane.columns, count, chunk);
+    }
+  }
+
+  const ConvShape& s_;
+  const ProductPlan plan_;
+  const int64_t pitch_;
+  const Tiles tiles_;
+  ConvInput<A, M> input_;
+  const OutputProduct<V> product_;
+  const bool last_;
+  T* const out_;
+  std::vector<Lane> lanes_;
+};
+
+Tensor deform_conv2d(const Tensor& input, const Tensor& offset, const Tensor& weight, const std::optional<Tensor>& bias,
+                     const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
+                     const std::vector<int64_t>& dilation, const std::optional<Tensor>& mask, bool clamp) {
+  const ConvGeometry geometry(stride, padding, dilation, clamp);
+  require_fit(conv_fits(input, offset, weight, bias, mask, geometry), "deform_conv2d");
+  const ConvShape s(input, offset, weight, geometry);
+  const bool last = channels_last(input);
+  Tensor output = empty_map(input, s.N, s.O, s.Ho, s.Wo, last);
+  if (s.N == 0) return output;
+  bool ok = true;
+  dispatch_products(input.scalar_type(), !s.depthwise, [&]<class T, class A, class V>(T, A, V) {
+    ok = Forward<T, A, V>(input, offset, weight, bias, mask, s, output, last).run();
+  });
+  STD_TORCH_CHECK(ok, "deform_conv2d: a matrix product failed");
+  return output;
+}
+
+}  // namespace
+}  // namespace pliant
+
+STABLE_TORCH_LIBRARY_IMPL(pliant, CPU, m) {
+  m.impl("deform_conv2d", TORCH_BOX(&pliant::deform_conv2d));
+}
