@@ -2,6 +2,9 @@
 // picks the level of the machine.
 #pragma once
 
+#include <cstdint>
+#include <type_traits>
+
 #if !defined(__x86_64__) || !defined(__linux__) || defined(__SANITIZE_ADDRESS__)
 #define PLIANT_LEVELS 0
 #elif defined(__clang__) ? __clang_major__ < 18 : __GNUC__ < 12
@@ -58,6 +61,17 @@ inline bool avx2_and_nothing_wider() {
 #else
   return false;
 #endif
+}
+
+// Call f(width, c) for blocks of channels [c, c + width) that cover n channels: of eight AVX2 registers, then of one,
+// then single channels. The width is a compile-time constant, so that sums of a block stay in registers.
+template <class A, class F>
+PLIANT_INLINE void in_blocks(int64_t n, F&& f) {
+  constexpr int kWide = 256 / sizeof(A), kNarrow = 32 / sizeof(A);
+  int64_t c = 0;
+  for (; c + kWide <= n; c += kWide) f(std::integral_constant<int, kWide>{}, c);
+  for (; c + kNarrow <= n; c += kNarrow) f(std::integral_constant<int, kNarrow>{}, c);
+  for (; c < n; ++c) f(std::integral_constant<int, 1>{}, c);
 }
 
 }  // namespace pliant

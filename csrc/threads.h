@@ -23,8 +23,8 @@ void parallel_products(int64_t count, F&& f) {
   });
 }
 
-// A lane is one thread's share of the work, with scratch memory of its own. There are as many as threads, at most one per
-// item, and at least one.
+// A lane is one thread's share of the work, with scratch memory of its own. There are as many as threads, at most one
+// per item, and at least one.
 inline int64_t lanes_for(int64_t count) {
   return std::clamp<int64_t>(torch::stable::get_num_threads(), 1, std::max<int64_t>(count, 1));
 }

@@ -18,62 +18,28 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from pliant import _native, ops
-from pliant.ops import batched_nms, deform_conv2d, local_response_norm, lrn, nms
-from pliant.testing import DEFORM_CONV_CASES, LRN_CASES, NMS_CASES, PS_ROI_CASES, ROI_CASES
+from pliant import _native
+from pliant.ops import deform_conv2d, local_response_norm
+from pliant.ops.table import OPERATORS, Operator
+from pliant.testing import DEFORM_CONV_CASES
 
 CONV = next(case for case in DEFORM_CONV_CASES if case.name == "crooked")
-NORM = next(case for case in LRN_CASES if case.name == "alexnet")
 
 
 def _on(t: Tensor, device: str) -> Tensor:
     return t if device == "cpu" else torch.empty_like(t, device=device)
 
 
-def _convolve(dtype: torch.dtype, device: str, **options: Any) -> Tensor:
-    t = {name: _on(x, device) for name, x in CONV.tensors(dtype).items()}
-    return deform_conv2d(**t, **CONV.geometry, **options)
+def _call(operator: Operator, dtype: torch.dtype, device: str, **options: Any) -> Tensor:
+    """Call an operator on the case that `pliant doctor` checks."""
+    case = next(case for case in operator.cases if case.name == operator.checked)
+    t = {name: _on(x, device) for name, x in operator.tensors(case, dtype).items()}
+    return operator.function(**t, **operator.settings(case), **options)
 
 
-def _normalize(dtype: torch.dtype, device: str, **options: Any) -> Tensor:
-    return local_response_norm(_on(NORM.tensors(dtype)["input"], device), **NORM.arguments, **options)
-
-
-def _tensorflow(dtype: torch.dtype, device: str, **options: Any) -> Tensor:
-    return lrn(_on(NORM.tensors(dtype)["input"], device), **options)
-
-
-def _pool(op: str) -> Callable[..., Tensor]:
-    case = (PS_ROI_CASES if "ps" in op else ROI_CASES)[0]
-
-    def call(dtype: torch.dtype, device: str, **options: Any) -> Tensor:
-        t = {name: _on(x, device) for name, x in case.tensors(op, dtype).items()}
-        result: Tensor = getattr(ops, op)(**t, **case.arguments(op), **options)
-        return result
-
-    return call
-
-
-def _suppress(dtype: torch.dtype, device: str, **options: Any) -> Tensor:
-    t = {name: _on(x, device) for name, x in NMS_CASES[2].tensors(dtype).items() if name != "classes"}
-    return nms(**t, iou_threshold=0.5, **options)
-
-
-def _suppress_by_class(dtype: torch.dtype, device: str, **options: Any) -> Tensor:
-    t = {name: _on(x, device) for name, x in NMS_CASES[2].tensors(dtype).items()}
-    return batched_nms(**t, iou_threshold=0.5, **options)
-
-
-ROI_OPERATORS = ("roi_align", "ps_roi_align", "roi_pool", "ps_roi_pool", "deform_roi_pool", "deform_psroi_pool")
-CALLS: dict[str, Callable[..., Tensor]] = {
-    "deform_conv2d": _convolve,
-    "local_response_norm": _normalize,
-    "lrn": _tensorflow,
-    **{op: _pool(op) for op in ROI_OPERATORS},
-    "nms": _suppress,
-    "batched_nms": _suppress_by_class,
-}
+CALLS: dict[str, Callable[..., Tensor]] = {o.name: functools.partial(_call, o) for o in OPERATORS}
 every = pytest.mark.parametrize("name", CALLS)
 
 
@@ -208,82 +174,52 @@ def test_compiles_whole(monkeypatch: pytest.MonkeyPatch, why: str) -> None:
             compiled(t)
     else:
         compiled(t)
-    assert (torch.ops.pliant.deform_conv2d in seen) == (not why)
+    assert (torch.ops.pliant.deform_conv2d.default in seen) == (not why)
 
 
 # What a call does besides its kernels, on fake tensors: they have no values, so reading one is an error.
 
 
-def _kernel(name: str, suffix: str) -> Callable[..., Any]:
-    """Return the function that is registered for GPUs."""
-    if name in ("roi_align", "ps_roi_align", "deform_roi_pool", "deform_psroi_pool"):
-        from pliant.ops.roi.triton import averages as _averaging_triton
+class Calls(TorchDispatchMode):
+    """Records the calls of pliant's operators, forward and backward, with their arguments."""
 
-        return functools.partial(_averaging_triton.backward if suffix else _averaging_triton.forward, name)
-    found: Callable[..., Any] = getattr(importlib.import_module(f"pliant.ops.{name}.op"), f"_on_gpu{suffix}")
-    return found
+    def __init__(self) -> None:
+        super().__init__()
+        self.made: list[tuple[Any, tuple[Any, ...]]] = []
 
-
-def _gradients(name: str, t: dict[str, Tensor], case: Any) -> tuple[list[Any], list[Any]]:
-    """Return the arguments of an operator and of its backward, in the order of their schemas. Runs the forward."""
-    op = getattr(torch.ops.pliant, name)
-    if name == "deform_conv2d":
-        geometry = (*case.stride, *case.padding, *case.dilation, False)
-        tensors = [t[n] for n in ("input", "offset", "weight", "bias", "mask")]
-        y = op(*tensors, *geometry)
-        del tensors[3]
-        return [*tensors[:3], t["bias"], tensors[3], *geometry], [torch.empty_like(y), *tensors, *geometry, 0b1111]
-    if name == "local_response_norm":
-        window = (1, 2, 2, False, 1e-4, 0.75, 2.0)
-        return [t["input"], *window], [torch.empty_like(t["input"]), t["input"], *window]
-    (Ph, Pw), scale = case.output_size, case.spatial_scale
-    N, _, H, W = t["input"].shape
-    last = torch._prims_common.suggest_memory_format(t["input"]) == torch.channels_last
-    if name == "roi_pool":
-        arguments = [t["input"], t["boxes"], Ph, Pw, scale]
-        y, taken = op(*arguments)
-        return arguments, [torch.empty_like(y), t["boxes"], taken, N, H, W, last]
-    if name == "ps_roi_pool":
-        arguments = [t["input"], t["boxes"], Ph, Pw, scale]
-        return arguments, [torch.empty_like(op(*arguments)), t["boxes"], N, H, W, scale, last]
-    geometry = {
-        "roi_align": (Ph, Pw, scale, 2, True),
-        "ps_roi_align": (Ph, Pw, scale, 2),
-        "deform_roi_pool": (Ph, Pw, scale, 2, 0.1),
-        "deform_psroi_pool": (Ph, scale, case.group_size, case.part_size, case.samples, 0.1),
-    }[name]
-    moved = name.startswith("deform")
-    tensors = [t["rois"], t["offset"], t["mask"]] if moved else [t["boxes"]]
-    arguments = [t["input"], *tensors, *geometry]
-    return arguments, [torch.empty_like(op(*arguments)), *arguments, *([0b111] if moved else [])]
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace == "pliant":
+            self.made.append((func, args))
+        return func(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("deterministic", [False, True], ids=["atomic", "deterministic"])
 @pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])
-@pytest.mark.parametrize("name", ["deform_conv2d", "local_response_norm", *ROI_OPERATORS])
+@pytest.mark.parametrize("operator", [o for o in OPERATORS if o.gradients], ids=lambda o: o.name)
 def test_no_value_is_read_and_strides_are_those_of_the_fake_kernel(
-    monkeypatch: pytest.MonkeyPatch, name: str, channels_last: bool, deterministic: bool
+    monkeypatch: pytest.MonkeyPatch, operator: Operator, channels_last: bool, deterministic: bool
 ) -> None:
     """Otherwise a CUDA graph could not record the call, and compiled code would read the wrong layout."""
     pytest.importorskip("triton")
-    from pliant.ops.gpu import launch as _launch
+    from pliant.ops.gpu.launch import Launch
 
-    launched: list[_launch.Launch] = []
-    monkeypatch.setattr(_launch.Launch, "run", lambda launch, device: launched.append(launch))
-    case: Any = {"deform_conv2d": CONV, "local_response_norm": NORM}.get(name)
-    if case is None:
-        case = (PS_ROI_CASES if "ps" in name else ROI_CASES)[0]
-        t = case.tensors(name, torch.bfloat16, channels_last=channels_last)
-    else:
-        t = case.tensors(torch.bfloat16, channels_last=channels_last)
+    launched: list[Launch] = []
+    monkeypatch.setattr(Launch, "run", lambda launch, device: launched.append(launch))
+    kernels = importlib.import_module(operator.function.__module__)._triton()
+    case = operator.cases[0]
+    t = operator.tensors(case, torch.bfloat16, channels_last=channels_last)
     torch.use_deterministic_algorithms(deterministic)
-    with FakeTensorMode():
+    with FakeTensorMode(), Calls() as calls:
         t = {n: torch.empty_strided(x.shape, x.stride(), dtype=x.dtype) for n, x in t.items()}
-        forward, backward = _gradients(name, t, case)
-        for suffix, arguments in (("", forward), ("_backward", backward)):
-            promised = getattr(torch.ops.pliant, name + suffix)(*arguments)
+        for name in operator.gradients:
+            t[name].requires_grad_()
+        operator.function(**t, **operator.settings(case)).sum().backward()
+        forward, backward = list(calls.made)
+        for op, arguments in (forward, backward):
+            arguments = tuple(a.detach() if isinstance(a, Tensor) else a for a in arguments)
+            promised = op(*arguments)
             launched.clear()
-            found = _kernel(name, suffix)(*arguments)
+            found = getattr(kernels, op._schema.name.removeprefix("pliant::"))(*arguments)
             assert launched
             pairs = [(found, promised)] if isinstance(found, Tensor) else zip(found, promised, strict=True)
             for a, b in pairs:

@@ -22,16 +22,17 @@ using torch::stable::Tensor;
 
 // The library's schemas are declared by its Python files, which are not loaded here.
 STABLE_TORCH_LIBRARY_FRAGMENT(pliant, m) {
-#define GEOMETRY "SymInt sh, SymInt sw, SymInt ph, SymInt pw, SymInt dh, SymInt dw, bool clamp"
-  m.def("deform_conv2d(Tensor input, Tensor offset, Tensor weight, Tensor? bias, Tensor? mask, " GEOMETRY ") -> Tensor");
-  m.def("deform_conv2d_backward(Tensor grad, Tensor input, Tensor offset, Tensor weight, Tensor? mask, " GEOMETRY
+#define GEOMETRY "int[] stride, SymInt[] padding, int[] dilation, Tensor? mask, bool clamp"
+  m.def("deform_conv2d(Tensor input, Tensor offset, Tensor weight, Tensor? bias, " GEOMETRY ") -> Tensor");
+  m.def("deform_conv2d_backward(Tensor grad, Tensor input, Tensor offset, Tensor weight, " GEOMETRY
         ", int wanted) -> (Tensor, Tensor, Tensor, Tensor)");
 #undef GEOMETRY
 #define WINDOW "int dim, int before, int after, bool spatial, float a, float beta, float k) -> Tensor"
   m.def("local_response_norm(Tensor input, " WINDOW);
   m.def("local_response_norm_backward(Tensor grad, Tensor input, " WINDOW);
 #undef WINDOW
-#define BINS "Tensor rois, Tensor? offset, Tensor? mask, SymInt Ph, SymInt Pw, float scale, SymInt ratio, float gamma"
+#define BINS \
+  "Tensor rois, Tensor? offset, SymInt[] output_size, float scale, SymInt ratio, float gamma, Tensor? mask"
   m.def("deform_roi_pool(Tensor input, " BINS ") -> Tensor");
   m.def("deform_roi_pool_backward(Tensor grad, Tensor input, " BINS ", int wanted) -> (Tensor, Tensor, Tensor)");
 #undef BINS
@@ -103,13 +104,12 @@ void deform_conv2d(const std::string& name, int64_t C, int64_t side, int64_t O, 
   const Tensor x = random({1, C, side, side}, -1, 1, last, type), w = random({O, C / groups, 3, 3}, -1, 1, false, type);
   const Tensor offset = random({1, 18, side, side}, -3, 3, false, type);
   const std::optional<Tensor> bias = random({O}, -1, 1, false, type), mask = random({1, 9, side, side}, 0, 1, false, type);
-  const int64_t one = 1;
-  count((name + " forward").c_str(), "pliant::deform_conv2d", x, offset, w, bias, mask, one, one, one, one, one, one,
-        false);
+  const std::vector<int64_t> one{1, 1};
+  count((name + " forward").c_str(), "pliant::deform_conv2d", x, offset, w, bias, one, one, one, mask, false);
   const Tensor grad = random({1, O, side, side}, -1, 1, last, type);
   if (backward)
-    count<4>((name + " backward").c_str(), "pliant::deform_conv2d_backward", grad, x, offset, w, mask, one, one, one, one,
-             one, one, false, int64_t(15));
+    count<4>((name + " backward").c_str(), "pliant::deform_conv2d_backward", grad, x, offset, w, one, one, one, mask,
+             false, int64_t(15));
 }
 
 void local_response_norm(const std::string& name, int64_t C, int64_t side, bool last) {
@@ -123,10 +123,11 @@ void local_response_norm(const std::string& name, int64_t C, int64_t side, bool 
 void deform_roi_pool(const std::string& name, int64_t C, int64_t rois, bool last) {
   const Tensor x = random({1, C, 32, 32}, -1, 1, last), where = boxes(rois, true), grad = random({rois, C, 7, 7}, -1, 1, last);
   const std::optional<Tensor> offset = random({rois, 2, 7, 7}, -1, 1), mask = random({rois, 1, 7, 7}, 0, 1);
-  const int64_t seven = 7, two = 2;
-  count((name + " forward").c_str(), "pliant::deform_roi_pool", x, where, offset, mask, seven, seven, 0.125, two, 0.1);
-  count<3>((name + " backward").c_str(), "pliant::deform_roi_pool_backward", grad, x, where, offset, mask, seven, seven,
-           0.125, two, 0.1, int64_t(7));
+  const std::vector<int64_t> bins{7, 7};
+  const int64_t two = 2;
+  count((name + " forward").c_str(), "pliant::deform_roi_pool", x, where, offset, bins, 0.125, two, 0.1, mask);
+  count<3>((name + " backward").c_str(), "pliant::deform_roi_pool_backward", grad, x, where, offset, bins, 0.125, two,
+           0.1, mask, int64_t(7));
 }
 
 }  // namespace

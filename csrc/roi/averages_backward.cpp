@@ -29,11 +29,9 @@ PLIANT_INLINE void scatter_block(A* map, const A* grad, int64_t C, int64_t W, co
 template <class A>
 PLIANT_INLINE void scatter_bin(A* map, const A* grad, int64_t C, int64_t W, int64_t n, const Axis<A>& rows,
                                const Axis<A>& columns, A factor) {
-  constexpr int kWide = 256 / sizeof(A), kNarrow = 32 / sizeof(A);
-  int64_t c = 0;
-  for (; c + kWide <= n; c += kWide) scatter_block<kWide>(map + c, grad + c, C, W, rows, columns, factor);
-  for (; c + kNarrow <= n; c += kNarrow) scatter_block<kNarrow>(map + c, grad + c, C, W, rows, columns, factor);
-  for (; c < n; ++c) scatter_block<1>(map + c, grad + c, C, W, rows, columns, factor);
+  in_blocks<A>(n, [&](auto width, int64_t c) __attribute__((always_inline)) {
+    scatter_block<width.value>(map + c, grad + c, C, W, rows, columns, factor);
+  });
 }
 
 // Σ_c grad·(average) of a bin, and its derivatives for a move of the bin by a pixel down and right.

@@ -28,11 +28,9 @@ PLIANT_INLINE void blend_block(A* __restrict out, const A* map, int64_t C, int64
 template <class A>
 PLIANT_INLINE void blend_bin(A* out, const A* map, int64_t C, int64_t W, int64_t n, const Axis<A>& rows,
                              const Axis<A>& columns, A factor) {
-  constexpr int kWide = 256 / sizeof(A), kNarrow = 32 / sizeof(A);
-  int64_t c = 0;
-  for (; c + kWide <= n; c += kWide) blend_block<kWide>(out + c, map + c, C, W, rows, columns, factor);
-  for (; c + kNarrow <= n; c += kNarrow) blend_block<kNarrow>(out + c, map + c, C, W, rows, columns, factor);
-  for (; c < n; ++c) blend_block<1>(out + c, map + c, C, W, rows, columns, factor);
+  in_blocks<A>(n, [&](auto width, int64_t c) __attribute__((always_inline)) {
+    blend_block<width.value>(out + c, map + c, C, W, rows, columns, factor);
+  });
 }
 
 #define PLIANT_BLEND_BIN(A)                                                                                      \

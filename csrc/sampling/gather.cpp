@@ -60,7 +60,6 @@ template <class A, class M>
 PLIANT_INLINE void blend_map(A* out, int64_t stride, const Samples<A>& at, int64_t set, int64_t K, Tap<A, M>* taps,
                              const A* factors, const A* bias, const M* map, const M* zeros, int64_t C, int64_t n,
                              int64_t count) {
-  constexpr int kWide = 256 / sizeof(A), kNarrow = 32 / sizeof(A);
   for (int64_t p = 0; p < count; ++p, out += stride) {
     for (int64_t k = 0; k < K; ++k)
       for (int i = 0; i < 4; ++i) {
@@ -68,10 +67,10 @@ PLIANT_INLINE void blend_map(A* out, int64_t stride, const Samples<A>& at, int64
         taps[k].at[i] = corner(map, at.pixel[i][from], C, zeros);
         taps[k].weight[i] = at.mask[from] * at.weight[i][from];
       }
-    int64_t c = 0;
-    for (; c + kWide <= n; c += kWide) blend_block<kWide>(out, taps, K, factors, C, bias, c);
-    for (; c + kNarrow <= n; c += kNarrow) blend_block<kNarrow>(out, taps, K, factors, C, bias, c);
-    for (; c < n; ++c) blend_block<1>(out, taps, K, factors, C, bias, c);
+    // Captured by value, so that the pointers stay in registers.
+    in_blocks<A>(n, [=](auto width, int64_t c) __attribute__((always_inline)) {
+      blend_block<width.value>(out, taps, K, factors, C, bias, c);
+    });
   }
 }
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -75,6 +75,15 @@ class DeformConvCase:
         """Return stride, padding and dilation as keyword arguments."""
         return {"stride": self.stride, "padding": self.padding, "dilation": self.dilation}
 
+    def grown(self, step: int) -> DeformConvCase:
+        """Return the case with more images on larger maps."""
+        N, C, H, W = self.input
+        return replace(self, input=(N + step, C, H + 2 * step, W + 3 * step))
+
+    def empty(self) -> DeformConvCase:
+        """Return the case without an image."""
+        return replace(self, input=(0, *self.input[1:]))
+
 
 # Small and irregular on purpose: nothing square, nothing symmetric, sizes that no tile or vector divides.
 DEFORM_CONV_CASES = (
@@ -82,12 +91,23 @@ DEFORM_CONV_CASES = (
     DeformConvCase("crooked", (2, 6, 11, 9), 4, (3, 2), (2, 1), (1, 0), (2, 1), groups=2, offset_groups=3),
     DeformConvCase("pointwise", (1, 3, 4, 5), 7, (1, 1), padding=(0, 0)),
     DeformConvCase("one_pixel", (3, 4, 1, 1), 4, offset_groups=2),
+    DeformConvCase("one_channel", (2, 1, 4, 5), 2),
     DeformConvCase("depthwise", (2, 8, 9, 7), 8, groups=8),
     DeformConvCase("multiplier", (1, 4, 6, 7), 12, groups=4, offset_groups=2),
     DeformConvCase("wide", (1, 48, 13, 17), 33),
     DeformConvCase("tiles", (1, 19, 20, 23), 17, (3, 3), offset_groups=19),
     DeformConvCase("stem", (1, 3, 20, 22), 9, (7, 7), (2, 2), (3, 3)),
 )
+
+# So small that finite differences take every entry.
+DEFORM_CONV_SMALL = (
+    DeformConvCase("tiny", (1, 2, 2, 2), 1, (2, 1), padding=(1, 0)),
+    DeformConvCase("plain", (1, 2, 3, 4), 2),
+    DeformConvCase("crooked", (2, 4, 4, 3), 4, (2, 1), (2, 1), (1, 0), (1, 2), groups=2, offset_groups=2),
+)
+
+# Input and offset have more than 2³¹ elements.
+DEFORM_CONV_HUGE = DeformConvCase("huge", (2, 32768, 256, 256), 8, offset_groups=4096)
 
 # The shapes on which speed is promised: ResNet stages of a detector, small maps, grouped, depthwise, a stem.
 DEFORM_CONV_SPEED = (
@@ -109,7 +129,7 @@ def _boxes(random: torch.Generator, count: int, images: int, height: float, widt
     first, extent = torch.rand(2, count, 2, generator=random, dtype=torch.float64)
     span = torch.tensor([width, height], dtype=torch.float64)
     start = (1.2 * first - 0.2) * span
-    image = torch.randint(images, (count, 1), generator=random).double()
+    image = torch.randint(max(images, 1), (count, 1), generator=random).double()
     return torch.cat([image, start, start + (0.05 + 0.75 * extent) * span], 1)
 
 
@@ -163,6 +183,15 @@ class RoICase:
         whole = op in ("roi_pool", "ps_roi_pool")
         return found if whole else {**found, "sampling_ratio": self.sampling_ratio}
 
+    def grown(self, step: int) -> RoICase:
+        """Return the case with more images, larger maps and more boxes."""
+        N, C, H, W = self.input
+        return replace(self, input=(N + step, C, H + 2 * step, W + 3 * step), rois=self.rois + 4 * step)
+
+    def empty(self) -> RoICase:
+        """Return the case without an image, and so without boxes."""
+        return replace(self, input=(0, *self.input[1:]), rois=0)
+
 
 # Bins of many shapes, map sizes that no vector divides, adaptive grids, RoIs larger and smaller than the map, no RoI,
 # maps of one row, column and pixel.
@@ -177,6 +206,7 @@ ROI_CASES = (
     RoICase("many_bins", (1, 3, 10, 12), 3, (7, 5), 0.125, 2),
     RoICase("many_channels", (1, 37, 8, 9), 11, (2, 2), 0.5, 2),
     RoICase("one_bin", (2, 3, 8, 9), 4, (1, 1), 0.5, 0),
+    RoICase("one_channel", (2, 1, 5, 4), 3, (2, 2)),
     RoICase("none", (2, 4, 5, 6), 0, (2, 2)),
 )
 
@@ -191,8 +221,23 @@ PS_ROI_CASES = (
     RoICase("many_bins", (1, 98, 14, 11), 3, (7, 7), 0.25, 0, group_size=7, part_size=7),
     RoICase("wide", (1, 148, 9, 12), 6, (2, 2), group_size=2, part_size=2, classes=37),
     RoICase("pixel", (2, 8, 1, 1), 3, (2, 2), group_size=2, part_size=2),
+    RoICase("one_channel", (2, 1, 5, 4), 3, (1, 1), part_size=1),
     RoICase("none", (2, 8, 5, 6), 0, (2, 2), group_size=2, part_size=2),
 )
+
+# So small that finite differences take every entry: fixed and adaptive grids, groups, parts and classes.
+ROI_SMALL = (
+    RoICase("fixed", (2, 2, 5, 6), 3, (2, 3), 0.5, 2),
+    RoICase("adaptive", (1, 3, 6, 5), 2, (2, 1), 0.5, 0),
+    RoICase("large_boxes", (2, 2, 3, 3), 3, (4, 1), 1.0),
+)
+PS_ROI_SMALL = (
+    RoICase("groups", (2, 8, 5, 6), 3, (2, 2), 0.5, 2, 2, 2, 3, 2),
+    RoICase("parts", (1, 9, 5, 6), 3, (3, 3), 0.5, 0, 1, 2, 2, 1),
+)
+
+# Input and output have more than 2³¹ elements.
+ROI_HUGE = RoICase("huge", (2, 32768, 256, 256), (1 << 18) + 1, (8, 8), group_size=2, part_size=2)
 
 # The shape on which speed is promised: the RoI head of a detector on a map of stride 16.
 ROI_SPEED = (RoICase("R1", (1, 256, 50, 84), 512, (7, 7), 1 / 16, 2),)
@@ -235,6 +280,14 @@ class LRNCase:
         names = ("size", "alpha", "beta", "k", "region", "even")
         return {name: getattr(self, name) for name in names}
 
+    def grown(self, step: int) -> LRNCase:
+        """Return the case with every dimension larger."""
+        return replace(self, input=tuple(n + (i + 1) * step for i, n in enumerate(self.input)))
+
+    def empty(self) -> LRNCase:
+        """Return the case without an image."""
+        return replace(self, input=(0, *self.input[1:]))
+
 
 # Every exponent with its own code path; windows that are odd, even, mirrored, wider than the tensor, one element wide;
 # maps of one pixel, small maps, maps that no tile divides, more channels than a block holds; both regions.
@@ -263,6 +316,15 @@ LRN_CASES = (
     LRNCase("spatial_line", (2, 3, 1, 9), 3, beta=1.0, region="spatial"),
     LRNCase("spatial_wider_than_all", (1, 3, 4, 3), 11, region="spatial"),
 )
+
+# The same windows on tensors so small that finite differences take every entry.
+LRN_SMALL = tuple(
+    replace(case, input=tuple(min(n, most) for n, most in zip(case.input, (2, 6, 3, 3, 2), strict=False)))
+    for case in LRN_CASES
+)
+
+# More than 2³¹ elements.
+LRN_HUGE = LRNCase("huge", (3, 96, 4096, 4096))
 
 # The shapes on which speed is promised: AlexNet's two layers at batch 32, GoogLeNet's first at batch 1.
 LRN_SPEED = (
@@ -294,6 +356,14 @@ class NMSCase:
         boxes[1::7], scores[2::5] = boxes[: len(boxes[1::7])], scores[: len(scores[2::5])]
         classes = torch.randint(self.classes, (self.boxes,), generator=random)
         return {"boxes": boxes.to(dtype), "scores": scores.to(dtype), "classes": classes}
+
+    def grown(self, step: int) -> NMSCase:
+        """Return the case with more boxes."""
+        return replace(self, boxes=self.boxes + 37 * step)
+
+    def empty(self) -> NMSCase:
+        """Return the case without a box."""
+        return replace(self, boxes=0)
 
 
 # Most boxes suppressed, few suppressed; sizes that no strip divides; one class, more classes than boxes.

@@ -23,9 +23,18 @@ class Operator:
             channels_last).
         settings: the function's other arguments on a case.
         cases: the cases on which it is tested, small and irregular.
+        small: cases for finite differences, where it has gradients.
+        huge: a case of more than 2³¹ elements, where the shape of the output does not depend on values.
         speed: the cases on which speed is promised.
         checked: the name of the case that ``pliant doctor`` checks.
         gradients: the tensors it can be differentiated in, twice.
+        variants: settings beside those of a case; what is tested holds with each of them.
+        wide: tensors that may be float32 beside an input in low precision, and stay so under autocast.
+        beside: views of what may hold any value and is not the map: coordinates and masks.
+        alone: one image of a batch: (tensors, image) to (its tensors, its rows of the output).
+        jumps: whether the last bit of a coordinate may decide about the output, as it does where boxes are
+            rounded: the reference is then asked in the precision that the kernel computes in.
+        any_threads: whether gradients are the same bit for bit for any number of threads.
         layer: the layer of :mod:`pliant.nn` built on it, or nothing.
         meaning: what it does, in half a sentence; `meaning_zh` the same in Chinese.
         source: where it comes from.
@@ -34,6 +43,7 @@ class Operator:
         dtypes: those of its CPU kernel.
         gpu_dtypes: those of its GPU kernel.
         whole: whether ``torch.compile(fullgraph=True)`` takes it.
+        traceable: whether it takes the reference: not where loops depend on values.
     """
 
     function: Callable[..., Tensor]
@@ -42,8 +52,12 @@ class Operator:
     settings: Callable[[Any], dict[str, Any]]
     cases: tuple[Any, ...]
     checked: str
+    small: tuple[Any, ...]
+    huge: Any
     speed: tuple[Any, ...]
     gradients: tuple[str, ...]
+    beside: Callable[[dict[str, Tensor]], dict[str, Tensor]]
+    alone: Callable[[dict[str, Tensor], int], tuple[dict[str, Tensor], Tensor]]
     layer: str
     meaning: str
     meaning_zh: str
@@ -53,6 +67,11 @@ class Operator:
     dtypes: tuple[torch.dtype, ...] = _check.DTYPES
     gpu_dtypes: tuple[torch.dtype, ...] = (torch.float32, *_check.LOW)
     whole: bool = True
+    traceable: bool = True
+    variants: tuple[dict[str, Any], ...] = ({},)
+    wide: tuple[str, ...] = ()
+    jumps: bool = False
+    any_threads: bool = True
 
     @property
     def name(self) -> str:
@@ -85,6 +104,24 @@ def _nms(*names: str) -> Callable[[testing.NMSCase, torch.dtype, int, bool], dic
     return draw
 
 
+def _image(*names: str) -> Callable[[dict[str, Tensor], int], tuple[dict[str, Tensor], Tensor]]:
+    """Return how one image is taken out of the batch: `names` are the tensors with a value for each."""
+
+    def alone(tensors: dict[str, Tensor], image: int) -> tuple[dict[str, Tensor], Tensor]:
+        own = {name: t[image : image + 1] if name in names else t for name, t in tensors.items()}
+        return own, torch.tensor([image])
+
+    return alone
+
+
+def _boxes_of_image(tensors: dict[str, Tensor], image: int) -> tuple[dict[str, Tensor], Tensor]:
+    name = "rois" if "rois" in tensors else "boxes"
+    (rows,) = torch.where(tensors[name][:, 0] == image)
+    own = {n: t[image : image + 1] if n == "input" else t[rows] for n, t in tensors.items()}
+    own[name][:, 0] = 0
+    return own, rows
+
+
 def _of_roi(
     function: Callable[..., Tensor],
     meaning: str,
@@ -93,8 +130,17 @@ def _of_roi(
     layer: str = "",
     own_channels: bool = False,
     timed: bool = False,
+    jumps: bool = False,
+    traceable: bool = True,
+    variants: tuple[dict[str, Any], ...] = ({},),
 ) -> Operator:
     name = function.__name__
+    moved = ("offset", "mask") if name.startswith("deform") else ()
+
+    def beside(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        boxes = "rois" if moved else "boxes"
+        return {boxes: tensors[boxes][:, 1:], **{n: tensors[n] for n in moved}}
+
     return Operator(
         function=function,
         family="roi",
@@ -103,7 +149,15 @@ def _of_roi(
         cases=testing.PS_ROI_CASES if own_channels else testing.ROI_CASES,
         checked="classes" if own_channels else "adaptive",
         speed=testing.ROI_SPEED if timed else (),
-        gradients=("input", "offset", "mask") if name.startswith("deform") else ("input",),
+        small=testing.PS_ROI_SMALL if own_channels else testing.ROI_SMALL,
+        huge=testing.ROI_HUGE,
+        gradients=("input", *moved),
+        variants=variants,
+        wide=moved,
+        beside=beside,
+        alone=_boxes_of_image,
+        jumps=jumps,
+        traceable=traceable,
         layer=layer,
         meaning=meaning,
         meaning_zh=meaning_zh,
@@ -123,7 +177,14 @@ def _of_nms(
         cases=testing.NMS_CASES,
         checked="dense",
         speed=testing.NMS_SPEED if "classes" not in names else (),
+        small=(),
+        huge=None,
         gradients=(),
+        variants=({}, {"iou_threshold": 0.1}),
+        beside=lambda tensors: {n: tensors[n] for n in ("boxes", "scores")},
+        # It has no images.
+        alone=lambda tensors, image: (tensors, torch.arange(0)),
+        jumps=True,
         layer="",
         meaning=meaning,
         meaning_zh=meaning_zh,
@@ -132,6 +193,7 @@ def _of_nms(
         exports=("ONNX",),
         # How many boxes are kept depends on values.
         whole=False,
+        traceable=False,
     )
 
 
@@ -144,7 +206,15 @@ OPERATORS = (
         cases=testing.DEFORM_CONV_CASES,
         checked="crooked",
         speed=(*testing.DEFORM_CONV_SPEED, testing.DEFORM_CONV_CALL),
+        small=testing.DEFORM_CONV_SMALL,
+        huge=testing.DEFORM_CONV_HUGE,
         gradients=("input", "offset", "weight", "bias", "mask"),
+        variants=({}, {"boundary": "clamp"}),
+        wide=("offset", "mask"),
+        beside=lambda tensors: {n: tensors[n] for n in ("offset", "mask")},
+        alone=_image("input", "offset", "mask"),
+        # Sums over images and tiles are split among threads.
+        any_threads=False,
         layer="DeformConv2d",
         meaning="convolution whose taps are moved by learned offsets (v1) and weighted by a learned mask (v2)",
         meaning_zh="每个采样点按学到的偏移量移动的卷积（v1），并可乘以学到的调制系数（v2）",
@@ -166,6 +236,8 @@ OPERATORS = (
         "Dai et al. 2017, Zhu et al. 2019",
         layer="DeformPSRoIPool",
         own_channels=True,
+        # Boxes are rounded to whole pixels, and samples right at the border are left out or not.
+        jumps=True,
     ),
     _of_roi(
         ops.roi_align,
@@ -173,6 +245,7 @@ OPERATORS = (
         "对框内各格的双线性采样值取平均；参数与 torchvision 一致",
         "He et al. 2017",
         timed=True,
+        variants=({}, {"aligned": True}),
     ),
     _of_roi(
         ops.ps_roi_align,
@@ -187,6 +260,8 @@ OPERATORS = (
         "对框内各格的整数像素取最大值；参数与 torchvision 一致",
         "Girshick 2015",
         timed=True,
+        jumps=True,
+        traceable=False,
     ),
     _of_roi(
         ops.ps_roi_pool,
@@ -194,6 +269,8 @@ OPERATORS = (
         "位置敏感：每格在属于自己的通道中对整数像素取平均；参数与 torchvision 一致",
         "Dai et al. 2016",
         own_channels=True,
+        jumps=True,
+        traceable=False,
     ),
     Operator(
         function=ops.local_response_norm,
@@ -202,8 +279,12 @@ OPERATORS = (
         settings=lambda case: dict(case.arguments),
         cases=testing.LRN_CASES,
         checked="alexnet",
+        small=testing.LRN_SMALL,
+        huge=testing.LRN_HUGE,
         speed=testing.LRN_SPEED,
         gradients=("input",),
+        beside=lambda tensors: {},
+        alone=_image("input"),
         layer="LocalResponseNorm",
         meaning="divides every value by a power of the energy of neighbouring channels, or of neighbouring pixels; "
         "PyTorch's arguments",
@@ -224,7 +305,11 @@ OPERATORS = (
         cases=tuple(case for case in testing.LRN_CASES if case.region == "channel"),
         checked="alexnet",
         speed=(),
+        small=tuple(case for case in testing.LRN_SMALL if case.region == "channel"),
+        huge=testing.LRN_HUGE,
         gradients=("input",),
+        beside=lambda tensors: {},
+        alone=_image("input"),
         layer="",
         meaning="local response normalization over the last dimension; TensorFlow's arguments",
         meaning_zh="沿最后一维的局部响应归一化；参数与 TensorFlow 一致",

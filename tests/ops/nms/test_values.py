@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -38,13 +38,6 @@ def one_by_one(boxes: Tensor, scores: Tensor, threshold: float) -> list[int]:
         else:
             kept.append(i)
     return kept
-
-
-@pytest.fixture
-def threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("threshold", THRESHOLDS)
@@ -246,7 +239,6 @@ def test_nothing_to_differentiate(suppress: Operator) -> None:
     assert t["boxes"].grad.sum() == 4 * len(kept)
 
 
-@pytest.mark.usefixtures("threads")
 def test_same_for_any_number_of_threads() -> None:
     t = NMSCase("", 4000, 300, 37).tensors()
     torch.set_num_threads(1)

@@ -327,3 +327,46 @@ def test_a_class_moves_its_own_channels(of: SimpleNamespace) -> None:
     each = before.shape[1] // case.classes
     same = (before == after).flatten(2).all(2).all(0)
     assert same.tolist() == [c // each != 1 for c in range(before.shape[1])]
+
+
+@pytest.mark.parametrize(
+    ("op", "position", "slope"),
+    [
+        # One sample a bin: at start + bin/2 for deform_roi_pool, at start for the other. Pixel x of the map has x².
+        ("deform_roi_pool", 1.0, 3.0),  # at an integer: the next pixel minus this one
+        ("deform_roi_pool", 1.25, 3.0),
+        ("deform_roi_pool", 0.0, 1.0),
+        ("deform_roi_pool", -0.25, 0.0),  # moved to 0
+        ("deform_roi_pool", -1.0, 0.0),
+        ("deform_roi_pool", -1.25, 0.0),  # outside
+        ("deform_roi_pool", 4.0, 0.0),  # the last pixel: there is no next one
+        ("deform_roi_pool", 4.75, 0.0),
+        ("deform_psroi_pool", 2.0, 5.0),
+        ("deform_psroi_pool", 0.0, 1.0),
+        ("deform_psroi_pool", -0.25, 0.0),
+        ("deform_psroi_pool", -0.75, 0.0),
+        ("deform_psroi_pool", 4.0, 0.0),
+        ("deform_psroi_pool", 4.25, 0.0),
+    ],
+)
+@pytest.mark.parametrize("axis", ["x", "y"])
+def test_offset_gradient_at_kinks_and_borders(
+    of: SimpleNamespace, op: str, position: float, slope: float, axis: str
+) -> None:
+    ramp = torch.arange(5.0, dtype=torch.float64).square()
+    # The other direction lies beyond the last pixel, where it is moved: that does not stop this one.
+    x = ramp.expand(5, 5) if axis == "x" else ramp.view(5, 1).expand(5, 5)
+    if op == "deform_roi_pool":
+        ends = (position + 0.5 - 1, position + 0.5 + 1)  # 2 pixels wide, the sample in the middle
+        other = (4.75 + 0.5 - 1, 4.75 + 0.5 + 1)
+        options = {"sampling_ratio": 1, "gamma": 0.5}
+    else:
+        # Boxes of whole pixels: their start is the position at a scale of 1/4, 8 of them are 2 pixels wide.
+        ends, other = ((4 * (p + 0.5), 4 * (p + 0.5) + 7) for p in (position, 4.25))
+        options = {"sample_per_part": 1, "trans_std": 0.5, "spatial_scale": 0.25}
+    (x1, x2), (y1, y2) = (ends, other) if axis == "x" else (other, ends)
+    rois = torch.tensor([[0.0, x1, y1, x2, y2]], dtype=torch.float64)
+    offset = torch.zeros(1, 2, 1, 1, dtype=torch.float64, requires_grad=True)
+    getattr(of, op)(x[None, None], rois, offset, 1, **options).sum().backward()
+    expected = torch.tensor([slope, 0.0] if axis == "x" else [0.0, slope], dtype=torch.float64)
+    assert torch.equal(offset.grad.flatten(), expected)
