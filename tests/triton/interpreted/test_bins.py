@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
-from pliant.ops.ps_roi_pool import reference as averages
-from pliant.ops.roi_pool import reference as maxima
 from torch import Tensor
 
+from pliant.ops.roi import reference
 from pliant.ops.roi.triton import bins as triton
 from pliant.testing import ROI_CASES, TOLERANCE, RoICase, error
 
@@ -24,22 +22,20 @@ AVERAGED = RoICase("averaged", (2, 12, 7, 8), 4, (2, 3), 0.5)
 
 def _run(op: str, t: dict[str, Tensor], case: RoICase, grad: Tensor) -> tuple[Tensor, Tensor]:
     """Return the output and the gradient of the input."""
-    N, _, H, W = t["input"].shape
+    size = t["input"].shape
     last = torch._prims_common.suggest_memory_format(t["input"]) == torch.channels_last
-    arguments: Any = (t["input"], t["boxes"], *case.output_size, case.spatial_scale)
+    geometry = (case.output_size, case.spatial_scale)
     if op == "roi_pool":
-        y, taken = triton.roi_pool(*arguments)
-        return y, triton.roi_pool_backward(grad, t["boxes"], taken, N, H, W, last)
-    return triton.ps_roi_pool(*arguments), triton.ps_roi_pool_backward(
-        grad, t["boxes"], N, H, W, case.spatial_scale, last
-    )
+        y, taken = triton.roi_pool(t["input"], t["boxes"], *geometry)
+        return y, triton.roi_pool_backward(grad, size, last, t["boxes"], *geometry, taken)
+    y = triton.ps_roi_pool(t["input"], t["boxes"], *geometry)
+    return y, triton.ps_roi_pool_backward(grad, size, last, t["boxes"], *geometry)
 
 
 def _check(op: str, t: dict[str, Tensor], case: RoICase) -> None:
     x = t["input"].double().requires_grad_()
     # Boxes are placed in float32, which the reference does with a map of float32.
-    reference = maxima.roi_pool if op == "roi_pool" else averages.ps_roi_pool
-    y = reference(x, t["boxes"].double(), case.output_size, case.spatial_scale)
+    y = getattr(reference, op)(x, t["boxes"].double(), case.output_size, case.spatial_scale)
     grad = torch.randn(y.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(t["input"].dtype)
     (expected,) = torch.autograd.grad(y, x, grad.double())
     output, found = _run(op, t, case, grad)
@@ -80,7 +76,7 @@ def test_boxes_that_are_nowhere_read_nothing(op: str) -> None:
 def test_nan_is_the_maximum_and_of_equals_the_first_is_taken() -> None:
     x = torch.zeros(1, 2, 3, 3)
     x[0, 0, 1, 1] = math.nan
-    y, taken = triton.roi_pool(x, torch.tensor([[0.0, 0, 0, 2, 2]]), 1, 1, 1.0)
+    y, taken = triton.roi_pool(x, torch.tensor([[0.0, 0, 0, 2, 2]]), (1, 1), 1.0)
     assert y.isnan().flatten().tolist() == [True, False]
     assert taken.flatten().tolist() == [4, 0]
 

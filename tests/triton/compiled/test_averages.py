@@ -27,16 +27,17 @@ def _launch(op: str, dtype: torch.dtype, kernel: str) -> Launch:
 
     case = HEAD if op == "deform_roi_pool" else MAPS
     (Ph, Pw), R, scale = case.output_size, case.rois, case.spatial_scale
-    tensors = (empty(*case.input), empty(R, 5, dtype=torch.float32))
-    if op == "deform_roi_pool":
-        pool = triton.deform_roi_pool(*tensors, empty(R, 2, Ph, Pw), empty(R, 1, Ph, Pw), Ph, Pw, scale, 2, 0.1)
-    elif op == "deform_psroi_pool":
-        offset = empty(R, 2 * case.classes, case.part_size, case.part_size)
-        pool = triton.deform_psroi_pool(*tensors, offset, empty(R, 1, Ph, Pw), Ph, scale, 7, 7, 4, 0.1)
-    elif op == "roi_align":
-        pool = triton.roi_align(*tensors, Ph, Pw, scale, 0, True)
-    else:
-        pool = triton.ps_roi_align(*tensors, Ph, Pw, scale, 0)
+    tensors, mask = (empty(*case.input), empty(R, 5, dtype=torch.float32)), empty(R, 1, Ph, Pw)
+    offset = empty(R, 2 * case.classes, case.part_size, case.part_size) if case is MAPS else empty(R, 2, Ph, Pw)
+    pool = triton.POOLS[op](
+        *tensors,
+        *{
+            "deform_roi_pool": (offset, (Ph, Pw), scale, 2, 0.1, mask),
+            "deform_psroi_pool": (offset, Ph, scale, 7, 7, 4, 0.1, mask),
+            "roi_align": ((Ph, Pw), scale, 0, True),
+            "ps_roi_align": ((Ph, Pw), scale, 0),
+        }[op],
+    )
     output = empty(R, pool.outputs, Ph, Pw).contiguous(memory_format=torch.channels_last)
     if kernel == "forward":
         return triton.forward_launch(pool, output)

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 import triton.language as tl
-from pliant.ops.roi_align import reference as align
 from torch import Tensor
 from triton.runtime import interpreter
 
 from pliant.ops.conv import reference
 from pliant.ops.conv import triton as convolution
 from pliant.ops.local_response_norm import triton as normalization
+from pliant.ops.roi import reference as align
 from pliant.ops.roi.triton import averages, bins
 from pliant.testing import TOLERANCE, error
 
@@ -53,19 +53,19 @@ def test_deform_conv2d(row: Tensor) -> None:
     weight, grad = torch.randn(16, C, 1, 1, generator=random).bfloat16(), torch.randn(1, 16, 1, 2, generator=random)
     # Two positions, at the first pixel and at the last but one.
     offset, mask = torch.full((1, 2, 1, 2), 0.5), torch.rand(1, 1, 1, 2, generator=random)
-    geometry = (1, W - 2, 0, 0, 1, 1)
+    geometry = ((1, W - 2), (0, 0), (1, 1))
     exact = [t.double().requires_grad_() for t in (row[..., PIXELS], offset, weight, mask)]
     y = reference.deform_conv2d(*exact[:3], None, (1, 2), (0, 0), (1, 1), exact[3], False)
-    assert error(convolution.deform_conv2d(row, offset, weight, None, mask, *geometry, False), y) < TOLERANCE[row.dtype]
+    assert error(convolution.deform_conv2d(row, offset, weight, None, *geometry, mask, False), y) < TOLERANCE[row.dtype]
     expected = torch.autograd.grad(y, exact, grad.bfloat16().double())
     grad = grad.bfloat16().contiguous(memory_format=torch.channels_last)
-    arguments = (grad, row, offset, weight, mask, *geometry, False)
+    arguments = (grad, row, offset, weight, *geometry, mask, False)
     _, *found = convolution.deform_conv2d_backward(*arguments, 0b1110)
     for actual, e in zip(found, expected[1:], strict=True):
         assert error(actual, e) < TOLERANCE[row.dtype]
     # The input's gradient as it is added up, before it is rounded, which would write all of it.
     sums, none = _zeros(1, 1, W, C, dtype=torch.float32), row.new_empty(0)
-    shape = convolution.Shape(row, offset, weight, mask, geometry, False)
+    shape = convolution.Shape(row, offset, weight, mask, (1, W - 2, 0, 0, 1, 1), False)
     convolution.samples_launch(shape, grad, sums, None, none, none).run(row.device)
     assert error(sums[0, 0, PIXELS].mT[None, :, None], expected[0]) < TOLERANCE[row.dtype]
 
@@ -76,28 +76,24 @@ def test_roi_align(row: Tensor) -> None:
 
     few = row[..., PIXELS].double().requires_grad_()
     # One sample a bin, between the pixels.
-    y = align.roi_align(few, boxes(2).double(), 1, 1, 1.0, 1, False)
-    assert error(averages.forward("roi_align", row, boxes(W - 2), 1, 1, 1.0, 1, False), y) < TOLERANCE[row.dtype]
+    y = align.roi_align(few, boxes(2).double(), (1, 1), 1.0, 1, False)
+    assert error(averages.forward("roi_align", row, boxes(W - 2), (1, 1), 1.0, 1, False), y) < TOLERANCE[row.dtype]
     grad = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).bfloat16()
     (expected,) = torch.autograd.grad(y, few, grad.double())
     sums = _zeros(1, 1, W, 1, C, dtype=torch.float32)
-    pool = averages.roi_align(row, boxes(W - 2), 1, 1, 1.0, 1, False)
+    pool = averages.POOLS["roi_align"](row, boxes(W - 2), (1, 1), 1.0, 1, False)
     averages.backward_launch(pool, grad, sums, None, None, None).run(row.device)
     assert error(sums[0, 0, PIXELS, 0].mT[None, :, None], expected) < TOLERANCE[row.dtype]
 
 
 def test_bins_of_whole_pixels(row: Tensor) -> None:
     boxes = torch.tensor([[0, W - 2.0, 0, W - 1.0, 0]])
-    y, taken = bins.roi_pool(row, boxes, 1, 1, 1.0)
+    y, taken = bins.roi_pool(row, boxes, (1, 1), 1.0)
     last = row[0, :, 0, PIXELS[2:]]
     assert torch.equal(y[0, :, 0, 0], last.amax(1))
     assert torch.equal(taken[0, :, 0, 0].long(), W - 2 + last.argmax(1))
-    assert (
-        error(
-            bins.ps_roi_pool(row, boxes + torch.tensor([0, 0, 0, 1, 1]), 1, 1, 1.0)[0, :, 0, 0], last.double().mean(1)
-        )
-        < 4e-3
-    )
+    means = bins.ps_roi_pool(row, boxes + torch.tensor([0, 0, 0, 1, 1]), (1, 1), 1.0)
+    assert error(means[0, :, 0, 0], last.double().mean(1)) < 4e-3
     sums = _zeros(1, 1, W, C, dtype=torch.float32).permute(0, 3, 1, 2)
     bins.back_launch(y, boxes, taken, sums, True, None).run(row.device)
     found = sums[0, :, 0, W - 2 :]

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,6 +11,7 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
+from pliant.ops.roi import reference
 from pliant.ops.roi.triton import averages as triton
 from pliant.testing import PS_ROI_CASES, ROI_CASES, TOLERANCE, RoICase, error
 
@@ -20,27 +20,25 @@ pytestmark = pytest.mark.filterwarnings("ignore:(invalid value|overflow) encount
 
 NAMES = ("deform_roi_pool", "roi_align", "deform_psroi_pool", "ps_roi_align")
 CASES = {op: {case.name: case for case in (PS_ROI_CASES if "ps" in op else ROI_CASES)} for op in NAMES}
-REFERENCES = {op: getattr(importlib.import_module(f"pliant.ops.{op}.reference"), op) for op in NAMES}
+REFERENCES = {op: getattr(reference, op) for op in NAMES}
 LEAVES = ("input", "offset", "mask")
 # More offsets than bins, channels that take turns; few programs.
 PARTS = RoICase("parts", (1, 4, 5, 6), 4, (2, 2), group_size=2, part_size=3, samples=2)
 
 
-def _geometry(op: str, case: RoICase) -> tuple[Any, ...]:
-    """Return the operator's arguments after the tensors."""
-    (Ph, Pw), scale, ratio = case.output_size, case.spatial_scale, case.sampling_ratio
+def _arguments(op: str, case: RoICase, t: dict[str, Tensor]) -> tuple[Any, ...]:
+    """Return the arguments of the raw operator."""
+    size, scale, ratio = case.output_size, case.spatial_scale, case.sampling_ratio
+    boxes = t["rois"] if op.startswith("deform") else t["boxes"]
     return {
-        "deform_roi_pool": (Ph, Pw, scale, ratio, 0.1),
-        "roi_align": (Ph, Pw, scale, ratio, False),
-        "deform_psroi_pool": (Ph, scale, case.group_size, case.part_size, case.samples, 0.1),
-        "ps_roi_align": (Ph, Pw, scale, ratio),
+        "deform_roi_pool": (t["input"], boxes, t.get("offset"), size, scale, ratio, 0.1, t.get("mask")),
+        "roi_align": (t["input"], boxes, size, scale, ratio, False),
+        "deform_psroi_pool": (
+            *(t["input"], boxes, t.get("offset")),
+            *(size[0], scale, case.group_size, case.part_size, case.samples, 0.1, t.get("mask")),
+        ),
+        "ps_roi_align": (t["input"], boxes, size, scale, ratio),
     }[op]
-
-
-def _tensors(op: str, t: dict[str, Tensor]) -> tuple[Tensor | None, ...]:
-    if op.startswith("deform"):
-        return (t["input"], t["rois"], t.get("offset"), t.get("mask"))
-    return (t["input"], t["boxes"])
 
 
 def _expected(op: str, case: RoICase, t: dict[str, Tensor]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
@@ -49,7 +47,7 @@ def _expected(op: str, case: RoICase, t: dict[str, Tensor]) -> tuple[Tensor, Ten
     leaves = [name for name in LEAVES if name in t]
     for name in leaves:
         exact[name].requires_grad_()
-    y = REFERENCES[op](*_tensors(op, exact), *_geometry(op, case))
+    y = REFERENCES[op](*_arguments(op, case, exact))
     grad = torch.randn(y.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(t["input"].dtype)
     found = torch.autograd.grad(y, [exact[name] for name in leaves], grad.double())
     return y.detach(), grad, dict(zip(leaves, found, strict=True))
@@ -57,7 +55,7 @@ def _expected(op: str, case: RoICase, t: dict[str, Tensor]) -> tuple[Tensor, Ten
 
 def _backward(op: str, case: RoICase, t: dict[str, Tensor], grad: Tensor, wanted: int = 0b111) -> dict[str, Tensor]:
     """Return the gradients that are wanted."""
-    arguments = (grad, *_tensors(op, t), *_geometry(op, case))
+    arguments = (grad, *_arguments(op, case, t))
     if not op.startswith("deform"):
         return {"input": triton.backward(op, *arguments)}
     found = dict(zip(LEAVES, triton.backward(op, *arguments, wanted), strict=True))
@@ -66,7 +64,7 @@ def _backward(op: str, case: RoICase, t: dict[str, Tensor], grad: Tensor, wanted
 
 def _check(op: str, case: RoICase, t: dict[str, Tensor]) -> None:
     y, grad, expected = _expected(op, case, t)
-    output = triton.forward(op, *_tensors(op, t), *_geometry(op, case))
+    output = triton.forward(op, *_arguments(op, case, t))
     assert output.dtype == t["input"].dtype
     format = torch._prims_common.suggest_memory_format(t["input"])
     assert output.is_contiguous(memory_format=format)
@@ -74,14 +72,6 @@ def _check(op: str, case: RoICase, t: dict[str, Tensor]) -> None:
     for name, found in _backward(op, case, t, grad).items():
         assert found.dtype == t[name].dtype
         assert error(found, expected[name]) < TOLERANCE[found.dtype], name
-
-
-@pytest.fixture
-def atomic() -> Iterator[None]:
-    """The input's gradient by atomics, as without torch.use_deterministic_algorithms."""
-    torch.use_deterministic_algorithms(False)
-    yield
-    torch.use_deterministic_algorithms(True)
 
 
 # Each rule once; the whole matrix runs in the workflows only.
@@ -142,14 +132,14 @@ def test_no_image_and_tensors_with_gaps(op: str) -> None:
     t = case.tensors(op)
     y, grad, _ = _expected(op, case, t)
     gaps = {name: torch.stack([x, x], -1)[..., 0] for name, x in t.items()}
-    assert error(triton.forward(op, *_tensors(op, gaps), *_geometry(op, case)), y) < TOLERANCE[torch.float32]
+    assert error(triton.forward(op, *_arguments(op, case, gaps)), y) < TOLERANCE[torch.float32]
     one = grad[:1, :1, :1, :1].expand_as(grad)
     expected = _backward(op, case, t, one.contiguous())
     for name, found in _backward(op, case, gaps, one).items():
         assert torch.equal(found, expected[name]), name
     # Boxes, and no image that they could be in.
     t["input"] = t["input"][:0]
-    assert not triton.forward(op, *_tensors(op, t), *_geometry(op, case)).any()
+    assert not triton.forward(op, *_arguments(op, case, t)).any()
     found = _backward(op, case, t, grad)
     assert found["input"].shape == (0, 4, 5, 6)
     assert not found["offset"].any() and not found["mask"].any()
@@ -159,7 +149,7 @@ def test_samples_are_counted_as_the_reference_does() -> None:
     # Bins of whole pixels by an inexact scale: one sample more would show in the second digit.
     x = torch.randn(1, 2, 9, 11, generator=torch.Generator().manual_seed(0))
     rois = [[0, 10.0 * i, 20.0, 10.0 * (i + j), 20.0 + 10.0 * j] for i in range(3) for j in (1, 3, 6)]
-    arguments = (x, torch.tensor(rois), 3, 2, 0.1, 0, True)
+    arguments = (x, torch.tensor(rois), (3, 2), 0.1, 0, True)
     expected = REFERENCES["roi_align"](*arguments)
     assert error(triton.forward("roi_align", *arguments), expected.double()) < 1e-6
 
@@ -171,7 +161,7 @@ def test_only_what_is_wanted(wanted: int) -> None:
     _, grad, expected = _expected(op, case, t)
     for name, found in _backward(op, case, t, grad, wanted).items():
         assert error(found, expected[name]) < TOLERANCE[torch.float32]
-    arguments = (grad, *_tensors(op, t), *_geometry(op, case), wanted)
+    arguments = (grad, *_arguments(op, case, t), wanted)
     assert [g.numel() > 0 for g in triton.backward(op, *arguments)] == [bool(wanted >> i & 1) for i in range(3)]
 
 
@@ -197,4 +187,4 @@ def test_deterministic_whatever_program_runs_first(reversed_grid: Callable[[], N
 def test_64_bit_indices_where_they_are_needed() -> None:
     for channels, index in ((2**10, tl.int32), (2**11, tl.int64)):
         x, rois = torch.empty(1, channels, 2**10, 2**10, device="meta"), torch.empty(1, 5, device="meta")
-        assert triton.roi_align(x, rois, 2, 2, 1.0, 0, True).arguments["INDEX"] == index
+        assert triton.POOLS["roi_align"](x, rois, (2, 2), 1.0, 0, True).arguments["INDEX"] == index
