@@ -57,8 +57,10 @@ def on_gpu(name: str, kernel: Callable[..., Any], *others: str) -> None:
 _on_gpu: set[str] = set()
 
 
-def chosen(op: str, implementation: str, tensor: Tensor) -> bool:
+def chosen(op: str, implementation: str, tensor: Tensor, compiled: bool = True) -> bool:
     """Return True where `op` runs on its kernel, False where it runs on the reference.
+
+    `compiled` says whether the library that was loaded has the operator: an older one may lack it.
 
     ``"auto"`` takes the kernel where there is one, else the reference with one warning naming the reason;
     ``"native"`` raises RuntimeError where there is none.
@@ -73,7 +75,7 @@ def chosen(op: str, implementation: str, tensor: Tensor) -> bool:
         low = tensor.dtype != torch.float64
         why = _lacking(kind, tensor.device.index) if low else f"there is no {kind} kernel for float64"
     elif kind in ("cpu", "meta"):
-        why = reason if path is None else ""
+        why = reason if path is None else "" if compiled else f"{path} was compiled without it; run make"
     else:
         why = f"there is no {kind} kernel"
     if why:

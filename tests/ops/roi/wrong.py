@@ -6,10 +6,12 @@ from typing import Any
 
 import torch
 
+from pliant.ops.table import OPERATORS
+
 Z = torch.zeros
 FLOATS = "float32 or float64 or bfloat16 or float16"
 # Those with torchvision's arguments, and the deformable ones.
-PLAIN = "roi_align ps_roi_align roi_pool ps_roi_pool"
+PLAIN = " ".join(o.name for o in OPERATORS if o.family == "roi" and len(o.gradients) == 1)
 MOVED = "deform_roi_pool deform_psroi_pool"
 PAIRS = f"{PLAIN} deform_roi_pool"
 PARTS = "(R, 2·classes, part_size, part_size)"

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from pliant import _check
 from pliant.ops import _declare
-from pliant.ops.roi import checks, reference
+from pliant.ops.roi import checks
+from pliant.ops.roi.reference import averages
 
 _OP = "deform_psroi_pool"
 
@@ -123,9 +124,9 @@ def _shape(
 
 
 def _triton() -> ModuleType:
-    from pliant.ops.roi.triton import averages
+    from pliant.ops.roi.triton import averages as kernels
 
-    return averages
+    return kernels
 
 
 _run = _declare.declare(
@@ -133,7 +134,7 @@ _run = _declare.declare(
     "Tensor input, Tensor rois, Tensor? offset, SymInt output_size, float spatial_scale, SymInt group_size, "
     "SymInt part_size, SymInt sample_per_part, float trans_std, Tensor? mask",
     _shape,
-    reference.deform_psroi_pool,
+    averages.deform_psroi_pool,
     _triton,
     gradients=("input", "offset", "mask"),
 )

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from types import ModuleType
 
-import torch
 from torch import Tensor
 
 from pliant import _check
 from pliant.ops import _declare
-from pliant.ops.roi import checks, reference
+from pliant.ops.roi import checks
+from pliant.ops.roi.reference import bins
 
 _OP = "ps_roi_pool"
 
@@ -78,31 +78,18 @@ def _shape(input: Tensor, rois: Tensor, output_size: Sequence[int], *rest: objec
 
 
 def _triton() -> ModuleType:
-    from pliant.ops.roi.triton import bins
+    from pliant.ops.roi.triton import bins as kernels
 
-    return bins
-
-
-def _pool_again(
-    above: Tensor,
-    input_size: Sequence[int],
-    channels_last: bool,
-    rois: Tensor,
-    output_size: Sequence[int],
-    scale: float,
-) -> Tensor:
-    """Pool again: backward is the transpose of forward, and this is the transpose of backward."""
-    result: Tensor = torch.ops.pliant.ps_roi_pool(above, rois, output_size, scale)
-    return result
+    return kernels
 
 
 _run = _declare.declare(
     _OP,
     "Tensor input, Tensor rois, SymInt[] output_size, float spatial_scale",
     _shape,
-    reference.ps_roi_pool,
+    bins.ps_roi_pool,
     _triton,
     gradients=("input",),
     forgotten="input",
-    linear=_pool_again,
+    linear=True,
 )

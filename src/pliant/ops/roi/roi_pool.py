@@ -10,7 +10,8 @@ from torch import Tensor
 
 from pliant import _check
 from pliant.ops import _declare
-from pliant.ops.roi import checks, reference
+from pliant.ops.roi import checks
+from pliant.ops.roi.reference import bins
 
 _OP = "roi_pool"
 
@@ -94,16 +95,16 @@ def _read_taken(
 
 
 def _triton() -> ModuleType:
-    from pliant.ops.roi.triton import bins
+    from pliant.ops.roi.triton import bins as kernels
 
-    return bins
+    return kernels
 
 
 _run = _declare.declare(
     _OP,
     "Tensor input, Tensor rois, SymInt[] output_size, float spatial_scale",
     _shape,
-    reference.roi_pool,
+    bins.roi_pool,
     _triton,
     gradients=("input",),
     forgotten="input",
