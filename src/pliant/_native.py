@@ -143,7 +143,7 @@ def _first_line(error: Exception) -> str:
 def _warn_once(op: str, why: str) -> None:
     if (op, why) not in _warned:
         _warned.add((op, why))
-        warnings.warn(f"{op}: runs on the slow reference, {why}", RuntimeWarning, stacklevel=4)
+        warnings.warn(f"{op}: runs on the slow reference, {why}", RuntimeWarning, stacklevel=7)
 
 
 _warned: set[tuple[str, str]] = set()
