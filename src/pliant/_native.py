@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -143,7 +145,18 @@ def _first_line(error: Exception) -> str:
 def _warn_once(op: str, why: str) -> None:
     if (op, why) not in _warned:
         _warned.add((op, why))
-        warnings.warn(f"{op}: runs on the slow reference, {why}", RuntimeWarning, stacklevel=7)
+        warnings.warn(f"{op}: runs on the slow reference, {why}", RuntimeWarning, stacklevel=_level())
 
 
 _warned: set[tuple[str, str]] = set()
+
+
+def _level() -> int:
+    """Return the `stacklevel` with which this function's caller warns at the first line outside of pliant."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and Path(frame.f_code.co_filename).is_relative_to(_PACKAGE):
+        frame, level = frame.f_back, level + 1
+    return level
+
+
+_PACKAGE = Path(__file__).parent

@@ -310,6 +310,9 @@ def _twice(
             if not t.requires_grad:
                 t.requires_grad_()
         output = function(*saved[1:])
+        if not output.requires_grad:
+            # Without boxes nothing depends on the tensors.
+            return [None if t is None else torch.zeros_like(t) for t in saved]
         asked = [(t, g) for i, (t, g) in enumerate(zip(saved[1:], above, strict=True)) if wanted >> i & 1]
         pairs = [(t, g) for t, g in asked if t is not None and g is not None]
         first = torch.autograd.grad(output, [t for t, _ in pairs], saved[0], create_graph=True)

@@ -15,7 +15,7 @@ from pliant import _check, ops, testing
 
 @dataclass(frozen=True)
 class Operator:
-    """What is known about a public operator beside what it computes.
+    """What is known about a public operator besides what it computes.
 
     Attributes:
         function: the public function.

@@ -115,9 +115,9 @@ def _shape(
         expected = (rois.shape[0], 2 * classes, part, part)
         _check.shape(_OP, "offset", offset, "(R, 2·classes, part_size, part_size)", expected)
         if C // (group * group) % classes != 0:
+            own = int(C // (group * group))
             raise ValueError(
-                f"{_OP}: offset has {int(classes)} classes, which must divide the {int(C // (group * group))} channels "
-                "of the output"
+                f"{_OP}: the {own} channels of the output must be divisible by the {int(classes)} classes of offset"
             )
     checks.check_mask(_OP, mask, rois, P, P)
     return rois.shape[0], C // (group * group), P, P
