@@ -20,7 +20,7 @@ from pliant.train import DetectorRecipe, log
 
 NETWORK = """
 model:
-  width: 8
+  width: 16
   stem: small
   deform: [null, null, null, v2]
   options: {channels: 8, hidden: 16, rpn_samples: 32, post_nms: [40, 20], rois: 16, score_threshold: 0.001}
@@ -52,7 +52,7 @@ def lines(folder: Path) -> list[dict[str, Any]]:
 
 def test_run_writes_down_what_it_was(run: Path) -> None:
     recipe = DetectorRecipe.of(json.loads((run / "recipe.json").read_text()))
-    assert (recipe.seed, recipe.batch, recipe.model.width, recipe.data.size) == (3, 4, 8, 64)
+    assert (recipe.seed, recipe.batch, recipe.model.width, recipe.data.size) == (3, 4, 16, 64)
     assert recipe.model.deform == (None, None, None, "v2")
     assert recipe == DetectorRecipe.of(checkpoint.read(run / "last.pt")["recipe"])
     assert [(r["kind"], r["step"]) for r in lines(run)] == [
@@ -68,7 +68,7 @@ def test_printed_configuration_is_one(config: str, tmp_path: Path, capsys: pytes
         return capsys.readouterr().out
 
     first = printed("--config", config, "--optimiser.lr", "0.5")
-    assert "lr: 0.5" in first and "width: 8" in first
+    assert "lr: 0.5" in first and "width: 16" in first
     path = tmp_path / "again.yaml"
     path.write_text(first)
     assert printed("--config", str(path)) == first
@@ -184,7 +184,7 @@ def test_prediction(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
     broken = tmp_path / "broken.jpg"
     broken.write_bytes(b"no picture")
     out = tmp_path / "out"
-    words = [str(run / "best.pt"), str(first), str(broken), str(wide), str(second), "--threshold", "0.01"]
+    words = [str(run / "best.pt"), str(first), str(broken), str(wide), str(second), "--threshold", "0.001"]
     assert app.main(["predict", *words, "--out", str(out)]) == 1
     said, err = capsys.readouterr()
     assert err.count("\n") == 1 and "broken.jpg cannot be read" in err
@@ -198,7 +198,7 @@ def test_prediction(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert {line["image_id"] for line in found} <= sizes.keys() and found
     for line in found:
         assert line["category_id"] in Composed(0, 1).category_ids
-        assert 0.01 <= line["score"] <= 1
+        assert 0.001 <= line["score"] <= 1
         x, y, w, h = line["bbox"]
         W, H = sizes[line["image_id"]]
         assert x >= 0 and y >= 0 and w > 0 and h > 0 and x + w <= W + 1e-3 and y + h <= H + 1e-3

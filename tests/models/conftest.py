@@ -37,11 +37,11 @@ def scenes() -> Callable[..., Scenes]:
 
 @pytest.fixture
 def backbone() -> Callable[..., ResNet]:
-    """Return a function that makes a ResNet-18 of width 8 with the small stem, always the same."""
+    """Return a function that makes a ResNet-18 of width 16 with the small stem, always the same."""
 
     def make(**options: object) -> ResNet:
         torch.manual_seed(0)
-        return ResNet(18, width=8, stem="small", **options)
+        return ResNet(18, width=16, stem="small", **options)
 
     return make
 

@@ -283,7 +283,7 @@ def test_a_batch_has_the_mean_loss_of_its_pictures(
 
 
 def test_normalisation() -> None:
-    net = FasterRCNN(ResNet(18, width=8, stem="small", in_channels=1), 2, mean=(0.5,), std=(0.25,), hidden=8)
+    net = FasterRCNN(ResNet(18, width=16, stem="small", in_channels=1), 2, mean=(0.5,), std=(0.25,), hidden=8)
     image = torch.rand(1, 32, 32, requires_grad=True)
     pictures, _ = net.batch([image])
     torch.testing.assert_close(pictures[0], (image - 0.5) / 0.25)
@@ -346,7 +346,7 @@ def test_trains_in_double_precision(neck: str, detector: Make, scenes: Make) -> 
 
 def test_backbone_loads_imagenet(detector: Make, backbone: Make, tmp_path: Any) -> None:
     torch.manual_seed(7)
-    source = ResNet(18, width=8, stem="small")
+    source = ResNet(18, width=16, stem="small")
     torch.save(source.state_dict(), tmp_path / "resnet.pth")
     net = detector()
     load_imagenet(net, tmp_path / "resnet.pth")

@@ -14,11 +14,11 @@ from pliant.train import DataRecipe, DetectorRecipe, ModelRecipe, OptimiserRecip
 from pliant.train.build import augmentation, build_data, resizing
 
 SMALL = {"channels": 8, "hidden": 16, "rpn_samples": 32, "post_nms": (40, 20), "rois": 16}
-RECIPE = ModelRecipe(width=8, stem="small", options=SMALL)
+RECIPE = ModelRecipe(width=16, stem="small", options=SMALL)
 PATCHES: dict[str, Any] = {"mimic": "foreground", "mimic_options": {"size": 64, "count": 2}}
 
 RFCN_RECIPE = ModelRecipe(
-    detector="rfcn", width=8, stem="small", stride=16, roi_pool="deform_ps",
+    detector="rfcn", width=16, stem="small", stride=16, roi_pool="deform_ps",
     options={"width": 16, "bins": 3, "rpn_channels": 16, "rpn_samples": 32, "post_nms": (40, 20)},
 )  # fmt: skip
 

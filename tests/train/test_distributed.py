@@ -66,7 +66,7 @@ def faster_rcnn(classes: int) -> FasterRCNN:
     which of two proposals suppresses the other.
     """
     torch.manual_seed(0)
-    backbone = ResNet(18, deform=(None, None, None, "v2"), width=8, stem="small", frozen_bn=True)
+    backbone = ResNet(18, deform=(None, None, None, "v2"), width=16, stem="small", frozen_bn=True)
     net = FasterRCNN(backbone, classes, channels=8, hidden=16, rpn_samples=2000, post_nms=(40, 20), rois=100)
     with torch.no_grad():
         # Zero at the start: nothing would be scored, moved or sampled differently.
