@@ -98,7 +98,7 @@ WRONG: list[tuple[str, dict[str, Any], type[Exception], str]] = [
         "ps_roi_align ps_roi_pool",
         {"output_size": 3},
         ValueError,
-        "the 3×3 bins take turns, 9 must divide the 8 channels of input",
+        "the 3×3 = 9 bins must divide the 8 channels of input",
     ),
     (
         "roi_pool",
