@@ -130,7 +130,8 @@ std::vector<int64_t> keep_all(std::vector<Candidate>& all, const std::vector<int
 
 Tensor nms(const Tensor& boxes, const Tensor& scores, const std::optional<Tensor>& classes, double iou_threshold) {
   auto list = [&](const Tensor& t) { return t.dim() == 1 && t.size(0) == boxes.size(0); };
-  require_fit(is_floating(boxes) && boxes.dim() == 2 && boxes.size(1) == 4 && is_floating(scores) && list(scores) &&
+  require_fit(iou_threshold >= 0 && iou_threshold <= 1 && is_floating(boxes) && boxes.dim() == 2 &&
+                  boxes.size(1) == 4 && is_floating(scores) && list(scores) &&
                   (!classes || (list(*classes) && classes->scalar_type() == ScalarType::Long)),
               "nms");
   std::vector<Candidate> all = candidates(scores, classes);

@@ -64,7 +64,7 @@ def tables(page: str) -> dict[str, str]:
             " ".join(SHORT[d] for d in WIDE_FIRST if d in o.gpu_dtypes),
             ", ".join(f"`{name}`" for name in o.gradients) or str(words["none"]),
             str(words["whole" if o.whole else "parts"]),
-            ", ".join(o.exports),
+            ", ".join(o.exports) or str(words["none"]),
         )
         for o in OPERATORS
     )

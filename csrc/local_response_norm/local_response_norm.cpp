@@ -31,9 +31,8 @@ void launch(const Tensor& input, const Tensor* grad, Tensor& out, const Layout& 
   const int64_t least = std::max<int64_t>(32768 / (job.batch * job.chunk * layout.width * job.columns), 1);
   const int64_t lanes = lanes_for(job.blocks / least), size = job.scratch();
   const Buffer<typename Work<T>::type> scratch(lanes * size);
-  for_lanes(lanes, job.blocks, [&](int64_t lane, int64_t begin, int64_t end) {
-    run(job, begin, end, scratch.get() + lane * size);
-  });
+  for_lanes(lanes, job.blocks,
+            [&](int64_t lane, int64_t begin, int64_t end) { run(job, begin, end, scratch.get() + lane * size); });
 }
 
 // Whether the elements of a tensor fill one piece of memory, in any order of dimensions.
@@ -76,7 +75,8 @@ std::optional<Layout> layout_of(const Tensor& x, int64_t dim, bool spatial) {
 }
 
 Tensor normalize(Tensor x, const Tensor* grad, int64_t dim, bool spatial, const Window& window) {
-  bool fits = window.before >= 0 && window.after >= 0 && (spatial ? x.dim() >= 2 : dim >= 0 && dim < x.dim());
+  bool fits =
+      is_floating(x) && window.before >= 0 && window.after >= 0 && (spatial ? x.dim() >= 2 : dim >= 0 && dim < x.dim());
   if (grad) {
     fits = fits && grad->scalar_type() == x.scalar_type() && grad->dim() == x.dim();
     for (int64_t d = 0; fits && d < x.dim(); ++d) fits = grad->size(d) == x.size(d);

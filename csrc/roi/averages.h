@@ -21,7 +21,7 @@ struct Pool {
   int64_t classes = 1;     // classes of channels with offsets of their own
 
   Pool(const char* op, const Tensor& input, const Tensor& rois, const std::array<int64_t, 2>& size)
-      : op(op),
+      : op(ranked(op, input, rois)),
         N(input.size(0)),
         C(input.size(1)),
         H(input.size(2)),
@@ -29,6 +29,12 @@ struct Pool {
         R(rois.size(0)),
         Ph(size[0]),
         Pw(size[1]) {}
+
+  // Return `op` if the ranks are right: the sizes are read next.
+  static const char* ranked(const char* op, const Tensor& input, const Tensor& rois) {
+    require_fit(input.dim() == 4 && rois.dim() == 2, op);
+    return op;
+  }
 
   int64_t bins() const { return Ph * Pw; }
   int64_t groups() const { return Gh * Gw; }
@@ -71,6 +77,7 @@ inline Pool deform_psroi_pool_of(const Tensor& input, const Tensor& rois, const 
   s.rule = {.samples = samples, .counted = true, .scale = scale, .gamma = std};
   s.Gh = s.Gw = group;
   s.part = part;
+  require_fit(!offset || offset->dim() == 4, s.op);
   s.classes = offset ? offset->size(1) / 2 : 1;
   return s;
 }

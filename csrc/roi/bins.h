@@ -12,6 +12,11 @@ namespace pliant {
 inline bool is_map(const Tensor& t) {
   return is_floating(t) && t.dim() == 4 && t.size(1) > 0 && t.size(2) > 0 && t.size(3) > 0;
 }
+// Rows and columns of bins, whose product fits into 64 bits.
+inline bool are_bins(int64_t Ph, int64_t Pw) {
+  constexpr int64_t kMost = int64_t(1) << 31;
+  return Ph > 0 && Pw > 0 && Ph < kMost && Pw < kMost;
+}
 // Boxes of a map: float32, or the map's dtype.
 inline bool are_boxes(const Tensor& t, const Tensor& map) {
   const bool right = t.scalar_type() == ScalarType::Float || t.scalar_type() == map.scalar_type();

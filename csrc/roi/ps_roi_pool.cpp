@@ -62,7 +62,7 @@ void average_box(const Bins& bins, const Map<A>& map, int64_t r, int64_t O, int6
 Tensor ps_roi_pool(const Tensor& input, const Tensor& rois, const std::vector<int64_t>& output_size, double scale) {
   const auto bins_of = numbers<2>(output_size, "ps_roi_pool");
   const int64_t Ph = bins_of[0], Pw = bins_of[1];
-  require_fit(is_map(input) && are_boxes(rois, input) && Ph > 0 && Pw > 0 && input.size(1) % (Ph * Pw) == 0,
+  require_fit(is_map(input) && are_boxes(rois, input) && are_bins(Ph, Pw) && input.size(1) % (Ph * Pw) == 0,
               "ps_roi_pool");
   const int64_t N = input.size(0), C = input.size(1), H = input.size(2), W = input.size(3), R = rois.size(0);
   const int64_t count = Ph * Pw, O = C / count;
@@ -106,8 +106,8 @@ Tensor ps_roi_pool_backward(const Tensor& grad, const std::vector<int64_t>& inpu
   const auto map_of = numbers<4>(input_size, "ps_roi_pool");
   const auto bins_of = numbers<2>(output_size, "ps_roi_pool");
   const int64_t N = map_of[0], C = map_of[1], H = map_of[2], W = map_of[3], Ph = bins_of[0], Pw = bins_of[1];
-  require_fit(is_map(grad) && are_boxes(rois, grad) && grad.size(0) == rois.size(0) && N >= 0 && H > 0 && W > 0 &&
-                  grad.size(2) == Ph && grad.size(3) == Pw && grad.size(1) * Ph * Pw == C,
+  require_fit(is_map(grad) && are_boxes(rois, grad) && are_bins(Ph, Pw) && grad.size(0) == rois.size(0) && N >= 0 &&
+                  H > 0 && W > 0 && grad.size(2) == Ph && grad.size(3) == Pw && grad.size(1) * Ph * Pw == C,
               "ps_roi_pool");
   const int64_t R = grad.size(0), O = grad.size(1), count = Ph * Pw;
   Tensor grad_input = empty_map(grad, N, C, H, W, last);

@@ -66,7 +66,7 @@ std::tuple<Tensor, Tensor> roi_pool(const Tensor& input, const Tensor& rois, con
                                     double scale) {
   const auto bins_of = numbers<2>(output_size, "roi_pool");
   const int64_t Ph = bins_of[0], Pw = bins_of[1];
-  require_fit(is_map(input) && are_boxes(rois, input) && Ph > 0 && Pw > 0 && input.size(2) <= INT32_MAX / input.size(3),
+  require_fit(is_map(input) && are_boxes(rois, input) && are_bins(Ph, Pw) && input.size(2) <= INT32_MAX / input.size(3),
               "roi_pool");
   const int64_t N = input.size(0), C = input.size(1), H = input.size(2), W = input.size(3), R = rois.size(0);
   const int64_t size = Ph * Pw * C;

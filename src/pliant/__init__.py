@@ -1,4 +1,4 @@
-"""Deformable and normalizing operators for PyTorch, and the networks, experiments and pictures built on them."""
+"""Deformable and normalizing operators for PyTorch, and the networks, experiments and figures built on them."""
 
 from typing import TYPE_CHECKING
 
@@ -8,7 +8,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from pliant import nn, ops
 else:
-    # Imported when first asked for: `pliant --help` imports this file, and answers before torch would be loaded.
+    # Imported when first asked for: `pliant --help` imports this file, and answers without loading torch.
     def __getattr__(name):
         if name not in __all__:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -10,17 +10,21 @@ from torch.overrides import handle_torch_function, has_torch_function_unary
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 LOW = (torch.bfloat16, torch.float16)
+# Sizes from here on are refused: their products would leave 64 bits.
+LIMIT = 2**31
 
 
 def pair(op: str, name: str, value: int | Sequence[int], least: int) -> tuple[int, int]:
     """Return `value` as (vertical, horizontal), each at least `least`."""
-    if type(value) is int and value >= least:
+    if type(value) is int and least <= value < LIMIT:
         return value, value
     both = tuple(value) if isinstance(value, Sequence) else (value, value)
     if len(both) != 2 or not all(isinstance(v, int | torch.SymInt) and not isinstance(v, bool) for v in both):
         raise TypeError(f"{op}: {name} must be an int or a pair of ints, got {value!r}")
     if both[0] < least or both[1] < least:
         raise ValueError(f"{op}: {name} must be at least {least}, got {value!r}")
+    if any(type(v) is int and v >= LIMIT for v in both):
+        raise ValueError(f"{op}: {name} must be less than 2³¹, got {value!r}")
     return both
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -57,8 +59,10 @@ def on_gpu(name: str, kernel: Callable[..., Any], *others: str) -> None:
 _on_gpu: set[str] = set()
 
 
-def chosen(op: str, implementation: str, tensor: Tensor) -> bool:
+def chosen(op: str, implementation: str, tensor: Tensor, compiled: bool = True) -> bool:
     """Return True where `op` runs on its kernel, False where it runs on the reference.
+
+    `compiled` says whether the library that was loaded has the operator: an older one may lack it.
 
     ``"auto"`` takes the kernel where there is one, else the reference with one warning naming the reason;
     ``"native"`` raises RuntimeError where there is none.
@@ -73,7 +77,7 @@ def chosen(op: str, implementation: str, tensor: Tensor) -> bool:
         low = tensor.dtype != torch.float64
         why = _lacking(kind, tensor.device.index) if low else f"there is no {kind} kernel for float64"
     elif kind in ("cpu", "meta"):
-        why = reason if path is None else ""
+        why = reason if path is None else "" if compiled else f"{path} was compiled without it; run make"
     else:
         why = f"there is no {kind} kernel"
     if why:
@@ -141,7 +145,18 @@ def _first_line(error: Exception) -> str:
 def _warn_once(op: str, why: str) -> None:
     if (op, why) not in _warned:
         _warned.add((op, why))
-        warnings.warn(f"{op}: runs on the slow reference, {why}", RuntimeWarning, stacklevel=4)
+        warnings.warn(f"{op}: runs on the slow reference, {why}", RuntimeWarning, stacklevel=_level())
 
 
 _warned: set[tuple[str, str]] = set()
+
+
+def _level() -> int:
+    """Return the `stacklevel` with which this function's caller warns at the first line outside of pliant."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and Path(frame.f_code.co_filename).is_relative_to(_PACKAGE):
+        frame, level = frame.f_back, level + 1
+    return level
+
+
+_PACKAGE = Path(__file__).parent

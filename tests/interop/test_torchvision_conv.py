@@ -86,7 +86,10 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         _tensors(input=(6, 5, 5)),
         "deform_conv2d: every tensor must have 4 dimensions, got input 3, offset 4",
     ),
-    "groups": (_tensors(weight=(4, 4, 3, 3)), "torchvision.ops.deform_conv2d: the 4 channels per group of weight"),
+    "groups": (
+        _tensors(weight=(4, 4, 3, 3)),
+        "torchvision.ops.deform_conv2d: the 6 channels of input must be divisible",
+    ),
     "offset groups": (_tensors(offset=(2, 72, 5, 5)), "torchvision.ops.deform_conv2d: offset must have shape"),
     "bias": ({**_tensors(), "bias": torch.zeros(3)}, "torchvision.ops.deform_conv2d: bias must have shape (O,) = (4,)"),
     "dtype": ({**_tensors(), "bias": torch.zeros(4).double()}, "torchvision.ops.deform_conv2d: bias must be float32"),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -226,8 +227,10 @@ def test_native_says_what_is_missing(op: Operator, no_kernels: str) -> None:
 def test_auto_without_kernels_warns_once_and_computes(op: Operator, no_kernels: str) -> None:
     problem = Problem(op, op.cases[0])
     tensors = problem.tensors()
-    with pytest.warns(RuntimeWarning, match=f"^{op.name}: runs on the slow reference, {no_kernels}$"):
+    with pytest.warns(RuntimeWarning, match=f"^{op.name}: runs on the slow reference, {no_kernels}$") as caught:
         first = problem.call(tensors)
+    # It points at the line outside of pliant that called.
+    assert [Path(w.filename).name for w in caught] == ["contract.py"]
     # A second warning would be an error.
     assert torch.equal(first, problem.call(tensors))
     assert torch.equal(first, problem.call(tensors, "reference"))

@@ -65,7 +65,7 @@ def declare(
     elementwise: bool = False,
     forgotten: str = "",
     extra: Extra | None = None,
-    linear: Callable[..., Tensor] | None = None,
+    linear: Callable[..., Tensor] | bool = False,
     fake: Callable[..., Tensor] | None = None,
 ) -> Callable[..., Tensor]:
     """Declare an operator and its derivatives to torch.
@@ -84,8 +84,9 @@ def declare(
         forgotten: a tensor that backward does not read and that is not kept: the backward kernel gets
             ``SymInt[] {forgotten}_size, bool channels_last`` instead.
         extra: a second output of the kernel for its own backward.
-        linear: for an operator whose backward is linear and does not read the tensor `forgotten`: computes the gradient
-            of the backward's first argument from the upstream gradient and the backward kernel's other arguments.
+        linear: for an operator with a tensor `forgotten`, whose backward must be linear: returns the gradient of
+            backward's first argument, from the gradient above and the arguments of the backward kernel. True stands
+            for the operator itself on the gradient above, where it is linear in `forgotten`.
         fake: the fake kernel, where the size of the output depends on values.
 
     Returns:
@@ -93,6 +94,8 @@ def declare(
         `called` the public function's name where that is not the operator's.
     """
     what = Declaration(name, arguments, gradients, bias, forgotten, extra, elementwise)
+    if (forgotten != "") != (linear is not False):
+        raise ValueError(f"{name}: a tensor that is forgotten needs `linear`, and nothing else does")
     what.define()
 
     def fake_forward(*given: Any) -> Any:
@@ -172,7 +175,7 @@ class Backward:
     """First derivatives by the backward kernel, second ones through the reference."""
 
     def __init__(
-        self, what: Declaration, reference: Callable[..., Tensor], linear: Callable[..., Tensor] | None
+        self, what: Declaration, reference: Callable[..., Tensor], linear: Callable[..., Tensor] | bool
     ) -> None:
         self.what, self.reference, self.linear = what, reference, linear
         self.kernel = getattr(torch.ops.pliant, f"{what.name}_backward").default
@@ -239,6 +242,12 @@ class Backward:
             result[what.bias] = grad.sum([0, *range(2, grad.dim())])
         return tuple(result)
 
+    def again(self, above: Tensor | None, *read: Any) -> Tensor:
+        """Run the operator on the gradient above, in place of the tensor that was forgotten."""
+        at = self.what.slot[self.what.forgotten]
+        result: Tensor = getattr(torch.ops.pliant, self.what.name)(*read[:at], above, *read[at + 2 :])
+        return result
+
     def keep_again(self, ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         """Save all arguments of the backward kernel."""
         kept = [0, *(at + 1 for at in self.what.kept)]
@@ -253,7 +262,10 @@ class Backward:
             given[at] = t
         result: list[Tensor | None] = [None] * len(given)
         grad, *read = given
-        if self.linear is not None:
+        if self.linear is True:
+            result[0] = self.again(above[0], *read)
+            return tuple(result)
+        if self.linear is not False:
             result[0] = self.linear(above[0], *read)
             return tuple(result)
         arguments = [None if i == what.bias else read[what.slot[i]] for i in range(len(what.names))]
@@ -298,6 +310,9 @@ def _twice(
             if not t.requires_grad:
                 t.requires_grad_()
         output = function(*saved[1:])
+        if not output.requires_grad:
+            # Without boxes nothing depends on the tensors.
+            return [None if t is None else torch.zeros_like(t) for t in saved]
         asked = [(t, g) for i, (t, g) in enumerate(zip(saved[1:], above, strict=True)) if wanted >> i & 1]
         pairs = [(t, g) for t, g in asked if t is not None and g is not None]
         first = torch.autograd.grad(output, [t for t, _ in pairs], saved[0], create_graph=True)
@@ -324,6 +339,7 @@ def _runner(
     record = None if backward is None else _recorded(what, kernel, backward).apply
     tensors = [(i, what.types[i] == "Tensor") for i in what.tensors]
     single = what.extra is None
+    compiled = torch._C._dispatch_has_kernel_for_dispatch_key(f"pliant::{what.name}", "CPU")
     # Every line here adds to the cost of every call in a small network: no generators, no name looked up twice.
     compiling, tracing = torch.compiler.is_compiling, torch._C._get_tracing_state
     modes, transforms = torch._C._len_torch_dispatch_stack, torch._C._are_functorch_transforms_active
@@ -332,6 +348,7 @@ def _runner(
     def run(implementation: str, *given: Any, called: str = "") -> Tensor:
         if (
             implementation == "auto"
+            and compiled
             and _native.path is not None
             and not compiling()
             and tracing() is None
@@ -373,7 +390,7 @@ def _runner(
         given = tuple(_check.autocast(kind, a) if i in lowered else a for i, a in enumerate(given))
         shape(*given)
         output: Tensor
-        if _native.chosen(op, implementation, given[0]):
+        if _native.chosen(op, implementation, given[0], compiled):
             found = overload(*given)
             output = found if single else found[0]
             return output

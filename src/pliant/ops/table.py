@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,7 @@ from pliant import _check, ops, testing
 
 @dataclass(frozen=True)
 class Operator:
-    """What is known about a public operator beside what it computes.
+    """What is known about a public operator besides what it computes.
 
     Attributes:
         function: the public function.
@@ -133,8 +134,10 @@ def _of_roi(
     jumps: bool = False,
     traceable: bool = True,
     variants: tuple[dict[str, Any], ...] = ({},),
+    exports: tuple[str, ...] = ("ONNX", "OpenVINO"),
 ) -> Operator:
     name = function.__name__
+    taken = inspect.signature(function).parameters
     moved = ("offset", "mask") if name.startswith("deform") else ()
 
     def beside(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -145,7 +148,7 @@ def _of_roi(
         function=function,
         family="roi",
         inputs=_roi(name),
-        settings=lambda case: case.arguments(name),
+        settings=lambda case: {n: v for n, v in case.arguments(name).items() if n in taken},
         cases=testing.PS_ROI_CASES if own_channels else testing.ROI_CASES,
         checked="classes" if own_channels else "adaptive",
         speed=testing.ROI_SPEED if timed else (),
@@ -163,6 +166,7 @@ def _of_roi(
         meaning_zh=meaning_zh,
         source=source,
         page="roi_pooling.md",
+        exports=exports,
     )
 
 

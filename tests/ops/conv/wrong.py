@@ -29,6 +29,8 @@ WRONG: list[tuple[str, dict[str, Any], type[Exception], str]] = [
     ("deform_conv2d", {"stride": 0}, ValueError, "stride must be at least 1, got 0"),
     ("deform_conv2d", {"padding": (1, -1)}, ValueError, "padding must be at least 0, got (1, -1)"),
     ("deform_conv2d", {"dilation": (0, 1)}, ValueError, "dilation must be at least 1, got (0, 1)"),
+    ("deform_conv2d", {"padding": 2**70}, ValueError, f"padding must be less than 2³¹, got {2**70}"),
+    ("deform_conv2d", {"dilation": (1, 2**31)}, ValueError, f"dilation must be less than 2³¹, got {(1, 2**31)}"),
     ("deform_conv2d", {"stride": 1.5}, TypeError, "stride must be an int or a pair of ints, got 1.5"),
     (
         "deform_conv2d",
@@ -124,13 +126,13 @@ WRONG: list[tuple[str, dict[str, Any], type[Exception], str]] = [
         "deform_conv2d",
         {"weight": Z(6, 3, 3, 3)},
         ValueError,
-        "the 3 channels per group of weight must divide the 4 channels of input",
+        "the 4 channels of input must be divisible by the 3 channels per group of weight",
     ),
     (
         "deform_conv2d",
         {"weight": Z(5, 2, 3, 3)},
         ValueError,
-        "the 2 groups of 2 input channels must divide the 5 outputs of weight",
+        "the 5 output channels of weight must be divisible by its 2 groups",
     ),
     (
         "deform_conv2d",

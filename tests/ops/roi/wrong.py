@@ -6,10 +6,12 @@ from typing import Any
 
 import torch
 
+from pliant.ops.table import OPERATORS
+
 Z = torch.zeros
 FLOATS = "float32 or float64 or bfloat16 or float16"
 # Those with torchvision's arguments, and the deformable ones.
-PLAIN = "roi_align ps_roi_align roi_pool ps_roi_pool"
+PLAIN = " ".join(o.name for o in OPERATORS if o.family == "roi" and len(o.gradients) == 1)
 MOVED = "deform_roi_pool deform_psroi_pool"
 PAIRS = f"{PLAIN} deform_roi_pool"
 PARTS = "(R, 2·classes, part_size, part_size)"
@@ -48,6 +50,8 @@ def _of_boxes(ops: str, name: str) -> list[tuple[str, dict[str, Any], type[Excep
         (ops, {name: [Z(3, 4)]}, ValueError, f"{name} must hold one tensor for each of the 2 images, got 1"),
         (ops, {name: [Z(3, 4), Z(0, 5)]}, ValueError, f"{name}[1] must have shape (n, 4), got (0, 5)"),
         (ops, {name: Z(5)}, ValueError, f"{name} must have shape (R, 5), got (5,)"),
+        (ops, {name: Z(())}, ValueError, f"{name} must have shape (R, 5), got ()"),
+        (ops, {name: Z(3, 5, dtype=torch.complex64)}, TypeError, f"{name} must be float32, got complex64"),
         (
             ops,
             {name: Z(3, 4)},
@@ -77,7 +81,9 @@ WRONG: list[tuple[str, dict[str, Any], type[Exception], str]] = [
             ({"input": _MAP.int()}, TypeError, f"input must be {FLOATS}, got int32"),
             ({"input": Z(2, 8, 0, 7)}, ValueError, "input must not be an empty map, got (2, 8, 0, 7)"),
             ({"input": Z(2, 0, 6, 7)}, ValueError, "input must not be an empty map, got (2, 0, 6, 7)"),
+            ({"input": Z(())}, ValueError, "input must have shape (N, C, H, W), got ()"),
             ({"output_size": 0}, ValueError, "output_size must be at least 1, got 0"),
+            ({"output_size": 2**32}, ValueError, "output_size must be less than 2³¹, got 4294967296"),
             (
                 {"implementation": "fast"},
                 ValueError,
@@ -107,6 +113,12 @@ WRONG: list[tuple[str, dict[str, Any], type[Exception], str]] = [
         "input must have fewer than 2³¹ pixels, got 65536×32768",
     ),
     # Offsets and masks.
+    (
+        "deform_psroi_pool",
+        {"offset": Z(5)},
+        ValueError,
+        "offset must have shape (R, 2·classes, part_size, part_size), got (5,)",
+    ),
     (MOVED, {"offset": 3}, TypeError, "offset must be a tensor, got int"),
     (MOVED, {"mask": True}, TypeError, "mask must be a tensor, got bool"),
     ("deform_roi_pool", {"offset": Z(3, 2, 2, 4).double()}, TypeError, "offset must be float32, got float64"),
@@ -171,7 +183,7 @@ WRONG: list[tuple[str, dict[str, Any], type[Exception], str]] = [
         "deform_psroi_pool",
         {"offset": Z(3, 6, 3, 3)},
         ValueError,
-        "offset has 3 classes, which must divide the 2 channels of the output",
+        "the 2 channels of the output must be divisible by the 3 classes of offset",
     ),
     # Parts and groups.
     ("deform_psroi_pool", {"output_size": (2, 2)}, TypeError, "output_size must be an int, got (2, 2)"),

@@ -62,8 +62,8 @@ def deform_conv2d(
         fixed number of threads.
 
     Raises:
-        TypeError: a dtype is unsupported or not input's; only `offset` and `mask` may be float32 instead, beside input
-            in float16 or bfloat16.
+        TypeError: a dtype is unsupported or not input's; only `offset` and `mask` may be float32 instead, with input in
+            float16 or bfloat16.
         ValueError: a shape does not fit, tensors are on different devices, the output would be empty.
         RuntimeError: ``implementation="native"`` where there is no kernel.
 
@@ -116,11 +116,11 @@ def _shape(
         raise ValueError(f"{_OP}: weight must not be empty, got {tuple(int(n) for n in weight.shape)}")
     if C < 1 or C % Cg != 0:
         raise ValueError(
-            f"{_OP}: the {int(Cg)} channels per group of weight must divide the {int(C)} channels of input"
+            f"{_OP}: the {int(C)} channels of input must be divisible by the {int(Cg)} channels per group of weight"
         )
     if O % (C // Cg) != 0:
         raise ValueError(
-            f"{_OP}: the {int(C // Cg)} groups of {int(Cg)} input channels must divide the {int(O)} outputs of weight"
+            f"{_OP}: the {int(O)} output channels of weight must be divisible by its {int(C // Cg)} groups"
         )
     size = tuple(
         (n + 2 * p - d * (k - 1) - 1) // s + 1

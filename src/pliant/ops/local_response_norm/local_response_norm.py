@@ -76,12 +76,12 @@ def local_response_norm(
     _check_input(_OP, input, least, letters)
     if spatial:
         before = after = int(size) // 2
-        places = int(size) ** 2
+        count = int(size) ** 2
     else:
-        before, after, places = int(size) // 2, (int(size) - 1) // 2, int(size)
+        before, after, count = int(size) // 2, (int(size) - 1) // 2, int(size)
         if even == "right":
             before, after = after, before
-    numbers = float(alpha / places), float(beta), float(k)
+    numbers = float(alpha / count), float(beta), float(k)
     return _run(implementation, input, 1, before, after, spatial, *numbers)
 
 

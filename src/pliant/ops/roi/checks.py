@@ -63,7 +63,9 @@ def _check_images(op: str, name: str, input: Tensor, rois: Tensor) -> None:
     """Raise ValueError for an image index out of range, where values can be read: on the CPU, in eager mode."""
     if rois.device.type != "cpu" or torch.compiler.is_compiling() or isinstance(rois, FakeTensor):
         return
-    if torch._C._are_functorch_transforms_active() or rois.dim() != 2 or rois.shape[1] != 5:
+    if torch._C._are_functorch_transforms_active() or not rois.is_floating_point():
+        return
+    if rois.dim() != 2 or rois.shape[1] != 5:
         return
     N = input.shape[0]
     index = rois.detach()[:, 0]
@@ -81,6 +83,8 @@ def whole(op: str, name: str, value: object, least: int | None = None) -> None:
         raise TypeError(f"{op}: {name} must be an int, got {value!r}")
     if least is not None and value < least:
         raise ValueError(f"{op}: {name} must be at least {least}, got {value}")
+    if type(value) is int and value >= _check.LIMIT:
+        raise ValueError(f"{op}: {name} must be less than 2³¹, got {value}")
 
 
 def check_mask(op: str, mask: Tensor | None, rois: Tensor, Ph: int, Pw: int) -> None:

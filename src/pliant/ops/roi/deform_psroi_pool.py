@@ -9,7 +9,8 @@ from torch import Tensor
 
 from pliant import _check
 from pliant.ops import _declare
-from pliant.ops.roi import checks, reference
+from pliant.ops.roi import checks
+from pliant.ops.roi.reference import averages
 
 _OP = "deform_psroi_pool"
 
@@ -35,7 +36,7 @@ def deform_psroi_pool(
     ``start = round(y1, x1)·spatial_scale − ½``, ``extent = (round(y2, x2) + 1)·spatial_scale − ½ − start``, at least
     0.1, ``bin = extent/P``, ``Δ = trans_std·extent·offset[r, class(c), part(b)]``. `round` is that of C: half away
     from zero. Channel c of bin (ph, pw) is channel ``(c·group_size + gh)·group_size + gw`` of the map with
-    ``gh = floor(ph·group_size/P)``; it takes the offsets of part ``floor(ph·part_size/P)``; gw and columns alike.
+    ``gh = floor(ph·group_size/P)``; it takes the offsets of part ``floor(ph·part_size/P)``; gw and columns likewise.
 
     At the edges: a sample outside ``[−½, H − ½] × [−½, W − ½]`` is left out of sum and `count`, others are moved into
     the map, where the derivative in that direction is 0; a bin without any sample is 0. At integer positions the offset
@@ -62,8 +63,8 @@ def deform_psroi_pool(
         (R, C/group_size², P, P) in input's dtype, differentiable twice in input, offset and mask.
 
     Raises:
-        TypeError: a dtype is unsupported or not input's; only `rois`, and beside input in float16 or bfloat16 `offset`
-            and `mask`, may be float32 instead.
+        TypeError: a dtype is unsupported or not input's; `rois` may always be float32 instead, `offset` and `mask` with
+            input in float16 or bfloat16.
         ValueError: a shape does not fit, tensors are on different devices, or (on the CPU, outside of torch.compile)
             an image index is out of range; elsewhere such an RoI gives zeros and no gradient.
         RuntimeError: ``implementation="native"`` where there is no kernel.
@@ -114,18 +115,18 @@ def _shape(
         expected = (rois.shape[0], 2 * classes, part, part)
         _check.shape(_OP, "offset", offset, "(R, 2·classes, part_size, part_size)", expected)
         if C // (group * group) % classes != 0:
+            own = int(C // (group * group))
             raise ValueError(
-                f"{_OP}: offset has {int(classes)} classes, which must divide the {int(C // (group * group))} channels "
-                "of the output"
+                f"{_OP}: the {own} channels of the output must be divisible by the {int(classes)} classes of offset"
             )
     checks.check_mask(_OP, mask, rois, P, P)
     return rois.shape[0], C // (group * group), P, P
 
 
 def _triton() -> ModuleType:
-    from pliant.ops.roi.triton import averages
+    from pliant.ops.roi.triton import averages as kernels
 
-    return averages
+    return kernels
 
 
 _run = _declare.declare(
@@ -133,7 +134,7 @@ _run = _declare.declare(
     "Tensor input, Tensor rois, Tensor? offset, SymInt output_size, float spatial_scale, SymInt group_size, "
     "SymInt part_size, SymInt sample_per_part, float trans_std, Tensor? mask",
     _shape,
-    reference.deform_psroi_pool,
+    averages.deform_psroi_pool,
     _triton,
     gradients=("input", "offset", "mask"),
 )

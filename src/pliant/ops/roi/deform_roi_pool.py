@@ -9,7 +9,8 @@ from torch import Tensor
 
 from pliant import _check
 from pliant.ops import _declare
-from pliant.ops.roi import checks, reference
+from pliant.ops.roi import checks
+from pliant.ops.roi.reference import averages
 
 _OP = "deform_roi_pool"
 
@@ -57,8 +58,8 @@ def deform_roi_pool(
         (R, C, Ph, Pw) in input's dtype, differentiable twice in input, offset and mask.
 
     Raises:
-        TypeError: a dtype is unsupported or not input's; only `rois`, and beside input in float16 or bfloat16 `offset`
-            and `mask`, may be float32 instead.
+        TypeError: a dtype is unsupported or not input's; `rois` may always be float32 instead, `offset` and `mask` with
+            input in float16 or bfloat16.
         ValueError: a shape does not fit, tensors are on different devices, or (on the CPU, outside of torch.compile)
             an image index is out of range; elsewhere such an RoI gives zeros and no gradient.
         RuntimeError: ``implementation="native"`` where there is no kernel.
@@ -101,9 +102,9 @@ def _shape(
 
 
 def _triton() -> ModuleType:
-    from pliant.ops.roi.triton import averages
+    from pliant.ops.roi.triton import averages as kernels
 
-    return averages
+    return kernels
 
 
 _run = _declare.declare(
@@ -111,7 +112,7 @@ _run = _declare.declare(
     "Tensor input, Tensor rois, Tensor? offset, SymInt[] output_size, float spatial_scale, SymInt sampling_ratio, "
     "float gamma, Tensor? mask",
     _shape,
-    reference.deform_roi_pool,
+    averages.deform_roi_pool,
     _triton,
     gradients=("input", "offset", "mask"),
 )

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from pliant import _check
 from pliant.ops import _declare
-from pliant.ops.roi import checks, reference
+from pliant.ops.roi import checks
+from pliant.ops.roi.reference import averages
 
 _OP = "ps_roi_align"
 
@@ -74,16 +75,16 @@ def _shape(input: Tensor, rois: Tensor, output_size: Sequence[int], *rest: objec
 
 
 def _triton() -> ModuleType:
-    from pliant.ops.roi.triton import averages
+    from pliant.ops.roi.triton import averages as kernels
 
-    return averages
+    return kernels
 
 
 _run = _declare.declare(
     _OP,
     "Tensor input, Tensor rois, SymInt[] output_size, float spatial_scale, SymInt sampling_ratio",
     _shape,
-    reference.ps_roi_align,
+    averages.ps_roi_align,
     _triton,
     gradients=("input",),
 )

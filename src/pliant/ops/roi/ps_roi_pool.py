@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from types import ModuleType
 
-import torch
 from torch import Tensor
 
 from pliant import _check
 from pliant.ops import _declare
-from pliant.ops.roi import checks, reference
+from pliant.ops.roi import checks
+from pliant.ops.roi.reference import bins
 
 _OP = "ps_roi_pool"
 
@@ -27,7 +27,7 @@ def ps_roi_pool(
     """Average the map over the bins of every box, each bin of whole pixels and in its own channels.
 
     ``y[r,c,ph,pw] = mean x[n(r), (c·Ph + ph)·Pw + pw, i, j]`` over rows
-    ``floor(ph·h/Ph) ≤ i − top < ceil((ph + 1)·h/Ph)`` and columns alike, with ``top = round(y1·spatial_scale)`` and
+    ``floor(ph·h/Ph) ≤ i − top < ceil((ph + 1)·h/Ph)`` and columns likewise, with ``top = round(y1·spatial_scale)`` and
     ``h = max(round(y2·spatial_scale) − top, 1)``; round is C's, half away from zero.
 
     At the edges: pixels outside the map are neither added nor counted, and a bin without pixels is 0. The last row and
@@ -78,31 +78,18 @@ def _shape(input: Tensor, rois: Tensor, output_size: Sequence[int], *rest: objec
 
 
 def _triton() -> ModuleType:
-    from pliant.ops.roi.triton import bins
+    from pliant.ops.roi.triton import bins as kernels
 
-    return bins
-
-
-def _pool_again(
-    above: Tensor,
-    input_size: Sequence[int],
-    channels_last: bool,
-    rois: Tensor,
-    output_size: Sequence[int],
-    scale: float,
-) -> Tensor:
-    """Pool again: backward is the transpose of forward, and this is the transpose of backward."""
-    result: Tensor = torch.ops.pliant.ps_roi_pool(above, rois, output_size, scale)
-    return result
+    return kernels
 
 
 _run = _declare.declare(
     _OP,
     "Tensor input, Tensor rois, SymInt[] output_size, float spatial_scale",
     _shape,
-    reference.ps_roi_pool,
+    bins.ps_roi_pool,
     _triton,
     gradients=("input",),
     forgotten="input",
-    linear=_pool_again,
+    linear=True,
 )

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from pliant import _check
 from pliant.ops import _declare
-from pliant.ops.roi import checks, reference
+from pliant.ops.roi import checks
+from pliant.ops.roi.reference import averages
 
 _OP = "roi_align"
 
@@ -77,16 +78,16 @@ def _shape(input: Tensor, rois: Tensor, output_size: Sequence[int], *rest: objec
 
 
 def _triton() -> ModuleType:
-    from pliant.ops.roi.triton import averages
+    from pliant.ops.roi.triton import averages as kernels
 
-    return averages
+    return kernels
 
 
 _run = _declare.declare(
     _OP,
     "Tensor input, Tensor rois, SymInt[] output_size, float spatial_scale, SymInt sampling_ratio, bool aligned",
     _shape,
-    reference.roi_align,
+    averages.roi_align,
     _triton,
     gradients=("input",),
 )

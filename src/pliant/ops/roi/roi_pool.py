@@ -10,7 +10,8 @@ from torch import Tensor
 
 from pliant import _check
 from pliant.ops import _declare
-from pliant.ops.roi import checks, reference
+from pliant.ops.roi import checks
+from pliant.ops.roi.reference import bins
 
 _OP = "roi_pool"
 
@@ -26,7 +27,7 @@ def roi_pool(
 ) -> Tensor:
     """Take the maximum of the map over the bins of every box, where bins consist of whole pixels.
 
-    ``y[r,c,ph,pw] = max x[n(r),c,i,j]`` over rows ``floor(ph·h/Ph) ≤ i − top < ceil((ph + 1)·h/Ph)`` and columns alike,
+    ``y[r,c,ph,pw] = max x[n(r),c,i,j]`` over rows ``floor(ph·h/Ph) ≤ i − top < ceil((ph + 1)·h/Ph)``, columns likewise,
     with ``top = round(y1·spatial_scale)`` and ``h = max(round(y2·spatial_scale) − top + 1, 1)``; round is C's, half
     away from zero. The gradient goes to the pixel of the maximum, of equal ones to the first in row-major order.
 
@@ -94,16 +95,16 @@ def _read_taken(
 
 
 def _triton() -> ModuleType:
-    from pliant.ops.roi.triton import bins
+    from pliant.ops.roi.triton import bins as kernels
 
-    return bins
+    return kernels
 
 
 _run = _declare.declare(
     _OP,
     "Tensor input, Tensor rois, SymInt[] output_size, float spatial_scale",
     _shape,
-    reference.roi_pool,
+    bins.roi_pool,
     _triton,
     gradients=("input",),
     forgotten="input",

@@ -56,7 +56,7 @@ def locate(y, x, exists, H, W, CLAMP: tl.constexpr):
 
 
 @triton.jit
-def places(top, left, H, W, C, CLAMP: tl.constexpr, INDEX: tl.constexpr):
+def addresses(top, left, H, W, C, CLAMP: tl.constexpr, INDEX: tl.constexpr):
     """Return offsets in memory, (P, T, 1): of every upper left corner in its image, and one row down, one column right.
 
     With CLAMP the last row and column are their own far neighbours.
@@ -104,15 +104,15 @@ def store(to, at, value, mask, LAST: tl.constexpr):
 
 @triton.jit
 def add(to, value, mask):
-    """Add to memory atomically, in any order; integer sums, which do not depend on it, round `value` first."""
+    """Add to memory atomically, in any order; `value` is rounded where the memory holds integers."""
     tl.atomic_add(to, value.to(to.dtype.element_ty), mask=mask, sem="relaxed")
 
 
 class Sums(NamedTuple):
     """A tensor (N, C, H, W) of zeros that kernels :func:`add` to.
 
-    It is float32, or where PyTorch is asked for determinism int64, with a `unit` by which kernels multiply every term:
-    the sum of integers does not depend on their order.
+    It is float32. Under `torch.use_deterministic_algorithms` it is int64, and kernels multiply every term by `unit`: a
+    sum of integers does not depend on the order of its terms.
     """
 
     tensor: Tensor
@@ -120,7 +120,7 @@ class Sums(NamedTuple):
 
     @classmethod
     def zeros(cls, grad: Tensor, size: Sequence[int], channels_last: bool, most: Callable[[], Tensor]) -> Sums:
-        """Return zeros of a size, for terms made of `grad` whose sums are at most what `most` returns."""
+        """Return zeros on the device of `grad`; `most` returns an upper limit of the sums that will be added."""
         unit = units(most()) if grad.numel() and torch.are_deterministic_algorithms_enabled() else None
         N, C, H, W = size
         dtype = torch.float32 if unit is None else torch.int64

@@ -126,7 +126,7 @@ def samples_launch(
         "tiles": tiles,
     }  # fmt: skip
     grid = (shape.N * tiles * shape.G * ceil(shape.K, size.taps), 1, 1)
-    # Sums in 64 bits take registers: those of several taps are divided over more threads.
+    # Sums in 64 bits need more registers: those of several taps are divided over more threads.
     size = size._replace(warps=size.warps * 2) if unit is not None and size.taps > 1 else size
     return size.launch(backward_samples, grid, shape, **arguments)
 

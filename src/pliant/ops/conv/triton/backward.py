@@ -7,7 +7,7 @@ import triton.language as tl
 
 from pliant.ops.conv.triton.forward import depthwise_outputs, gather
 from pliant.ops.conv.triton.taps import MAPS, locate_taps
-from pliant.ops.sampling.triton import add, inside, multiple, places, tile_positions, weights
+from pliant.ops.sampling.triton import add, addresses, inside, multiple, tile_positions, weights
 
 
 @triton.jit(do_not_specialize=MAPS)
@@ -44,7 +44,7 @@ def backward_samples(
         offset_n, offset_c, offset_p, mask_n, mask_c, mask_p, MASKED, CLAMP, INDEX, TAPS,
     )  # fmt: skip
     in0, in1, in2, in3 = inside(top, left, counts, H, W, CLAMP)
-    pixel, down, right = places(top, left, H, W, C, CLAMP, INDEX)
+    pixel, down, right = addresses(top, left, H, W, C, CLAMP, INDEX)
     input += n * H * W * C
     grad_input += n * H * W * C
     grad += n * Ho * Wo * O

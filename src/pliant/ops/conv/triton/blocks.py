@@ -68,7 +68,7 @@ def _forward(shape: Shape) -> Blocks:
     if shape.multiplier:
         return _depthwise(shape)
     if shape.dtype == torch.float32:
-        # Without TF32 the products, too, are computed in registers.
+        # Without TF32 there are no matrix instructions: products are computed in registers, too.
         C, taps = _lanes(shape, 32 if shape.arguments["PRECISION"] == "tf32" else 16)
         return Blocks(64, power(shape.Og, 16, 64), C, taps, 4, registers=168 if taps > 1 else None)
     C, taps = _lanes(shape, 32)

@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 from pliant.ops.conv.triton.taps import MAPS, locate_taps
-from pliant.ops.sampling.triton import inside, multiple, places, positions, store, tile_positions, weights
+from pliant.ops.sampling.triton import addresses, inside, multiple, positions, store, tile_positions, weights
 
 
 @triton.jit
@@ -17,7 +17,7 @@ def gather(
     """Return the samples (positions, taps, channels) of the channels `lanes`, 0 except for `some` of them."""
     w0, w1, w2, w3 = weights(fy, fx, m)
     in0, in1, in2, in3 = inside(top, left, counts, H, W, CLAMP)
-    pixel, down, right = places(top, left, H, W, C, CLAMP, INDEX)
+    pixel, down, right = addresses(top, left, H, W, C, CLAMP, INDEX)
     lanes = lanes[None, None, :]
     some = some[None, None, :]
     # Pointers to pixels first, then lanes: what is constant in a thread becomes part of its instructions.

@@ -187,9 +187,9 @@ def _grid(
 def sums(input: Tensor, image: Tensor, y: Tensor, x: Tensor, size: Sequence[int], groups: Sequence[int]) -> Tensor:
     """Add the bilinear samples at the crossings of rows `y` and columns `x`, per bin and RoI.
 
-    Channel ``(c·Gh + gh)·Gw + gw`` of the map belongs to channel c of the bins with ``gh = floor(ph·Gh/Ph)`` and gw
-    alike; each of K classes owns an equal run of the channels c. At integers the derivative is the right-sided one; at
-    the last row and column it is 0.
+    Channel ``(c·Gh + gh)·Gw + gw`` of the map belongs to channel c of the bins with ``gh = floor(ph·Gh/Ph)``, gw
+    likewise; each of K classes owns an equal run of the channels c. At integers the derivative is the right-sided one;
+    at the last row and column it is 0.
 
     Args:
         input: (N, C, H, W), the map.

@@ -58,7 +58,8 @@ def spans(
     """Return the pixels of every bin: rows ``[top, bottom)`` and columns ``[left, right)``, within the map.
 
     ``top = floor(ph·h/Ph) + start``, ``bottom = ceil((ph + 1)·h/Ph) + start`` with ``start = round(y1·scale)`` and
-    ``h = max(round(y2·scale) − start + more, 1)``, where round is C's; columns alike. Neighbouring bins may overlap.
+    ``h = max(round(y2·scale) − start + more, 1)``, where round is C's; columns likewise. Neighbouring bins may
+    overlap.
 
     Args:
         corners: (R, 4), ``x1 y1 x2 y2`` in pixels of the image, finite.

@@ -180,7 +180,7 @@ def backward_launch(
         "chunks": chunks, "span": pool.blocks * pool.C if summed else pool.C,
     }  # fmt: skip
     grid = (pool.R * pool.tiles, pool.classes * chunks, 1)
-    # Sums in 64 bits take registers.
+    # Sums in 64 bits need more registers.
     registers = 128 if unit is None else 168
     return Launch.of(averaging.backward, grid, registers=registers, fused=False, **pool.arguments, **more)
 

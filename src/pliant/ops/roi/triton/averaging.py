@@ -120,8 +120,8 @@ def lay_out_bins(
 ):  # fmt: skip
     """Lay out bins `b` of RoI `r`, moved by the offsets of class `k`.
 
-    Returns: the image; which bins read it; height and width of the box; the samples in rows and columns;
-    the number of samples by which the average of every bin divides.
+    Returns: the image; which bins read it; height and width of the box; the samples in rows and columns; the number of
+    samples by which the average of every bin divides.
     """
     exists = b < Ph * Pw
     ph = b // Pw
