@@ -282,7 +282,7 @@ class LRNCase:
 
     def grown(self, step: int) -> LRNCase:
         """Return the case with every dimension larger."""
-        return replace(self, input=tuple(n + (i + 1) * step for i, n in enumerate(self.input)))
+        return replace(self, input=tuple(n + step for n in self.input))
 
     def empty(self) -> LRNCase:
         """Return the case without an image."""
