@@ -11,7 +11,7 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
-from pliant.ops.roi import reference
+from pliant.ops.roi.reference import averages as reference
 from pliant.ops.roi.triton import averages as triton
 from pliant.testing import PS_ROI_CASES, ROI_CASES, TOLERANCE, RoICase, error
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pliant.ops.roi import reference
+from pliant.ops.roi.reference import bins as reference
 from pliant.ops.roi.triton import bins as triton
 from pliant.testing import ROI_CASES, TOLERANCE, RoICase, error
 

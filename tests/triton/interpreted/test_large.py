@@ -15,7 +15,7 @@ from triton.runtime import interpreter
 from pliant.ops.conv import reference
 from pliant.ops.conv import triton as convolution
 from pliant.ops.local_response_norm import triton as normalization
-from pliant.ops.roi import reference as align
+from pliant.ops.roi.reference import averages as align
 from pliant.ops.roi.triton import averages, bins
 from pliant.testing import TOLERANCE, error
 
