@@ -207,7 +207,9 @@ def test_ctrl_c_is_a_clean_end() -> None:
     command = [
         sys.executable,
         "-c",
-        "import sys; from pliant.app import main; sys.exit(main())",
+        # Where the tests themselves run in the background, a child would inherit that SIGINT is ignored.
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "from pliant.app import main; sys.exit(main())",
         "explore",
         "--port",
         "0",
