@@ -56,6 +56,7 @@ def ps_roi_pool(
 
     Source: Dai et al., "R-FCN", NeurIPS 2016, equation 1. Arguments of torchvision.ops.ps_roi_pool.
 
+    >>> import torch
     >>> x = torch.arange(4.0).view(1, 4, 1, 1).expand(1, 4, 4, 4)
     >>> ps_roi_pool(x, [torch.tensor([[0.0, 0.0, 4.0, 4.0]])], 2)[0, 0]
     tensor([[0., 1.],
