@@ -2,6 +2,7 @@
 // the weight. Maps are channels-last inside, sums are float (or double).
 #include "../sampling/tiles.h"
 #include "columns.h"
+#include "passes.h"
 #include "products.h"
 #include "sampler.h"
 
@@ -27,7 +28,7 @@ class Forward {
     for (auto& lane : lanes_) {
       lane.sampler.emplace(s, offset, mask, lane.arena, tiles_.largest, s.depthwise ? s.K : 1);
       lane.arena.reserve(lane.columns, s.depthwise ? 0 : tiles_.largest * pitch_);
-      lane.arena.reserve(lane.taps, s.depthwise ? s.K : 0);
+      lane.arena.reserve(lane.taps, s.depthwise ? s.K * (s.volume ? 2 : 1) : 0);
       lane.arena.reserve(lane.result, direct() ? 0 : tiles_.largest * s.O);
       lane.arena.allocate();
     }
@@ -110,26 +111,16 @@ class Forward {
   std::vector<Lane> lanes_;
 };
 
-Tensor deform_conv2d(const Tensor& input, const Tensor& offset, const Tensor& weight, const std::optional<Tensor>& bias,
-                     const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
-                     const std::vector<int64_t>& dilation, const std::optional<Tensor>& mask, bool clamp) {
-  const ConvGeometry geometry(stride, padding, dilation, clamp);
-  require_fit(conv_fits(input, offset, weight, bias, mask, geometry), "deform_conv2d");
-  const ConvShape s(input, offset, weight, geometry);
-  const bool last = channels_last(input);
-  Tensor output = empty_map(input, s.N, s.O, s.Ho, s.Wo, last);
-  if (s.N == 0) return output;
+}  // namespace
+
+bool convolve(const Tensor& input, const Tensor& offset, const Tensor& weight, const std::optional<Tensor>& bias,
+              const std::optional<Tensor>& mask, const ConvShape& s, Tensor& output, bool last) {
+  if (s.N == 0) return true;
   bool ok = true;
   dispatch_products(input.scalar_type(), !s.depthwise, [&]<class T, class A, class V>(T, A, V) {
     ok = Forward<T, A, V>(input, offset, weight, bias, mask, s, output, last).run();
   });
-  STD_TORCH_CHECK(ok, "deform_conv2d: a matrix product failed");
-  return output;
+  return ok;
 }
 
-}  // namespace
 }  // namespace pliant
-
-STABLE_TORCH_LIBRARY_IMPL(pliant, CPU, m) {
-  m.impl("deform_conv2d", TORCH_BOX(&pliant::deform_conv2d));
-}

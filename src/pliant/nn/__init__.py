@@ -3,12 +3,15 @@
 from pliant.nn.histograms import OffsetHistory
 from pliant.nn.offsets import OffsetStatistics, parameter_groups
 from pliant.nn.surgery import deformify, undeformify
-from pliant.ops.conv.modules import DeformConv2d
+from pliant.ops.conv.modules import DeformConv1d, DeformConv2d, DeformConv3d, DeformConvTranspose2d
 from pliant.ops.local_response_norm.modules import LocalResponseNorm
 from pliant.ops.roi.modules import DeformPSRoIPool, DeformRoIPool
 
 __all__ = [
+    "DeformConv1d",
     "DeformConv2d",
+    "DeformConv3d",
+    "DeformConvTranspose2d",
     "DeformPSRoIPool",
     "DeformRoIPool",
     "LocalResponseNorm",

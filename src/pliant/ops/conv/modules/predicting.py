@@ -1,4 +1,4 @@
-"""The deformable layers: convolutions that predict their own offsets, and in version 2 their masks."""
+"""What the deformable layers of every dimension share: the branch that predicts, and the questions that it answers."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pliant import _check
-from pliant.ops.conv.deform_conv2d import deform_conv2d
 
 Numbers = int | Sequence[int]
 
 
-class _DeformConv(nn.Module):
+class Predicting(nn.Module):
     """What the layers of every dimension share; the number of `axes` is the number of dimensions of a map."""
 
     axes = "yx"
     # The convolution that predicts, the shape of what it reads, and the words for one number per axis.
-    plain: type[nn.Module] = nn.Conv2d
+    plain: Any = nn.Conv2d
     letters, several = "N C H W", "a pair"
+    conv_offset: nn.Conv1d | nn.Conv2d | nn.Conv3d
     kernel_size: tuple[int, ...]
     stride: tuple[int, ...]
     padding: tuple[int, ...]
@@ -36,18 +36,19 @@ class _DeformConv(nn.Module):
         in_channels: int,
         out_channels: int,
         kernel_size: Numbers,
-        stride: Numbers,
-        padding: Numbers | str,
-        dilation: Numbers,
-        groups: int,
-        bias: bool,
-        version: int,
-        offset_groups: int,
-        mask_scale: float,
-        boundary: str,
-        guide_channels: int | None,
-        device: torch.device | str | None,
-        dtype: torch.dtype | None,
+        stride: Numbers = 1,
+        padding: Numbers | str = 0,
+        dilation: Numbers = 1,
+        groups: int = 1,
+        bias: bool = True,
+        *,
+        version: int = 2,
+        offset_groups: int = 1,
+        mask_scale: float = 2.0,
+        boundary: str = "zeros",
+        guide_channels: int | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         name = type(self).__name__
@@ -228,102 +229,3 @@ class _DeformConv(nn.Module):
 def _pad_end(map: Tensor, extra: Sequence[int]) -> Tensor:
     """Return a map with `extra` zeros at the end of every axis."""
     return F.pad(map, [n for e in reversed(extra) for n in (0, e)]) if any(extra) else map
-
-
-class DeformConv2d(_DeformConv):
-    """Convolve with offsets (and a mask) that the layer predicts from the same input, or from a guide.
-
-    ``offset, m = conv_offset(x)``; ``mask = mask_scale·sigmoid(m)``; ``y = deform_conv2d(x, offset, weight, mask)``.
-    The branch `conv_offset` has the main convolution's kernel size, stride, padding and dilation and starts at zero,
-    so that version 1, and version 2 with ``mask_scale=2``, start exactly equal to `nn.Conv2d` with the same weights.
-
-    With `guide_channels` the layer takes a second input, ``layer(x, guide)``, on the grid of the output, and
-    ``offset, m = conv_offset(guide)``: video networks align a frame by features of both frames. The branch then has
-    stride 1 and keeps the guide's size.
-
-    At the edges the layer follows :func:`pliant.ops.deform_conv2d`.
-
-    Args:
-        in_channels: C.
-        out_channels: O.
-        kernel_size: Kh, Kw.
-        stride: distance between adjacent outputs in input pixels.
-        padding: rows and columns added around the map, or "same" (stride 1 only).
-        dilation: distance between adjacent taps, of the offset branch too.
-        groups: convolution groups, which must divide C and O. The offset branch is not grouped.
-        bias: learn a bias (O,).
-        version: 1 (offsets) or 2 (offsets and mask).
-        offset_groups: G, groups of input channels with their own offsets; must divide C.
-        mask_scale: factor of the sigmoid: 2.0 starts at mask 1 (the official example), 1.0 at 0.5 (the paper's text,
-            mmcv, detectron2).
-        boundary: "zeros" or "clamp".
-        guide_channels: channels of the guide that offsets and masks are predicted from; None: there is no guide.
-        device: device of the parameters.
-        dtype: dtype of the parameters.
-
-    Shape:
-        (N, C, H, W) → (N, O, Ho, Wo), with a guide (N, guide_channels, Ho, Wo). `conv_offset` has 2·G·K channels, or
-        3·G·K: all offsets, then all masks.
-
-    Attributes:
-        offset_lr_mult: learning rate of `conv_offset` relative to the rest, used by
-            :func:`pliant.nn.parameter_groups`: 1.0 for version 1, 0.1 for version 2, as in the papers.
-
-    Raises:
-        TypeError: a guide is missing, or passed to a layer that takes none.
-        ValueError: groups do not divide the channels, an unknown version or boundary, `mask_scale` not positive, "same"
-            with a stride.
-
-    Source: Dai et al., ICCV 2017, section 2.1; Zhu et al., CVPR 2019, section 3.2; mask scale of MXNet's example. The
-    guide: Wang et al., "EDVR", CVPRW 2019, section 3.2.
-
-    >>> layer = DeformConv2d(16, 32, 3, padding=1)
-    >>> layer(torch.randn(1, 16, 8, 8)).shape
-    torch.Size([1, 32, 8, 8])
-    >>> layer = DeformConv2d(16, 32, 3, stride=2, padding=1, guide_channels=4)
-    >>> layer(torch.randn(1, 16, 8, 8), torch.randn(1, 4, 4, 4)).shape
-    torch.Size([1, 32, 4, 4])
-    """
-
-    conv_offset: nn.Conv2d
-    kernel_size: tuple[int, int]
-    stride: tuple[int, int]
-    padding: tuple[int, int]
-    dilation: tuple[int, int]
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: Numbers,
-        stride: Numbers = 1,
-        padding: Numbers | str = 0,
-        dilation: Numbers = 1,
-        groups: int = 1,
-        bias: bool = True,
-        *,
-        version: int = 2,
-        offset_groups: int = 1,
-        mask_scale: float = 2.0,
-        boundary: str = "zeros",
-        guide_channels: int | None = None,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__(
-            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, version, offset_groups,
-            mask_scale, boundary, guide_channels, device, dtype,
-        )  # fmt: skip
-
-    def _convolve(self, input: Tensor, offset: Tensor, mask: Tensor | None) -> Tensor:
-        return deform_conv2d(
-            input,
-            offset,
-            self.weight,
-            self.bias,
-            self.stride,
-            self.padding,
-            self.dilation,
-            mask,
-            boundary=self.boundary,
-        )

@@ -1,0 +1,6 @@
+"""The deformable layers: convolutions that predict their own offsets, and in version 2 their masks."""
+
+from pliant.ops.conv.modules.convolutions import DeformConv1d, DeformConv2d, DeformConv3d
+from pliant.ops.conv.modules.transposed import DeformConvTranspose2d
+
+__all__ = ["DeformConv1d", "DeformConv2d", "DeformConv3d", "DeformConvTranspose2d"]
