@@ -23,6 +23,10 @@ SMALL: dict[str, tuple[Any, ...]] = {
         DeformConvCase("small", (2, 4, 7, 6), 6, offset_groups=2),
         DeformConvCase("depthwise", (1, 4, 7, 6), 4, groups=4),
     ),
+    "deform_conv3d": (DeformConvCase("small", (1, 4, 3, 5, 4), 6, *[(3, 3, 3), (1, 1, 1), (1, 1, 1), (1, 1, 1)]),),
+    "deform_conv_transpose2d": (
+        DeformConvCase("small", (2, 4, 5, 4), 6, (4, 4), (2, 2), output_padding=(0, 0), offset_groups=2),
+    ),
     "deform_roi_pool": (ROI,),
     "roi_align": (ROI,),
     "roi_pool": (ROI,),

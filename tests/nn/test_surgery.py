@@ -336,7 +336,8 @@ WRONG: dict[str, tuple[Any, dict[str, Any], type[Exception], str]] = {
         {},
         ValueError,
         "where='layer5' chooses none of the model's convolutions with a kernel of more than one tap: conv1, "
-        "layer1.0.conv1, layer1.0.conv2, layer2.0.conv1, layer2.0.conv2, layer3.0.conv1, layer3.0.conv2, layer3.1.conv1, …",
+        "layer1.0.conv1, layer1.0.conv2, layer2.0.conv1, layer2.0.conv2, layer3.0.conv1, layer3.0.conv2, "
+        "layer3.1.conv1, …",
     ),
     "half a name": ("layer", {}, ValueError, "where='layer' chooses none"),
     "1×1 only": ("*.downsample.*", {}, ValueError, "where='*.downsample.*' chooses none"),
