@@ -1,5 +1,6 @@
 """The layers: operators that hold their parameters, and what training them needs."""
 
+from pliant.nn.aspp import DeformASPP
 from pliant.nn.histograms import OffsetHistory
 from pliant.nn.offsets import OffsetStatistics, parameter_groups
 from pliant.nn.surgery import deformify, undeformify
@@ -8,6 +9,7 @@ from pliant.ops.local_response_norm.modules import LocalResponseNorm
 from pliant.ops.roi.modules import DeformPSRoIPool, DeformRoIPool
 
 __all__ = [
+    "DeformASPP",
     "DeformConv1d",
     "DeformConv2d",
     "DeformConv3d",
