@@ -127,13 +127,24 @@ def test_evaluation_on_other_data(run: Path, tmp_path: Path, capsys: pytest.Capt
     assert app.main(words) == 0
     assert json.loads((run / "evaluation.json").read_text())["pictures"] == 3
     truth = json.loads(annotations.read_text())
-    truth["categories"][0]["id"] = 77
-    for annotation in truth["annotations"]:
-        annotation["category_id"] = 77 if annotation["category_id"] == 1 else annotation["category_id"]
+    categories = truth["categories"]
+    # The same names with other ids, then other names with the same ids.
+    ids = {category["id"]: 11 - category["id"] for category in categories}
+    for entry in categories:
+        entry["id"] = ids[entry["id"]]
+    for entry in truth["annotations"]:
+        entry["category_id"] = ids[entry["category_id"]]
     annotations.write_text(json.dumps(truth))
     capsys.readouterr()
+    before = json.loads((run / "evaluation.json").read_text())
+    assert app.main(words) == 0
+    assert "categories: the ids of 'ankle boot' (1 and 10)" in capsys.readouterr().err
+    assert json.loads((run / "evaluation.json").read_text()) == before
+    for entry in categories:
+        entry["name"] = f"my {entry['name']}"
+    annotations.write_text(json.dumps(truth))
     assert app.main(words) == 2
-    assert "has the classes T-shirt" in capsys.readouterr().err
+    assert f"; {run}/last.pt has the categories 'T-shirt'" in capsys.readouterr().err
     assert app.main(["eval", str(run / "last.pt"), "--data.source", "coco"]) == 2
     assert "no test images" in capsys.readouterr().err
 
@@ -159,6 +170,53 @@ def test_pictures_of_ones_own(run: Path, config: str, tmp_path: Path, capsys: py
     capsys.readouterr()
     assert app.main(["eval", str(run / "last.pt"), *own, "--split", "train"]) == 2
     assert "--split train takes the training data" in capsys.readouterr().err
+
+
+def test_categories_are_those_of_the_training_data(
+    config: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    annotations = Composed(seed=9, count=4, size=64).write(tmp_path / "scenes")
+    truth = json.loads(annotations.read_text())
+    used = {a["category_id"] for a in truth["annotations"]}
+    assert len(used) < 10
+    own = ["--images", str(annotations.parent / "images"), "--annotations", str(annotations)]
+    words = ["train", "detector", "--config", config, *own, "--epochs", "1"]
+
+    def test_set(name: str, categories: list[dict[str, Any]]) -> list[str]:
+        path = tmp_path / f"{name}.json"
+        path.write_text(json.dumps({**truth, "categories": categories}))
+        return ["--data.test_annotations", str(path)]
+
+    out = ["--out", str(tmp_path / "subset")]
+    fewer = test_set("fewer", [c for c in truth["categories"] if c["id"] in used])
+    assert app.main([*words, *fewer, *out]) == 0
+    assert "categories: the data does not list " in capsys.readouterr().err
+    scores = [r for r in lines(tmp_path / "subset") if r["kind"] == "evaluation"]
+    assert set(scores[0]["per_class"]) == set(Composed(0, 1).classes)
+    assert app.main(["train", "detector", *out, "--resume"]) == 0
+    # Categories of the training data that changed since would be other labels.
+    for category, other in zip(truth["categories"][:2], truth["categories"][1::-1], strict=True):
+        category["name"] = other["name"] if category["id"] == 1 else "T-shirt"
+    annotations.write_text(json.dumps(truth))
+    capsys.readouterr()
+    assert app.main(["train", "detector", *out, "--resume"]) == 2
+    assert "was trained on other categories than the training data has now, such as" in capsys.readouterr().err
+
+    other = test_set("other", [{**c, "name": f"my {c['name']}"} for c in truth["categories"]])
+    assert app.main([*words, *other, "--out", str(tmp_path / "other")]) == 2
+    assert "categories are matched by name" in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()
+
+
+def test_nothing_to_learn_is_a_sentence(config: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    annotations = Composed(seed=9, count=4, size=64).write(tmp_path / "scenes")
+    truth = json.loads(annotations.read_text())
+    truth["annotations"] = [{**a, "iscrowd": 1} for a in truth["annotations"]]
+    annotations.write_text(json.dumps(truth))
+    own = ["--images", str(annotations.parent / "images"), "--annotations", str(annotations)]
+    assert app.main(["train", "detector", "--config", config, *own, "--out", str(tmp_path / "x")]) == 2
+    assert "no box that can be used, so there is nothing to learn" in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "x").exists()
 
 
 def test_prediction_of_a_folder(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,7 +13,8 @@ from pathlib import Path
 from pliant.app import arguments
 from pliant.app.data import told
 from pliant.app.progress import progress
-from pliant.train import DetectorRecipe, build_detector, fit_detector, log, parameters
+from pliant.data import Detection, matched
+from pliant.train import DataRecipe, DetectorRecipe, build_detector, fit_detector, log, parameters
 from pliant.train.build import augmentation, build_data, resizing
 from pliant.train.distributed import Ranks, start
 
@@ -56,8 +57,7 @@ def main(words: Sequence[str]) -> int:
 
 
 def _train(recipe: DetectorRecipe, folder: Path, resume: bool, ranks: Ranks, tensorboard: bool) -> int:
-    train, test = (told(partial(build_data, recipe.data, split), ranks.rank == 0) for split in ("train", "test"))
-    assert train is not None
+    train, test = _data(recipe.data, ranks.rank == 0)
     model = build_detector(recipe.model, len(train.classes), seed=recipe.seed, pretrained=not resume)
     shared = f" on {ranks.world} processes" if ranks.world > 1 else ""
     bar = progress(
@@ -88,6 +88,18 @@ def _train(recipe: DetectorRecipe, folder: Path, resume: bool, ranks: Ranks, ten
         else:
             print(_outcome(folder))
     return status
+
+
+def _data(recipe: DataRecipe, aloud: bool) -> tuple[Detection, Detection | None]:
+    """Return training and test data, with the categories of the training data, and print what is wrong with them."""
+    train = told(partial(build_data, recipe, "train"), aloud)
+    assert train is not None
+
+    def test() -> Detection | None:
+        data = build_data(recipe, "test")
+        return None if data is None else matched(data, train.classes, train.category_ids, "the training data")
+
+    return train, told(test, aloud)
 
 
 def _kept(folder: Path) -> str:
