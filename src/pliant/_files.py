@@ -16,8 +16,10 @@ import torch
 def replacing(path: Path) -> Iterator[Path]:
     """Yield the path of a temporary file; it replaces `path` if the block succeeds and is deleted if it raises.
 
-    Several processes may write `path` at once: each has a temporary file of its own, and the last one to finish wins.
+    Folders that do not exist are made. Several processes may write `path` at once: each has a temporary file of its
+    own, and the last one to finish wins.
     """
+    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         yield part

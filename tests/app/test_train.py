@@ -221,14 +221,64 @@ def test_nothing_to_learn_is_a_sentence(config: str, tmp_path: Path, capsys: pyt
 
 def test_prediction_of_a_folder(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     images = Composed(seed=9, count=3, size=64).write(tmp_path / "scenes").parent / "images"
-    (images / "notes.txt").write_text("no picture")
+    for name in ("notes.txt", "paper.pdf", "._000000.png"):
+        (images / name).write_text("no picture")
     (images / "empty").mkdir()
+    (images / "folder.png").mkdir()
     words = ["predict", str(run / "best.pt"), "--out", str(tmp_path / "out")]
     assert app.main([*words, str(images)]) == 0
-    assert "in 3 images" in capsys.readouterr().out
+    out, err = capsys.readouterr()
+    assert "in 3 images" in out
+    left_out = "empty/, folder.png/, notes.txt and 1 more"
+    assert err == f"pliant predict: {images}: no images and left out: {left_out}\n"
     assert len(list((tmp_path / "out").glob("*.png"))) == 3
     assert app.main([*words, str(images / "empty")]) == 2
     assert capsys.readouterr().err == f"pliant predict: the folder {images / 'empty'} has no images\n"
+    (images / "empty" / "notes.txt").touch()
+    assert app.main([*words, str(images / "empty")]) == 2
+    assert capsys.readouterr().err.endswith("empty has no images, only notes.txt\n")
+
+
+def test_inputs_are_not_overwritten(
+    run: Path, config: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    annotations = Composed(seed=9, count=2, size=64).write(tmp_path / "scenes")
+    images, recipe, kept = annotations.parent / "images", tmp_path / "own" / "recipe.json", tmp_path / "kept.pt"
+    recipe.parent.mkdir()
+    recipe.write_text(Path(config).read_text())
+    kept.write_bytes((run / "last.pt").read_bytes())
+    (tmp_path / "link").symlink_to(images)
+    # A JPEG beside a PNG of its name: the drawing of one would replace the other.
+    (tmp_path / "pair").mkdir()
+    (tmp_path / "pair" / "a.png").write_bytes((images / "000000.png").read_bytes())
+    (tmp_path / "pair" / "a.jpg").write_bytes((images / "000001.png").read_bytes())
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    monkeypatch.chdir(images)
+    data = ["--images", str(images), "--annotations", str(annotations)]
+    commands = [
+        ["predict", str(run / "best.pt"), str(images), "--out", str(images)],
+        ["predict", str(run / "best.pt"), str(images), "--out", "."],
+        ["predict", str(run / "best.pt"), str(images), "--out", str(tmp_path / "link")],
+        ["predict", str(run / "best.pt"), str(images / "000000.png"), "--out", str(images / ".." / "images")],
+        ["predict", str(run / "best.pt"), str(tmp_path / "pair" / "a.jpg"), str(tmp_path / "pair" / "a.png"),
+         "--out", str(tmp_path / "pair")],
+        ["eval", str(kept), *data, "--json", str(annotations)],
+        ["eval", str(kept), *data, "--json", str(kept)],
+        ["train", "detector", "--config", str(recipe), "--out", str(recipe.parent)],
+        ["train", "detector", *data[:2], "--annotations", str(recipe), "--out", str(recipe.parent)],
+        ["explore", str(kept), "--export", str(kept)],
+        ["explore", "--picture", str(images / "000000.png"), "--export", "000000.png"],
+    ]  # fmt: skip
+    for words in commands:
+        assert app.main(words) == 2, words
+        assert "would overwrite" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_the_folder_of_a_result_is_made(run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "new" / "folder" / "result.json"
+    assert app.main(["eval", str(run / "best.pt"), "--json", str(out)]) == 0
+    assert json.loads(out.read_text())["pictures"] == 5
 
 
 def test_prediction(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

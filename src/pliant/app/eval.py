@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from pliant._files import replacing
+from pliant._files import apart, replacing
 from pliant.app import arguments
 from pliant.app.data import told
 from pliant.app.progress import percent
@@ -52,11 +52,14 @@ def main(words: Sequence[str]) -> int:
             "--images and --annotations replace the test data, --split train takes the training data of the run"
         )
     path = Path(args.checkpoint)
+    out = Path(args.json) if args.json else path.with_name("evaluation.json")
     state = checkpoint.read(path)
     recipe = DetectorRecipe.of(state["recipe"])
     # Settings that are not given are those of the run.
     parser.set_defaults({f"data.{name}": value for name, value in asdict(recipe.data).items()})
     args = parser.instantiate(arguments.parse(parser, words))
+    read = (args.data.annotations, args.data.test_annotations, args.checkpoint)
+    apart([out], (Path(name) for name in read if name))
     data = told(partial(_data, args.data, args.split, path, state))
     with start(args.device) as ranks:
         scores = evaluate(
@@ -68,7 +71,6 @@ def main(words: Sequence[str]) -> int:
     for reason in scores.get("broken", ()):
         print(f"left out: {reason}", file=sys.stderr)
     print(table(scores))
-    out = Path(args.json) if args.json else path.with_name("evaluation.json")
     about = {"checkpoint": str(path), "step": state["step"], "split": args.split, "pictures": len(data)}
     result = log.finite({**about, "data": asdict(args.data), **scores})
     with replacing(out) as part:

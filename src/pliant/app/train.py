@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+from pliant._files import apart
 from pliant.app import arguments
 from pliant.app.data import told
 from pliant.app.progress import progress
@@ -17,6 +18,8 @@ from pliant.data import Detection, matched
 from pliant.train import DataRecipe, DetectorRecipe, build_detector, fit_detector, log, parameters
 from pliant.train.build import augmentation, build_data, resizing
 from pliant.train.distributed import Ranks, start
+
+WRITTEN = ("recipe.json", "metrics.jsonl", "last.pt", "best.pt")
 
 
 def main(words: Sequence[str]) -> int:
@@ -52,6 +55,10 @@ def main(words: Sequence[str]) -> int:
         args = arguments.parse(parser, [*words[:at], "--config", str(written), *words[at:]]).detector
     values = detector.instantiate(args)
     recipe = DetectorRecipe(**{f.name: getattr(values, f.name) for f in dataclasses.fields(DetectorRecipe)})
+    # The recipe of a resumed run is read, and stays as it is.
+    config = [] if args.resume else [str(path) for path in args.config or []]
+    read = (*config, recipe.data.annotations, recipe.data.test_annotations, recipe.model.weights)
+    apart((Path(args.out) / name for name in WRITTEN), (Path(name) for name in read if name))
     with start(args.device) as ranks:
         return _train(recipe, Path(args.out), args.resume, ranks, args.tensorboard)
 

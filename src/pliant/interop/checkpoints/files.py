@@ -80,6 +80,8 @@ def read(path: str | Path) -> File:
 def write(path: str | Path, state: dict[str, Tensor], record: dict[str, Any] | None = None) -> None:
     """Write weights and a record, which must be plain JSON, to a `.safetensors`, `.pth` or `.pt` file.
 
+    Folders that do not exist are made.
+
     Raises:
         ValueError: the suffix is another one.
         OSError: the file could not be written; an existing file stays as it was.
@@ -88,8 +90,6 @@ def write(path: str | Path, state: dict[str, Tensor], record: dict[str, Any] | N
     path = Path(path)
     if path.suffix not in WRITABLE:
         raise ValueError(f"{path}: the suffix must be one of {', '.join(WRITABLE)}, got {path.suffix!r}")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"{path}: there is no folder {str(path.parent)!r} to write it to")
     if path.is_dir():
         raise IsADirectoryError(f"{path}: is a folder")
     package = _safetensors(path) if path.suffix == ".safetensors" else None
