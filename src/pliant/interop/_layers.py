@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
+from pliant._check import not_scripted
 from pliant.nn import SlicedConv2d
 from pliant.ops import deform_conv2d
 
@@ -120,6 +121,8 @@ class Convolution(nn.Module):
         self.padding, self.dilation = pair(padding), pair(dilation)
         self.weight = nn.Parameter(torch.empty(out_channels, in_channels // groups, *self.kernel_size))
         self.bias = nn.Parameter(torch.zeros(out_channels)) if bias else None
+
+    __prepare_scriptable__ = not_scripted
 
     def _draw(self) -> None:
         """Draw the weight uniformly within ``±1/√(C·Kh·Kw)``, and set the bias to zero, as mmcv and the forks do."""

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pliant import _check
+from pliant._check import not_scripted
 from pliant.ops.conv.deform_conv2d import deform_conv2d
 
 
@@ -166,7 +167,9 @@ class DeformConv2d(nn.Module):
 
     def _check(self, input: Tensor) -> None:
         # Checked here: the branch would accept an input without a batch, and blame its own weight for wrong channels.
-        _check.layer("DeformConv2d", "input", input, "N C H W", self.in_channels)
+        _check.layer("DeformConv2d", "input", input, "N C H W", self.in_channels, self)
+
+    __prepare_scriptable__ = not_scripted
 
     def _pad(self, input: Tensor) -> Tensor:
         return F.pad(input, (0, self.extra[1], 0, self.extra[0])) if any(self.extra) else input
