@@ -93,7 +93,7 @@ def _train(recipe: DetectorRecipe, folder: Path, resume: bool, ranks: Ranks, ten
     except FloatingPointError as error:
         status, said = 1, f"Stopped: {error}."
     except OSError as error:
-        if error.errno != errno.ENOSPC:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         status, said = 1, f"The disk is full: {_kept(folder)}."
     if ranks.rank == 0:
@@ -123,7 +123,7 @@ def _kept(folder: Path) -> str:
 
 def _outcome(folder: Path) -> str:
     """Return the result of a finished run in one sentence."""
-    scores = [r for r in log.read(folder / "metrics.jsonl") if r["kind"] == "evaluation" and r["AP"] is not None]
+    scores = [r for r in log.read(folder / "metrics.jsonl") if r["kind"] == "evaluation" and r.get("AP") is not None]
     if not scores:
         return f"Done: {folder}/last.pt."
     best = max(scores, key=lambda r: r["AP"])

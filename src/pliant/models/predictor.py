@@ -83,6 +83,8 @@ class Predictor:
             resize = resizing(data["short_side"], data["long_side"])
         except KeyError as error:
             raise ValueError(f"the recipe was recorded by another version: {error} is missing") from error
+        except TypeError as error:
+            raise ValueError(f"the recipe is damaged: {error}") from error
         return cls(load_detector(state), state["classes"], state["category_ids"], resize=resize, device=device)
 
     def __call__(self, images: Sequence[ImageLike]) -> list[dict[str, Tensor]]:
@@ -142,14 +144,18 @@ def load_detector(state: dict[str, Any]) -> nn.Module:
     """Return the detector of a checkpoint, in evaluation mode.
 
     Raises:
-        ValueError: the checkpoint is one of another version.
+        ValueError: the checkpoint is one of another version, or its parts do not fit each other.
     """
     try:
         settings = state["recipe"]["model"]
     except KeyError as error:
         raise ValueError(f"the recipe was recorded by another version: {error} is missing") from error
-    model = build_detector(recorded(ModelRecipe, settings), len(state["classes"]), pretrained=False)
-    model.load_state_dict(state["model"])
+    try:
+        model = build_detector(recorded(ModelRecipe, settings), len(state["classes"]), pretrained=False)
+        model.load_state_dict(state["model"])
+    except (AttributeError, TypeError, RuntimeError) as error:
+        said = " ".join(str(error).split())
+        raise ValueError(f"the weights do not fit the recipe that is recorded with them: {said[:200]}") from error
     return model.eval()
 
 

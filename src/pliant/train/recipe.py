@@ -155,6 +155,8 @@ class DetectorRecipe:
         Raises:
             ValueError: `values` were recorded by another version.
         """
+        if not isinstance(values, dict):
+            raise ValueError(f"the recipe is damaged: it is a {type(values).__name__} instead of settings")
         parts: dict[str, Any] = {"data": DataRecipe, "model": ModelRecipe, "optimiser": OptimiserRecipe}
         try:
             made = {name: recorded(part, values[name]) for name, part in parts.items()}
