@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from pliant._files import replacing
+from pliant._files import apart, replacing
 from pliant.data import read_image
 from pliant.models import Predictor
 from pliant.train.distributed import resolve
@@ -36,11 +36,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Write images with boxes and detections.json; return 1 if an image could not be read."""
     device, paths = resolve(args.device), _images(args.images)
+    names, found_in = _names(paths), args.out / "detections.json"
+    apart([*(args.out / name for name in names), found_in], [*paths, args.checkpoint])
     predictor = Predictor.load(args.checkpoint, device)
     args.out.mkdir(parents=True, exist_ok=True)
     lines: list[dict[str, Any]] = []
     broken = 0
-    for number, (path, name) in enumerate(zip(paths, _names(paths), strict=True), 1):
+    for number, (path, name) in enumerate(zip(paths, names, strict=True), 1):
         try:
             image = read_image(path)
         except OSError as error:
@@ -53,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
         results = coco_results(kept, number, predictor.category_ids)
         lines += [{**line, "file_name": str(path)} for line in results]
         print(f"{path}: {said(kept['labels'].tolist(), predictor.classes)}")
-    with replacing(args.out / "detections.json") as part:
+    with replacing(found_in) as part:
         part.write_text(json.dumps(lines, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     print(f"{len(lines)} objects in {len(paths) - broken} images: {args.out}/")
     return 1 if broken else 0
@@ -90,15 +92,25 @@ def drawn(image: Tensor, found: dict[str, Tensor], classes: Sequence[str]) -> Im
 
 
 def _images(given: Sequence[Path]) -> list[Path]:
-    """Return the paths of the images; a folder stands for the files in it that Pillow reads, ordered by name."""
+    """Return the paths of the images; a folder stands for the files in it that Pillow reads, ordered by name.
+
+    What else is in a folder is named. Files of other systems about other files, such as ._a.png and Thumbs.db, are not.
+    """
     from PIL import Image
 
-    kinds, paths = Image.registered_extensions(), []
+    # Of some formats, such as PDF, Pillow writes files and reads none.
+    kinds = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+    paths: list[Path] = []
     for path in given:
-        inside = sorted(p for p in path.iterdir() if p.suffix.lower() in kinds) if path.is_dir() else [path]
-        if not inside:
-            raise ValueError(f"the folder {path} has no images")
-        paths += inside
+        inside = sorted(p for p in path.iterdir() if not p.name.startswith(".")) if path.is_dir() else [path]
+        images = [p for p in inside if p.suffix.lower() in kinds and p.is_file()] if path.is_dir() else inside
+        others = [p.name + "/" * p.is_dir() for p in inside if p not in images]
+        some = ", ".join(others[:3]) + (f" and {len(others) - 3} more" if len(others) > 3 else "")
+        if not images:
+            raise ValueError(f"the folder {path} has no images" + (f", only {some}" if others else ""))
+        if others:
+            print(f"pliant predict: {path}: no images and left out: {some}", file=sys.stderr)
+        paths += images
     return paths
 
 

@@ -10,12 +10,16 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+from pliant._files import apart
 from pliant.app import arguments
 from pliant.app.data import told
 from pliant.app.progress import progress
-from pliant.train import DetectorRecipe, build_detector, fit_detector, log, parameters
+from pliant.data import Detection, matched
+from pliant.train import DataRecipe, DetectorRecipe, build_detector, fit_detector, log, parameters
 from pliant.train.build import augmentation, build_data, resizing
 from pliant.train.distributed import Ranks, start
+
+WRITTEN = ("recipe.json", "metrics.jsonl", "last.pt", "best.pt")
 
 
 def main(words: Sequence[str]) -> int:
@@ -40,24 +44,34 @@ def main(words: Sequence[str]) -> int:
 
     if not words:
         raise ValueError("say what to train: pliant train detector")
-    words = arguments.spelled_out(words, "data.images", "data.annotations")
+    words, given = arguments.configured(arguments.spelled_out(words, "data.images", "data.annotations"))
     args = arguments.parse(parser, words).detector
     if args.resume:
         # Settings given here override those of the run; fit_detector refuses a difference.
         written = Path(args.out) / "recipe.json"
         if not written.exists():
             raise ValueError(f"there is no run to resume in {args.out}: {written} is missing")
+        if lacks := {f.name for f in dataclasses.fields(DetectorRecipe)} - arguments.settings(written).keys():
+            raise ValueError(f"{written} is not the recipe of a run: it lacks {', '.join(sorted(lacks))}")
         at = words.index("detector") + 1
-        args = arguments.parse(parser, [*words[:at], "--config", str(written), *words[at:]]).detector
+        more, _ = arguments.configured(["--config", str(written)])
+        args = arguments.parse(parser, [*words[:at], *more, *words[at:]]).detector
     values = detector.instantiate(args)
     recipe = DetectorRecipe(**{f.name: getattr(values, f.name) for f in dataclasses.fields(DetectorRecipe)})
+    # The recipe of a resumed run is read, and stays as it is.
+    read = (
+        *([] if args.resume else given),
+        recipe.data.annotations,
+        recipe.data.test_annotations,
+        recipe.model.weights,
+    )
+    apart((Path(args.out) / name for name in WRITTEN), (Path(name) for name in read if name))
     with start(args.device) as ranks:
         return _train(recipe, Path(args.out), args.resume, ranks, args.tensorboard)
 
 
 def _train(recipe: DetectorRecipe, folder: Path, resume: bool, ranks: Ranks, tensorboard: bool) -> int:
-    train, test = (told(partial(build_data, recipe.data, split), ranks.rank == 0) for split in ("train", "test"))
-    assert train is not None
+    train, test = _data(recipe.data, ranks.rank == 0)
     model = build_detector(recipe.model, len(train.classes), seed=recipe.seed, pretrained=not resume)
     shared = f" on {ranks.world} processes" if ranks.world > 1 else ""
     bar = progress(
@@ -88,6 +102,18 @@ def _train(recipe: DetectorRecipe, folder: Path, resume: bool, ranks: Ranks, ten
         else:
             print(_outcome(folder))
     return status
+
+
+def _data(recipe: DataRecipe, aloud: bool) -> tuple[Detection, Detection | None]:
+    """Return training and test data, with the categories of the training data, and print what is wrong with them."""
+    train = told(partial(build_data, recipe, "train"), aloud)
+    assert train is not None
+
+    def test() -> Detection | None:
+        data = build_data(recipe, "test")
+        return None if data is None else matched(data, train.classes, train.category_ids, "the training data")
+
+    return train, told(test, aloud)
 
 
 def _kept(folder: Path) -> str:

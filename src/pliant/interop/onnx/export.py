@@ -93,4 +93,5 @@ def export(
     assert written is not None
     if (version := written.model.opset_imports[""]) != opset:
         raise ValueError(f"onnx.export: torch {torch.__version__} cannot write opset {opset}, it wrote {version}")
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
     written.save(str(path), external_data=external_data)
