@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pliant._files import replacing
+from pliant._files import apart, replacing, text
 
 
 def test_what_was_there_stays_until_the_end(tmp_path: Path) -> None:
@@ -25,6 +25,38 @@ def test_a_failure_leaves_what_was_there(tmp_path: Path) -> None:
         part.write_text("half, then \ud800", encoding="utf-8")
     assert path.read_text() == "before"
     assert os.listdir(tmp_path) == ["file"]
+
+
+def test_folders_are_made(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "folder" / "file"
+    with replacing(path) as part:
+        part.write_text("after")
+    assert path.read_text() == "after"
+
+
+def test_no_path_leads_from_an_output_to_an_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    given, folder = tmp_path / "given", tmp_path / "folder"
+    given.write_text("mine")
+    folder.mkdir()
+    (tmp_path / "symbolic").symlink_to(given)
+    (tmp_path / "hard").hardlink_to(given)
+    (tmp_path / "link").symlink_to(tmp_path)
+    ways = (Path("given"), folder / ".." / "given", tmp_path / "symbolic", tmp_path / "hard", tmp_path / "link/given")
+    for path in (given, *ways):
+        with pytest.raises(ValueError, match=r"would overwrite .*given, which is read; write to another place"):
+            apart([folder / "new", path], [folder, given])
+        with pytest.raises(ValueError, match="would overwrite"):
+            apart([given], [path])
+    (folder / "given").write_text("mine, too")
+    apart([folder / "given", folder / "new"], [given, tmp_path / "none"])
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "cp1252"])
+def test_text_in_every_encoding(tmp_path: Path, encoding: str) -> None:
+    (tmp_path / "file").write_bytes("{Bär}".encode(encoding))
+    said = {"utf-8": "UTF-8", "utf-8-sig": "UTF-8", "cp1252": "Windows-1252"}.get(encoding, "UTF-16")
+    assert text(tmp_path / "file") == ("{Bär}", said)
 
 
 def test_two_processes_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

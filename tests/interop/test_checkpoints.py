@@ -6,6 +6,7 @@ import copy
 import itertools
 import pickle
 import re
+import shutil
 import struct
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -359,13 +360,15 @@ def test_files_that_cannot_be_written(suffix: str, tmp_path: Path, capsys: pytes
     before = given.read_bytes()
     (tmp_path / f"folder.{suffix}").mkdir()
     for name, sentence in (
-        (f"none/out.{suffix}", f": there is no folder '{tmp_path / 'none'}' to write it to"),
         (f"folder.{suffix}", ": is a folder"),
-        (f"in.{suffix}", ": is the checkpoint itself; name another file to write"),
+        (f"in.{suffix}", f" would overwrite {given}, which is read; write to another place"),
     ):
         assert app.main(["convert", str(given), str(tmp_path / name), "--from", "timm"]) == 2
         assert capsys.readouterr().err == f"pliant convert: {tmp_path / name}{sentence}\n"
     assert given.read_bytes() == before
+    assert app.main(["convert", str(given), str(tmp_path / "new" / "folder" / given.name), "--from", "timm"]) == 0
+    capsys.readouterr()
+    shutil.rmtree(tmp_path / "new")
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"folder.{suffix}", f"in.{suffix}"]
     # No partial file is left behind, and the file that was there is unchanged.
     nothing: Any = lambda: None  # noqa: E731 - neither pickle nor JSON can write it
@@ -462,7 +465,10 @@ def test_files_that_are_none(tmp_path: Path) -> None:
 def test_safetensors_without_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "safetensors", None)
     monkeypatch.setitem(__import__("sys").modules, "safetensors.torch", None)
-    with pytest.raises(ModuleNotFoundError, match=r'needs the package safetensors: pip install "pliant\[convert\]"$'):
+    with pytest.raises(
+        ModuleNotFoundError,
+        match=r'needs the package safetensors: pip install "\.\[convert\]" in a clone of the repository$',
+    ):
         checkpoints.write(tmp_path / "a.safetensors", {"a": torch.zeros(1)})
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Sequence
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -11,20 +10,22 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from jsonargparse import ArgumentError, ArgumentParser
 
 EXAMPLES = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", dict: "a mapping"}
+SUCH = {int: "8", float: "0.5", bool: "true", dict[str, Any]: '"{channels: 32}"'}
 COUNTS = ("no", "one", "two", "three", "four")
 
 
 class Parser(ArgumentParser):
     """A parser of jsonargparse whose help shows dashes, as those of the other commands; it reads underscores, too."""
 
-    def format_help(self) -> str:
+    def format_help(self, *args: Any, **kwargs: Any) -> str:
         """Return the help, with dashes in every option."""
-        return re.sub(r"--[a-z][\w.]*", lambda option: option[0].replace("_", "-"), super().format_help())
+        text: str = super().format_help(*args, **kwargs)
+        return re.sub(r"--[a-z][\w.]*", lambda option: option[0].replace("_", "-"), text)
 
 
-def parser(prog: str, description: str) -> Parser:
+def parser(usage: str, description: str) -> Parser:
     """Return a parser that accepts full names only: a mistyped setting is an error, not another setting."""
-    return Parser(prog=prog, description=description, allow_abbrev=False, exit_on_error=False)
+    return Parser(usage=usage, description=description, allow_abbrev=False, exit_on_error=False)
 
 
 def underscored(words: Sequence[str]) -> list[str]:
@@ -68,7 +69,7 @@ def parse(parser: ArgumentParser, words: Sequence[str], recipe: type | None = No
     try:
         return parser.parse_args(underscored(words))
     except ArgumentError as error:
-        raise ValueError(_sentence(str(error), recipe)) from (error if "--traceback" in sys.argv else None)
+        raise ValueError(_sentence(str(error), recipe)) from error
 
 
 def _sentence(said: str, recipe: type | None) -> str:
@@ -79,7 +80,8 @@ def _sentence(said: str, recipe: type | None) -> str:
     option = f"--{keys[-1].replace('_', '-')}" if keys else ""
     got = re.search(r"(?:Got value|Given value): (.*)$", said)
     if kind is not None and got:
-        return f"{option} must be {wanted(kind)}, got {got[1]}"
+        example = next((text for part, text in SUCH.items() if part in (kind, *get_args(kind))), "")
+        return f"{option} must be {wanted(kind)}{example and f', such as {example}'}, got {got[1]}"
     return said.replace(f'Parser key "{keys[-1]}":', f"{option}:", 1) if keys else said
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from pliant._files import apart
 from pliant.interop import checkpoints
 
 
@@ -23,8 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Convert, write, and print what became of every name."""
-    if Path(args.input).exists() and Path(args.output).exists() and Path(args.input).samefile(args.output):
-        raise ValueError(f"{args.output}: is the checkpoint itself; name another file to write")
+    apart([Path(args.output)], [Path(args.input)])
     file = checkpoints.read(args.input)
     if "layers" in file.record:
         source = file.record.get("source")

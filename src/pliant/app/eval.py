@@ -9,12 +9,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from pliant._files import replacing
-from pliant.app import CHECKPOINT, DEVICE, arguments
+from pliant._files import apart, replacing
+from pliant.app import CHECKPOINT, COMMANDS, DEVICE, arguments
 from pliant.app.data import told
 from pliant.app.progress import percent
+from pliant.data import Detection, matched
 from pliant.models import Predictor
 from pliant.models.predictor import recorded_state
 from pliant.train import DataRecipe, DetectorRecipe, evaluate, log
@@ -34,8 +35,11 @@ COLUMNS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 
 def main(words: Sequence[str]) -> int:
     """Evaluate as the arguments say, print a table, write JSON; return the exit status."""
-    parser = arguments.parser("pliant eval", "Measure the average precision of a detector on the data of its run.")
-    parser.add_argument("checkpoint", type=str, help=CHECKPOINT)
+    parser = arguments.parser(
+        "pliant eval MODEL [OPTION …]",
+        f"Measure the average precision of a detector on the data of its run. Example: {COMMANDS['eval'].example}",
+    )
+    parser.add_argument("checkpoint", metavar="MODEL", type=str, help=CHECKPOINT)
     parser.add_class_arguments(DataRecipe, "data", help="other data than that of the run")
     parser.add_argument(
         "--images", metavar="DIR", default=SUPPRESS, help="short for --data.source folder --data.test-images DIR"
@@ -60,16 +64,16 @@ def main(words: Sequence[str]) -> int:
             "--images and --annotations replace the test data, --split train takes the training data of the run"
         )
     path = Path(args.checkpoint)
+    # Beside the checkpoint, or here if it comes with the package.
+    out = Path(args.json) if args.json else path.with_name("evaluation.json")
     state = recorded_state(args.checkpoint)
     recipe = DetectorRecipe.of(state["recipe"])
     # Settings that are not given are those of the run.
     parser.set_defaults({f"data.{name}": value for name, value in asdict(recipe.data).items()})
     args = parser.instantiate(arguments.parse(parser, words, _Settings))
-    data = told(partial(build_data, args.data, args.split))
-    if data is None:
-        raise ValueError("the run has no test images; name some with --images and --annotations, or use --split train")
-    if tuple(data.category_ids) != tuple(state["category_ids"]):
-        raise ValueError(f"{path} has the classes {', '.join(state['classes'])}, the data {', '.join(data.classes)}")
+    read = (args.data.annotations, args.data.test_annotations, args.checkpoint)
+    apart([out], (Path(name) for name in read if name))
+    data = told(partial(_data, args.data, args.split, path, state))
     with start(args.device) as ranks:
         scores = evaluate(
             Predictor.of(state, ranks.device).model, data, batch=args.batch or recipe.batch, workers=args.workers,
@@ -80,14 +84,20 @@ def main(words: Sequence[str]) -> int:
     for reason in scores.get("broken", ()):
         print(f"left out: {reason}", file=sys.stderr)
     print(table(scores))
-    # Beside the checkpoint, or here if it comes with the package.
-    out = Path(args.json) if args.json else path.with_name("evaluation.json")
     about = {"checkpoint": str(path), "step": state["step"], "split": args.split, "pictures": len(data)}
     result = log.finite({**about, "data": asdict(args.data), **scores})
     with replacing(out) as part:
         part.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     print(f"\nIn percent. Written to {out}.")
     return 0
+
+
+def _data(recipe: DataRecipe, split: Literal["train", "test"], path: Path, state: dict[str, Any]) -> Detection:
+    """Return the data to evaluate on, with the categories of the checkpoint."""
+    data = build_data(recipe, split)
+    if data is None:
+        raise ValueError("the run has no test images; name some with --images and --annotations, or use --split train")
+    return matched(data, state["classes"], state["category_ids"], str(path))
 
 
 def table(scores: dict[str, Any]) -> str:

@@ -13,18 +13,25 @@ from pathlib import Path
 
 from torch import nn
 
-from pliant.app import DEVICE, arguments
+from pliant._files import apart
+from pliant.app import COMMANDS, DEVICE, arguments
 from pliant.app.data import told
 from pliant.app.progress import progress
-from pliant.data import Detection, Part
-from pliant.train import DetectorRecipe, build_detector, fit_detector, log, parameters
+from pliant.data import Detection, Part, matched
+from pliant.train import DataRecipe, DetectorRecipe, build_detector, fit_detector, log, parameters
 from pliant.train.build import augmentation, build_data, resizing
 from pliant.train.distributed import Ranks, start
+
+WRITTEN = ("recipe.json", "metrics.jsonl", "last.pt", "best.pt")
 
 
 def main(words: Sequence[str]) -> int:
     """Train as the arguments say; return the exit status."""
-    detector = arguments.parser("pliant train detector", "Train a detector; the settings are those of DetectorRecipe.")
+    detector = arguments.parser(
+        "pliant train detector [OPTION …]",
+        "Train a detector; without options, a small deformable one, in minutes. The settings are those of "
+        f"DetectorRecipe. Example: {COMMANDS['train'].example}",
+    )
     detector.add_argument(
         "--config", action="config", help="YAML or JSON file of settings, such as the recipe.json of a run"
     )
@@ -45,7 +52,7 @@ def main(words: Sequence[str]) -> int:
     detector.add_argument("--resume", action="store_true", help="resume the run in --out, with its settings")
     detector.add_argument("--device", type=str, default="auto", help=DEVICE)
     detector.add_argument("--tensorboard", action="store_true", help="write curves for TensorBoard into --out")
-    parser = arguments.parser("pliant train", "Train a network.")
+    parser = arguments.parser("pliant train detector [OPTION …]", "Train a network.")
     parser.add_subcommands(dest="what", metavar="WHAT").add_subcommand("detector", detector, help="an object detector")
 
     if not words:
@@ -61,13 +68,16 @@ def main(words: Sequence[str]) -> int:
         args = arguments.parse(parser, [*words[:at], "--config", str(written), *words[at:]], DetectorRecipe).detector
     values = detector.instantiate(args)
     recipe = DetectorRecipe(**{f.name: getattr(values, f.name) for f in dataclasses.fields(DetectorRecipe)})
+    # The recipe of a resumed run is read, and stays as it is.
+    config = [] if args.resume else [str(path) for path in args.config or []]
+    read = (*config, recipe.data.annotations, recipe.data.test_annotations, recipe.model.weights)
+    apart((Path(args.out) / name for name in WRITTEN), (Path(name) for name in read if name))
     with start(args.device) as ranks:
         return _train(recipe, Path(args.out), args.resume, ranks, args.tensorboard)
 
 
 def _train(recipe: DetectorRecipe, folder: Path, resume: bool, ranks: Ranks, tensorboard: bool) -> int:
-    train, test = (told(partial(build_data, recipe.data, split), ranks.rank == 0) for split in ("train", "test"))
-    assert train is not None
+    train, test = _data(recipe.data, ranks.rank == 0)
     model = build_detector(recipe.model, len(train.classes), seed=recipe.seed, pretrained=not resume)
     bar = progress(_about(recipe, model, train, test, ranks, folder))
     status, said = 0, ""
@@ -94,6 +104,18 @@ def _train(recipe: DetectorRecipe, folder: Path, resume: bool, ranks: Ranks, ten
         else:
             print(_outcome(folder))
     return status
+
+
+def _data(recipe: DataRecipe, aloud: bool) -> tuple[Detection, Detection | None]:
+    """Return training and test data, with the categories of the training data, and print what is wrong with them."""
+    train = told(partial(build_data, recipe, "train"), aloud)
+    assert train is not None
+
+    def test() -> Detection | None:
+        data = build_data(recipe, "test")
+        return None if data is None else matched(data, train.classes, train.category_ids, "the training data")
+
+    return train, told(test, aloud)
 
 
 def _about(

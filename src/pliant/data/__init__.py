@@ -1,5 +1,6 @@
 """Data sets and transforms: images in, tensors out; the scenes of the studies are drawn here."""
 
+from pliant.data.categories import matched
 from pliant.data.coco import CocoDetection, Target
 from pliant.data.composed import Composed
 from pliant.data.crowns import Crowns
@@ -33,6 +34,7 @@ __all__ = [
     "batches",
     "draw",
     "held_out",
+    "matched",
     "object_size",
     "read_image",
     "render",

@@ -20,10 +20,11 @@ class Part(Dataset[tuple[Tensor, Target]]):
     Args:
         data: the whole.
         indices: of its images.
+        problems: sentences about the data, such as `CocoDetection` has.
     """
 
-    def __init__(self, data: Detection, indices: Sequence[int]) -> None:
-        self.data, self.indices = data, tuple(indices)
+    def __init__(self, data: Detection, indices: Sequence[int], problems: Sequence[str] = ()) -> None:
+        self.data, self.indices, self.problems = data, tuple(indices), list(problems)
         self.classes, self.category_ids = data.classes, data.category_ids
         self.area_ranges = getattr(data, "area_ranges", AREA_RANGES)
 
@@ -71,4 +72,5 @@ def held_out(data: Detection, share: float, seed: int) -> tuple[Part, Part]:
         )
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed_of("held out", seed))).tolist()
     cut = min(max(1, round(share * count)), count - 1)
-    return Part(data, sorted(order[cut:])), Part(data, sorted(order[:cut]))
+    # One of the two parts tells the faults of their common file.
+    return Part(data, sorted(order[cut:]), getattr(data, "problems", ())), Part(data, sorted(order[:cut]))

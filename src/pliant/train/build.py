@@ -47,16 +47,20 @@ def _folder(recipe: DataRecipe, split: Literal["train", "test"]) -> Detection | 
         images = recipe.test_images or recipe.images
         if images is None:
             raise ValueError("the test images need a folder: --data.test-images DIR")
-        return read(Path(images), recipe.test_annotations and Path(recipe.test_annotations), format)
+        return read(Path(images), _path(recipe.test_annotations), format)
     if recipe.images is None:
         raise ValueError("say where your images are: --images DIR, and with COCO's format --annotations FILE")
     if split == "test" and not recipe.hold_out:
         return None
-    data = read(Path(recipe.images), recipe.annotations and Path(recipe.annotations), format)
+    data = read(Path(recipe.images), _path(recipe.annotations), format)
     if named or not recipe.hold_out:
         return data
     train, test = held_out(data, recipe.hold_out, recipe.seed)
     return train if split == "train" else test
+
+
+def _path(name: str | None) -> Path | None:
+    return Path(name) if name else None
 
 
 def resizing(recipe: DataRecipe) -> Transform | None:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from pliant import _INSTALL
 from pliant._files import replacing
 from pliant.interop.checkpoints import mxnet
 
@@ -80,6 +81,8 @@ def read(path: str | Path) -> File:
 def write(path: str | Path, state: dict[str, Tensor], record: dict[str, Any] | None = None) -> None:
     """Write weights and a record, which must be plain JSON, to a `.safetensors`, `.pth` or `.pt` file.
 
+    Folders that do not exist are made.
+
     Raises:
         ValueError: the suffix is another one.
         OSError: the file could not be written; an existing file stays as it was.
@@ -88,8 +91,6 @@ def write(path: str | Path, state: dict[str, Tensor], record: dict[str, Any] | N
     path = Path(path)
     if path.suffix not in WRITABLE:
         raise ValueError(f"{path}: the suffix must be one of {', '.join(WRITABLE)}, got {path.suffix!r}")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"{path}: there is no folder {str(path.parent)!r} to write it to")
     if path.is_dir():
         raise IsADirectoryError(f"{path}: is a folder")
     package = _safetensors(path) if path.suffix == ".safetensors" else None
@@ -114,7 +115,7 @@ def _safetensors(path: Path) -> Any:
     try:
         import safetensors.torch
     except ModuleNotFoundError as error:
-        sentence = f'{path}: needs the package safetensors: pip install "pliant[convert]"'
+        sentence = f"{path}: needs the package safetensors: {_INSTALL.format(extra='convert')}"
         raise ModuleNotFoundError(sentence, name="safetensors") from error
     return safetensors.torch
 
