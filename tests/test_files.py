@@ -4,8 +4,9 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 
-from pliant._files import apart, replacing, text
+from pliant._files import apart, load, replacing, text
 
 
 def test_what_was_there_stays_until_the_end(tmp_path: Path) -> None:
@@ -57,6 +58,34 @@ def test_text_in_every_encoding(tmp_path: Path, encoding: str) -> None:
     (tmp_path / "file").write_bytes("{Bär}".encode(encoding))
     said = {"utf-8": "UTF-8", "utf-8-sig": "UTF-8", "cp1252": "Windows-1252"}.get(encoding, "UTF-16")
     assert text(tmp_path / "file") == ("{Bär}", said)
+
+
+def test_a_file_with_one_wrong_bit_is_refused(tmp_path: Path) -> None:
+    """What a bit does not change, such as the space between records, may change; no tensor and no number may."""
+    path, random = tmp_path / "file.pt", torch.Generator().manual_seed(0)
+    state = {"weight": torch.randn(64, 16, generator=random), "step": 7, "names": ["a", "b"]}
+    torch.save(state, path)
+    whole = bytearray(path.read_bytes())
+    refused = 0
+    for place in torch.randint(8 * len(whole), (400,), generator=random).tolist():
+        damaged = bytearray(whole)
+        damaged[place // 8] ^= 1 << place % 8
+        path.write_bytes(damaged)
+        try:
+            read = load(path)
+        except ValueError:
+            refused += 1
+        else:
+            assert read.keys() == state.keys() and (read["step"], read["names"]) == (7, ["a", "b"])
+            assert torch.equal(read["weight"], state["weight"])
+    assert refused > 300
+    whole[len(whole) // 3] ^= 1
+    path.write_bytes(whole)
+    with pytest.raises(ValueError, match=r"file\.pt is not .*, or is damaged \(BadZipFile: the checksum of its record"):
+        load(path)
+    whole[len(whole) // 3] ^= 1
+    path.write_bytes(whole)
+    assert torch.equal(load(path)["weight"], state["weight"])
 
 
 def test_two_processes_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

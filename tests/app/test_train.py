@@ -75,6 +75,75 @@ def test_printed_configuration_is_one(config: str, tmp_path: Path, capsys: pytes
     assert printed("--config", str(path)) == first
 
 
+SETTINGS = """
+data: {source: coco, images: 2026-11-29, annotations: Bär.json}
+model:
+  deform: [null, None, None, v2]
+  options: {score_threshold: 1e-5, box_weights: [1.0, 2]}
+optimiser: {lr: 1e-3, clip: None}
+"""
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "cp1252"])
+def test_settings_as_people_write_them(tmp_path: Path, encoding: str) -> None:
+    (tmp_path / "mine.yaml").write_bytes(SETTINGS.encode(encoding))
+    parser = arguments.parser("x", "y")
+    parser.add_argument("--config", action="config")
+    parser.add_class_arguments(DetectorRecipe, None)
+
+    def read(content: bytes) -> Any:
+        (tmp_path / "mine.yaml").write_bytes(content)
+        for words in (["--config", str(tmp_path / "mine.yaml")], [f"--config={tmp_path / 'mine.yaml'}"]):
+            words, files = arguments.configured([*words, "--batch", "3"])
+            assert files == [tmp_path / "mine.yaml"]
+            found = parser.instantiate(arguments.parse(parser, words))
+        return found
+
+    found = read(SETTINGS.encode(encoding))
+    assert (found.data.images, found.data.annotations, found.batch) == ("2026-11-29", "Bär.json", 3)
+    assert found.model.deform == (None, None, None, "v2")
+    assert found.model.options == {"score_threshold": 1e-5, "box_weights": [1.0, 2]}
+    assert (found.optimiser.lr, found.optimiser.clip) == (1e-3, None)
+    for nothing in ("", "\ufeff", "# nothing", "---", "model:\ndata: null\noptimiser: {}"):
+        found = read(nothing.encode(encoding if "\ufeff" not in nothing else "utf-8"))
+        assert (found.model, found.optimiser.lr) == (DetectorRecipe().model, 0.001)
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (b"- a", "must hold settings, such as batch: 8, got a list"),
+        (b"batch", "must hold settings, such as batch: 8, got a str"),
+        (b"1: 2", "must hold settings"),
+        (b"a: [b", "is not YAML or JSON: while parsing"),
+        (b"\tmodel: 3", "is not YAML or JSON: while scanning"),
+        (b"[" * 5000, "is not YAML or JSON: "),
+        (b"a: " + b"[" * 3000 + b"]" * 3000, "is not YAML or JSON: "),
+        (b"\x81\x00", "is not YAML or JSON: "),
+        (b"batc: 3", "batc"),
+    ],
+)
+def test_settings_that_are_none(
+    content: bytes, sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_bytes(content)
+    assert app.main(["train", "detector", "--config", str(path), "--print_config"]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and sentence in err
+
+
+def test_a_damaged_recipe_is_named(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "last.pt").write_bytes((run / "last.pt").read_bytes())
+    written = tmp_path / "recipe.json"
+    for content in (b"", b"null", b"[]", b'{"data": {}}', b"{", b"[" * 5000, b'"\x81"', b"\xff\xfe{\x00["):
+        written.write_bytes(content)
+        assert app.main(["train", "detector", "--out", str(tmp_path), "--resume"]) == 2
+        err = capsys.readouterr().err
+        assert err.count("\n") == 1 and str(written) in err
+        assert written.read_bytes() == content
+
+
 def test_example_is_a_recipe(capsys: pytest.CaptureFixture[str]) -> None:
     example = Path(__file__).parents[2] / "examples" / "detector.yaml"
     with pytest.raises(SystemExit) as stopped:
@@ -354,7 +423,8 @@ def test_boxes_are_drawn_where_they_are() -> None:
         (["train", "detector", "--batc", "3"], "unrecognized arguments: --batc 3"),
         (["train", "detector", "--batch", "0"], "batch must be at least 1, got 0"),
         (["train", "detector", "--optimiser.clip", "0"], "clip above 0 or null, got 0.001, 100 and 0"),
-        (["train", "detector", "--config", "/no/where.yaml"], "File does not exist"),
+        (["train", "detector", "--config", "/no/where.yaml"], "No such file or directory: '/no/where.yaml'"),
+        (["train", "detector", "--config=/"], "Is a directory: '/'"),
         (["train", "detector", "--out", "/no/where", "--resume"], "there is no run to resume in /no/where"),
         (["train", "detector", "--device", "cuda:99"], "device 'cuda:99' cannot be used here"),
         (["train", "detector", "--data.source", "coco"], "say where your images are: --images DIR"),

@@ -425,6 +425,10 @@ def test_what_wraps_the_weights(tmp_path: Path) -> None:
         {"model": weights, "iteration": 3},
         {"params": {}, "params_ema": weights},
         OrderedDict(state_dict={f"module.{name}": tensor for name, tensor in weights.items()}),
+        {"net": weights, "epoch": 3},
+        {"checkpoint": {"generator": weights}},
+        {"weights": weights, "optimizer": {"state": {0: {"exp_avg": torch.ones(1)}}, "param_groups": [{"lr": 1.0}]}},
+        {"model": {"ema": weights}, "optimizer_states": [{"state": {}}]},
     )):  # fmt: skip
         path = tmp_path / f"{i}.pt"
         torch.save(file, path)
@@ -433,12 +437,37 @@ def test_what_wraps_the_weights(tmp_path: Path) -> None:
         assert all(torch.equal(state[name], tensor) for name, tensor in weights.items())
 
 
+def test_several_dictionaries_of_weights_keep_their_names_apart(tmp_path: Path) -> None:
+    parts = {"encoder": {"a": torch.ones(2)}, "decoder": {"a": torch.zeros(1), "b": torch.zeros(1)}}
+    torch.save({**parts, "epoch": 3}, tmp_path / "in.ckpt")
+    assert list(checkpoints.read(tmp_path / "in.ckpt").state) == ["encoder.a", "decoder.a", "decoder.b"]
+    state = checkpoints.convert(checkpoints.read(tmp_path / "in.ckpt").state, "mmcv", take="decoder").state
+    assert list(state) == ["a", "b"]
+
+
+@pytest.mark.parametrize("name", ["in.pkl", "in.pth.tar", "in.ckpt", "in.bin", "in", "in.safetensors", "in.params"])
+@pytest.mark.parametrize("kind", ["torch", "torch 1.5", "safetensors", "pickle", "mxnet"])
+def test_the_content_decides_and_not_the_suffix(name: str, kind: str, tmp_path: Path) -> None:
+    weights, path = {"a.weight": torch.arange(3.0)}, tmp_path / name
+    if kind == "safetensors":
+        pytest.importorskip("safetensors.torch").save_file(weights, path)
+    elif kind == "pickle":
+        path.write_bytes(pickle.dumps({"a.weight": weights["a.weight"].numpy()}))
+    elif kind == "mxnet":
+        _save_params(path, weights, 0xF993FAC9)
+    else:
+        torch.save({"state_dict": weights}, path, _use_new_zipfile_serialization=kind == "torch")
+    state = checkpoints.read(path).state
+    assert list(state) == ["a.weight"] and torch.equal(state["a.weight"], weights["a.weight"])
+
+
 def test_files_that_are_none(tmp_path: Path) -> None:
     for name, content, sentence in (
         ("a.pth", b"not a pickle", "is not a file that torch.save wrote, or is damaged"),
         ("a.pkl", b"not a pickle", "is not a pickle, or is damaged|needs .* beside arrays"),
         ("a.safetensors", b"not safe", "is not a safetensors file"),
-        ("a.onnx", b"", "the suffix must be one of .pth, .pt, .pkl, .params, .safetensors, got '.onnx'"),
+        ("a.params", b"no parameters", "is not a parameter file of MXNet"),
+        ("a.onnx", b"", "is not a file that torch.save wrote, or is damaged"),
     ):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(ValueError, match=sentence):

@@ -11,7 +11,9 @@ from pliant.interop import checkpoints
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the two files, the source, and what the checkpoint alone does not determine."""
-    parser.add_argument("input", metavar="IN", help="the checkpoint: .pth, .pt, .pkl, .params (MXNet) or .safetensors")
+    parser.add_argument(
+        "input", metavar="IN", help="a checkpoint: of torch.save, safetensors, MXNet, or pickled arrays"
+    )
     parser.add_argument("output", metavar="OUT", help="the file to write: .safetensors, .pth or .pt")
     parser.add_argument(
         "--from", dest="source", required=True, choices=list(checkpoints.SOURCES), help="the library that wrote it"

@@ -57,20 +57,27 @@ def main(words: Sequence[str]) -> int:
 
     if not words:
         raise ValueError("say what to train: pliant train detector")
-    words = arguments.spelled_out(words, "data.images", "data.annotations")
+    words, given = arguments.configured(arguments.spelled_out(words, "data.images", "data.annotations"))
     args = arguments.parse(parser, words, DetectorRecipe).detector
     if args.resume:
         # Settings given here override those of the run; fit_detector refuses a difference.
         written = Path(args.out) / "recipe.json"
         if not written.exists():
             raise ValueError(f"there is no run to resume in {args.out}: {written} is missing")
+        if lacks := {f.name for f in dataclasses.fields(DetectorRecipe)} - arguments.settings(written).keys():
+            raise ValueError(f"{written} is not the recipe of a run: it lacks {', '.join(sorted(lacks))}")
         at = words.index("detector") + 1
-        args = arguments.parse(parser, [*words[:at], "--config", str(written), *words[at:]], DetectorRecipe).detector
+        more, _ = arguments.configured(["--config", str(written)])
+        args = arguments.parse(parser, [*words[:at], *more, *words[at:]], DetectorRecipe).detector
     values = detector.instantiate(args)
     recipe = DetectorRecipe(**{f.name: getattr(values, f.name) for f in dataclasses.fields(DetectorRecipe)})
     # The recipe of a resumed run is read, and stays as it is.
-    config = [] if args.resume else [str(path) for path in args.config or []]
-    read = (*config, recipe.data.annotations, recipe.data.test_annotations, recipe.model.weights)
+    read = (
+        *([] if args.resume else given),
+        recipe.data.annotations,
+        recipe.data.test_annotations,
+        recipe.model.weights,
+    )
     apart((Path(args.out) / name for name in WRITTEN), (Path(name) for name in read if name))
     with start(args.device) as ranks:
         return _train(recipe, Path(args.out), args.resume, ranks, args.tensorboard)

@@ -143,7 +143,7 @@ def recorded_state(source: str | Path) -> dict[str, Any]:
         ValueError: the file is no checkpoint.
     """
     path = Path(source)
-    if str(source) in bundled.NAMES and not path.exists():
+    if source in bundled.NAMES and not path.exists():
         return bundled.read(str(source))
     return checkpoint.read(path)
 

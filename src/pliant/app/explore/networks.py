@@ -9,10 +9,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from pliant._files import load
+from pliant._files import code_in, load
 from pliant.data import Crowns, Transform
 from pliant.data.drawing import CANVAS
 from pliant.data.fashion_mnist import CLASSES
@@ -143,7 +142,7 @@ def read(path: Path) -> Network:
     try:
         state = load(path)
     except ValueError as error:
-        if needs := _code_in(path):
+        if needs := code_in(path):
             raise ValueError(f"{path} holds code ({needs}) that loading would run; {TAKEN}") from error
         raise ValueError(f"{path} is damaged, or not a file of weights that torch.save wrote; {TAKEN}") from error
     if isinstance(state, dict) and "recipe" in state:
@@ -154,14 +153,6 @@ def read(path: Path) -> Network:
     if name not in {*geometry.CONTESTANTS, *detection.CONTESTANTS} or not isinstance(state, dict):
         raise ValueError(f"{path} does not say which network its weights belong to; {TAKEN}")
     return _of_study(name, state, str(path), path.stem, "Weights of a study.")
-
-
-def _code_in(path: Path) -> str:
-    """Return the classes that loading a pickle would import; "" if there are none or the file is damaged."""
-    try:
-        return ", ".join(sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))[:3])
-    except Exception:  # a damaged file raises any of many exceptions
-        return ""
 
 
 def _of_checkpoint(state: dict[str, Any], id: str, label: str, about: str) -> Network:
