@@ -23,9 +23,10 @@ model:
   width: 16
   stem: small
   deform: [null, null, null, v2]
+  roi_pool: align
   options: {channels: 8, hidden: 16, rpn_samples: 32, post_nms: [40, 20], rois: 16, score_threshold: 0.001}
-data: {count: 10, test_count: 5, size: 64}
-optimiser: {lr: 0.01, warmup: 2}
+data: {count: 10, test_count: 5, size: 64, classes: null}
+optimiser: {name: sgd, lr: 0.01, weight_decay: 0.0001, warmup: 2}
 batch: 4
 epochs: 2
 """
@@ -105,7 +106,7 @@ def test_settings_as_people_write_them(tmp_path: Path, encoding: str) -> None:
     assert (found.optimiser.lr, found.optimiser.clip) == (1e-3, None)
     for nothing in ("", "\ufeff", "# nothing", "---", "model:\ndata: null\noptimiser: {}"):
         found = read(nothing.encode(encoding if "\ufeff" not in nothing else "utf-8"))
-        assert (found.model, found.optimiser.lr) == (DetectorRecipe().model, 0.02)
+        assert (found.model, found.optimiser.lr) == (DetectorRecipe().model, 0.001)
 
 
 @pytest.mark.parametrize(
@@ -214,12 +215,13 @@ def test_evaluation_on_other_data(run: Path, tmp_path: Path, capsys: pytest.Capt
     annotations.write_text(json.dumps(truth))
     assert app.main(words) == 2
     assert f"; {run}/last.pt has the categories 'T-shirt'" in capsys.readouterr().err
-    assert app.main(["eval", str(run / "last.pt"), "--data.source", "coco"]) == 2
+    own = ["--data.source", "coco", "--data.images", str(annotations.parent), "--data.hold-out", "0"]
+    assert app.main(["eval", str(run / "last.pt"), *own]) == 2
     assert "no test images" in capsys.readouterr().err
 
 
 def test_pictures_of_ones_own(run: Path, config: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    annotations = Composed(seed=9, count=4, size=64).write(tmp_path / "scenes")
+    annotations = Composed(seed=9, count=5, size=64).write(tmp_path / "scenes")
     images = annotations.parent / "images"
     truth = json.loads(annotations.read_text())
     truth["annotations"] += [{"id": 900 + k, "image_id": 77, "category_id": 1, "bbox": [0, 0, 5, 5]} for k in range(30)]
@@ -228,17 +230,37 @@ def test_pictures_of_ones_own(run: Path, config: str, tmp_path: Path, capsys: py
     own = ["--images", str(images), f"--annotations={annotations}"]
     assert app.main(["train", "detector", "--config", config, *own, "--epochs", "1", "--out", str(out)]) == 0
     said, err = capsys.readouterr()
-    assert "4 images of coco" in said
+    assert f"4 training images of {images}, 1 test images, held out because none are named" in said
+    # The commands that come next read what was written.
+    assert f"Done: {out}/best.pt, " in said
+    for command in ("predict", "show", "eval"):
+        assert f"\n  pliant {command} {out}/best.pt" in said
+    assert app.main(["eval", str(out / "best.pt")]) == 0
+    assert json.loads((out / "evaluation.json").read_text())["pictures"] == 1
+    capsys.readouterr()
     # Every fault of the file is told, not the first alone, up to a number.
     assert err.count("is of image 77, which is not listed; left out\n") == 20
     assert err.endswith("… and 10 more like these\n")
     data = DetectorRecipe.of(json.loads((out / "recipe.json").read_text())).data
-    assert (data.source, data.images, data.annotations) == ("coco", str(images), str(annotations))
+    assert (data.source, data.images, data.annotations) == ("folder", str(images), str(annotations))
+    assert (data.hold_out, data.short_side) == (0.2, 256)
     assert app.main(["eval", str(run / "last.pt"), *own]) == 0
-    assert json.loads((run / "evaluation.json").read_text())["pictures"] == 4
+    assert json.loads((run / "evaluation.json").read_text())["pictures"] == 5
     capsys.readouterr()
     assert app.main(["eval", str(run / "last.pt"), *own, "--split", "train"]) == 2
     assert "--split train takes the training data" in capsys.readouterr().err
+
+
+def test_nothing_held_out(config: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    annotations = Composed(seed=9, count=4, size=64).write(tmp_path / "scenes")
+    out, own = tmp_path / "out", ["--images", str(annotations.parent / "images"), "--data.hold-out", "0"]
+    # The annotations are found beside the images.
+    assert app.main(["train", "detector", "--config", config, *own, "--epochs", "1", "--out", str(out)]) == 0
+    said = capsys.readouterr().out
+    assert "4 training images" in said and "no test images; " in said
+    assert f"Done: {out}/best.pt, no test images. Next:" in said and "pliant eval" not in said
+    assert checkpoint.read(out / "best.pt")["step"] == 1
+    assert app.main(["predict", str(out / "best.pt"), str(annotations.parent / "images"), "--out", str(out / "p")]) == 0
 
 
 def test_categories_are_those_of_the_training_data(
@@ -397,15 +419,15 @@ def test_boxes_are_drawn_where_they_are() -> None:
     ("words", "sentence"),
     [
         (["train"], "say what to train: pliant train detector"),
-        (["train", "detector", "--model.depth", "19"], "--model.depth: Expected a typing.Literal[10, 18, 26, 50, 101]"),
+        (["train", "detector", "--model.depth", "19"], "--model.depth must be 10, 18, 26, 50 or 101, got 19"),
         (["train", "detector", "--batc", "3"], "unrecognized arguments: --batc 3"),
         (["train", "detector", "--batch", "0"], "batch must be at least 1, got 0"),
-        (["train", "detector", "--optimiser.clip", "0"], "clip above 0 or null, got 0.02, 100 and 0"),
+        (["train", "detector", "--optimiser.clip", "0"], "clip above 0 or null, got 0.001, 100 and 0"),
         (["train", "detector", "--config", "/no/where.yaml"], "No such file or directory: '/no/where.yaml'"),
         (["train", "detector", "--config=/"], "Is a directory: '/'"),
         (["train", "detector", "--out", "/no/where", "--resume"], "there is no run to resume in /no/where"),
         (["train", "detector", "--device", "cuda:99"], "device 'cuda:99' cannot be used here"),
-        (["train", "detector", "--data.source", "coco"], "source coco needs data.images"),
+        (["train", "detector", "--data.source", "coco"], "say where your images are: --images DIR"),
         (["train", "detector", "--model.options", "{fc: 3}"], "model.options or model.mimic_options"),
         (["train", "detector", "--out", "/dev/null/x"], "Not a directory: '/dev/null/x'"),
         (["eval", "/no/where.pt"], "No such file or directory: '/no/where.pt'"),
@@ -485,7 +507,10 @@ def test_extra_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "jsonargparse", None)
     assert app.main(["train", "detector"]) == 2
-    assert capsys.readouterr().err == 'pliant train: needs jsonargparse: pip install "pliant[train]"\n'
+    assert (
+        capsys.readouterr().err
+        == 'pliant train: needs jsonargparse: pip install ".[train]" in a clone of the repository\n'
+    )
 
 
 def test_bar_tells_what_lines_tell(capsys: pytest.CaptureFixture[str]) -> None:

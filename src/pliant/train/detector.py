@@ -61,7 +61,8 @@ def fit_detector(
         transform: of training images.
         resize: of test images.
         test: data to evaluate on, its categories matched by name to those of `train`; None evaluates nothing.
-        folder: receives recipe.json, metrics.jsonl, last.pt, and best.pt with the largest AP; None writes nothing.
+        folder: receives recipe.json, metrics.jsonl, last.pt, and best.pt with the largest AP, or without `test` with
+            the weights after the last step; None writes nothing.
         resume: resume the run in `folder`.
         ranks: the processes that train together.
         tensorboard: also write events for TensorBoard.
@@ -109,10 +110,7 @@ class _Run:
             raise ValueError(f"the training data has no box that can be used, so there is nothing to learn{first}")
         if recipe.batch % ranks.world:
             raise ValueError(f"a batch of {recipe.batch} cannot be divided equally among {ranks.world} processes")
-        self.per_epoch = len(train) // recipe.batch
-        if not self.per_epoch:
-            raise ValueError(f"a batch of {recipe.batch} is larger than the data: {len(train)} training images")
-        self.total = recipe.steps or recipe.epochs * self.per_epoch
+        self.per_epoch, self.total, self.every = recipe.length(len(train))
         self.step, self.evaluated, self.saved = 0, 0, 0
         self.best: Record | None = None
         self.records: list[Record] = []
@@ -226,9 +224,9 @@ class _Run:
         return self.step % self.per_epoch == 0 or self.step == self.total
 
     def _evaluate_if_due(self) -> None:
-        due = self._at_epoch_end() and (
-            self.step == self.total or self.step // self.per_epoch % self.recipe.evaluate_every == 0
-        )
+        due = self._at_epoch_end() and (self.step == self.total or self.step // self.per_epoch % self.every == 0)
+        if self.test is None and self.step == self.total:
+            self._save("best.pt")
         if self.test is None or not self.step or not due or self.evaluated == self.step:
             return
         began = time.perf_counter()

@@ -158,7 +158,7 @@ def read(path: Path) -> Network:
 def _of_checkpoint(state: dict[str, Any], id: str, label: str, about: str) -> Network:
     """Return the network of a run's checkpoint, with the side of the images that it was trained on."""
     data = DetectorRecipe.of(state["recipe"]).data
-    side = data.long_side or 2 * data.short_side or data.crop or data.size or SIDES.get(data.source, 320)
+    side = data.long_side or 2 * (data.short_side or 0) or data.crop or data.size or SIDES.get(data.source, 320)
     predictor = Predictor.of(state)
     return Network(id, label, about, predictor.model, predictor.classes, min(side, LONGEST), predictor.resize)
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from pliant import _INSTALL
 from pliant._files import ZIP, code_in, load, replacing, save, weights
 from pliant.interop.checkpoints import mxnet
 
@@ -122,7 +123,7 @@ def _safetensors(path: Path) -> Any:
     try:
         import safetensors.torch
     except ModuleNotFoundError as error:
-        sentence = f'{path}: needs the package safetensors: pip install "pliant[convert]"'
+        sentence = f"{path}: needs the package safetensors: {_INSTALL.format(extra='convert')}"
         raise ModuleNotFoundError(sentence, name="safetensors") from error
     return safetensors.torch
 
