@@ -56,7 +56,7 @@ class OutputProduct {
     if constexpr (kPacks<V>) {
       const int64_t KCg = s.K * s.Cg;
       panels_ = Panels<V>(
-          s.g, KCg, s.Og, plan.taps * s.Cg, 1, KCg, blocking().width * KCg,
+          s.g, KCg, s.Og, plan.taps * s.Cg, 1, KCg, blocking<V>().width * KCg,
           [&](int64_t q, int64_t n, int64_t count, V* room) { return weights_.filters(q * s.Og + n, count, room); });
     }
   }

@@ -15,12 +15,6 @@ namespace pliant {
 // rows of that depth.
 inline constexpr int64_t kDepth = 384;
 
-// Cells that `depth` values of V fill, the last perhaps by half.
-template <class V>
-int64_t cells(int64_t depth) {
-  return (depth + kCell<V> - 1) / kCell<V>;
-}
-
 // Pack one panel of `panel_width` columns of a matrix whose element (k, n) is at k·sk + n·sn, one of the two being 1;
 // zeros beyond `width` and in the half of a cell that is left.
 inline void pack(float* panel, int64_t panel_width, const float* from, int64_t sk, int64_t sn, int64_t depth,
@@ -47,12 +41,12 @@ inline void pack(BFloat16* panel, int64_t panel_width, const BFloat16* from, int
 // after another into `room`, which holds room_for_panel(depth) values.
 template <class V>
 int64_t room_for_panel(int64_t depth) {
-  return cells<V>(depth) * kCell<V> * blocking().width;
+  return cells<V>(depth) * kCell<V> * blocking<V>().width;
 }
 template <class V>
 void multiply_add(float* sums, int64_t sums_stride, const V* a, int64_t a_stride, const V* b, int64_t b_stride,
                   int64_t rows, int64_t depth, int64_t width, V* room) {
-  const int64_t most = blocking().width;
+  const int64_t most = blocking<V>().width;
   for (int64_t n = 0; n < width; n += most) {
     const int64_t some = std::min(most, width - n);
     pack(room, most, b + n, b_stride, 1, depth, some);
@@ -73,7 +67,7 @@ class Panels {
       : depth_(depth),
         width_(width),
         chunk_(chunk),
-        panel_width_(blocking().width),
+        panel_width_(blocking<V>().width),
         each_(pieces(width, panel_width_)),
         cells_(pieces(depth, chunk) * cells<V>(chunk)),
         memory_(count * cells_ * kCell<V> * each_ * panel_width_) {
