@@ -23,11 +23,12 @@ constexpr int64_t cells(int64_t depth) {
 
 // What is held in registers: the sums of `rows` rows by two vectors of `width` / 2 columns. Six rows by two vectors of
 // eight are twelve sums, as many as sixteen registers hold beside the factors; twelve rows by two vectors of sixteen
-// are 24 sums, for 32 registers. Products of V are blocked by blocking<V>().
+// are 24 sums, for 32 registers. A panel has at most `depth` cells of k, so that it fits into level-1 cache together
+// with some rows of that depth. Products of V are blocked by blocking<V>().
 struct Blocking {
-  int64_t rows, width;
+  int64_t rows, width, depth;
 };
-inline constexpr Blocking kEight{6, 16}, kSixteen{12, 32};
+inline constexpr Blocking kEight{6, 16, 384}, kSixteen{12, 32, 256};
 template <class V>
 Blocking blocking();
 

@@ -11,10 +11,6 @@
 
 namespace pliant {
 
-// The most cells of depth that a panel has: with panels of sixteen columns it fits into level-1 cache together with six
-// rows of that depth.
-inline constexpr int64_t kDepth = 384;
-
 // Pack one panel of `panel_width` columns of a matrix whose element (k, n) is at k·sk + n·sn, one of the two being 1;
 // zeros beyond `width` and in the half of a cell that is left.
 inline void pack(float* panel, int64_t panel_width, const float* from, int64_t sk, int64_t sn, int64_t depth,
@@ -55,7 +51,7 @@ void multiply_add(float* sums, int64_t sums_stride, const V* a, int64_t a_stride
 }
 
 // Matrices [depth][width] that are multiplied many times, packed by all threads. They are multiplied `chunk` of the
-// depth at a time, in runs of at most kDepth cells.
+// depth at a time, in runs of at most blocking<V>().depth cells.
 template <class V>
 class Panels {
  public:
@@ -100,7 +96,7 @@ class Panels {
   // Call f(k, depth) for the runs of one chunk, k counted from its beginning. All runs but the last are whole cells.
   template <class F>
   void for_runs(int64_t c, F&& f) const {
-    const int64_t all = std::min(chunk_, depth_ - c * chunk_), whole = cells<V>(all), count = pieces(whole, kDepth);
+    const int64_t all = std::min(chunk_, depth_ - c * chunk_), whole = cells<V>(all), count = pieces(whole, blocking<V>().depth);
     for (int64_t r = 0; r < count; ++r) {
       const int64_t k = whole * r / count * kCell<V>;
       f(k, std::min(whole * (r + 1) / count * kCell<V>, all) - k);
