@@ -37,7 +37,11 @@ def test_command_gets_its_arguments_and_gives_its_status(monkeypatch: pytest.Mon
         (FileNotFoundError(2, "No such file or directory", "/data/x"), 2, "No such file or directory: '/data/x'"),
         (OSError(28, "No space left on device"), 2, "No space left on device"),
         (KeyboardInterrupt(), 130, "interrupted"),
-        (ModuleNotFoundError("No module named 'cv2.x'", name="cv2.x"), 2, 'cv2: pip install "pliant[study]"'),
+        (
+            ModuleNotFoundError("No module named 'cv2.x'", name="cv2.x"),
+            2,
+            'cv2: pip install ".[study]" in a clone of the repository',
+        ),
     ],
     ids=["value", "file", "disk", "ctrl-c", "extra"],
 )

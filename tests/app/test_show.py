@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 from dataclasses import asdict
 from pathlib import Path
@@ -276,6 +277,17 @@ def test_what_cannot_be_used_gets_one_sentence(
     assert err.startswith("pliant show: ")
     assert err.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_a_figure_does_not_overwrite_the_image(
+    detector: Path, photograph: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = tmp_path / "sampling.png"
+    image.write_bytes(photograph.read_bytes())
+    assert shown("--model", detector, "--image", image, "--out", tmp_path, "--evaluations", "6") == 2
+    assert f"{image} would overwrite {image}, which is read" in capsys.readouterr().err
+    assert image.read_bytes() == photograph.read_bytes()
+    assert os.listdir(tmp_path) == ["sampling.png"]
 
 
 def test_numbers_are_checked_where_they_are_read(capsys: pytest.CaptureFixture[str]) -> None:

@@ -286,6 +286,6 @@ def test_inputs_in_a_dictionary_and_one_alone(moving: Moving, tmp_path: Path) ->
 
 def test_without_the_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "onnxscript", None)
-    sentence = r'^onnx.export: needs the package onnxscript: pip install "pliant\[export\]"$'
+    sentence = r'^onnx.export: needs the package onnxscript: pip install "\.\[export\]" in a clone of the repository$'
     with pytest.raises(ModuleNotFoundError, match=sentence):
         export(DeformConv2d(4, 4, 3).eval(), (torch.randn(1, 4, 8, 8),), tmp_path / "model.onnx")

@@ -345,7 +345,7 @@ def test_missing_tensorboard_is_a_sentence(
 ) -> None:
     monkeypatch.setitem(__import__("sys").modules, "tensorboard", None)
     monkeypatch.delitem(__import__("sys").modules, "torch.utils.tensorboard", raising=False)
-    with pytest.raises(ValueError, match=r'tensorboard is not installed: pip install "pliant\[tensorboard\]"'):
+    with pytest.raises(ValueError, match=r'tensorboard is not installed: pip install "\.\[tensorboard\]" in a clone'):
         fit_detector(made(detector), scenes(8), RECIPE, folder=tmp_path, tensorboard=True)
 
 

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pliant._files import apart
 from pliant.app.explore import networks, pictures
 from pliant.data import read_image
 from pliant.models.predictor import resized
@@ -101,6 +102,8 @@ def run(args: argparse.Namespace) -> int:
     }
     if square:
         facts["answer"] = _answer(network, input)
+    names = [*(f"{figure.name}.png" for figure in found), "report.html"]
+    apart((args.out / name for name in names), (args.image, Path(args.model)))
     path = write(args.out, f"{network.label} looks at {args.image.name}", found, notes, facts)
     print(f"{len(found)} figures and the page {path}")
     return 0

@@ -66,10 +66,7 @@ class Predictor:
             OSError: the file does not exist or cannot be read.
             ValueError: the file is no checkpoint, or one of another version.
         """
-        path = Path(source)
-        if source in bundled.NAMES and not path.exists():
-            return cls.of(bundled.read(str(source)), device)
-        return cls.of(checkpoint.read(path), device)
+        return cls.of(recorded_state(source), device)
 
     @classmethod
     def of(cls, state: dict[str, Any], device: torch.device | str = "cpu") -> Predictor:
@@ -136,6 +133,19 @@ def detect(
         {"boxes": d["boxes"].float().cpu() * s, "scores": d["scores"].float().cpu(), "labels": d["labels"].cpu()}
         for d, s in zip(found, scales, strict=True)
     ]
+
+
+def recorded_state(source: str | Path) -> dict[str, Any]:
+    """Return what a checkpoint says: a file's, or that of a detector that comes with the package; see `Predictor.load`.
+
+    Raises:
+        OSError: the file does not exist or cannot be read.
+        ValueError: the file is no checkpoint.
+    """
+    path = Path(source)
+    if source in bundled.NAMES and not path.exists():
+        return bundled.read(str(source))
+    return checkpoint.read(path)
 
 
 def load_detector(state: dict[str, Any]) -> nn.Module:

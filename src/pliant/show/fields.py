@@ -192,6 +192,7 @@ def draw_map(
     alpha: float = 0.75,
     bar: bool = True,
     limits: tuple[float, float] | None = None,
+    size: tuple[int, int] | None = None,
 ) -> None:
     """Draw a map of numbers over an image, each number over the pixels that it belongs to.
 
@@ -205,15 +206,17 @@ def draw_map(
         alpha: opacity of the colours.
         bar: draw a colour scale beside the image.
         limits: minimum and maximum of the scale; None: those of the values.
+        size: (H, W) of the image as the network reads it, where `picture` has another resolution.
     """
-    show_picture(axes, picture, title)
+    show_picture(axes, picture, title, size=size)
+    H, W = picture.shape[:2] if size is None else size
     view = (axes.get_xlim(), axes.get_ylim())
     h, w = values.shape
-    extent: Any = (-0.5, picture.shape[1] - 0.5, picture.shape[0] - 0.5, -0.5)
+    extent: Any = (-0.5, W - 0.5, H - 0.5, -0.5)
     if centres is not None:
         (top, left), (bottom, right) = centres[0, 0], centres[-1, -1]
-        dy = (bottom - top) / (h - 1) if h > 1 else picture.shape[0]
-        dx = (right - left) / (w - 1) if w > 1 else picture.shape[1]
+        dy = (bottom - top) / (h - 1) if h > 1 else H
+        dx = (right - left) / (w - 1) if w > 1 else W
         extent = (left - dx / 2, right + dx / 2, bottom + dy / 2, top - dy / 2)
     low, high = limits or (None, None)
     image = axes.imshow(

@@ -25,6 +25,17 @@ def grey(image: np.ndarray) -> np.ndarray:
     return shade
 
 
+def enlarged(mask: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
+    """Return a mask (h, w) at another resolution, (H, W): each pixel is that of the mask in which its centre lies."""
+    import numpy as np
+
+    rows, columns = (
+        ((2 * np.arange(many) + 1) * few) // (2 * many) for many, few in zip(size, mask.shape, strict=True)
+    )
+    whole: np.ndarray = mask[rows][:, columns]
+    return whole
+
+
 def row(point: tuple[float, float]) -> np.ndarray:
     """Return a point as an array of one point."""
     import numpy as np

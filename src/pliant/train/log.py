@@ -8,6 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from pliant import _INSTALL
 from pliant._files import replacing
 
 Record = dict[str, Any]
@@ -34,7 +35,7 @@ class Log:
             try:
                 from torch.utils.tensorboard import SummaryWriter
             except ModuleNotFoundError as error:
-                raise ValueError('tensorboard is not installed: pip install "pliant[tensorboard]"') from error
+                raise ValueError(f"tensorboard is not installed: {_INSTALL.format(extra='tensorboard')}") from error
             self.events = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
         path = folder / "metrics.jsonl"
         kept = [r for r in read(path) if r["step"] <= (evaluated if r["kind"] == "evaluation" else step)]

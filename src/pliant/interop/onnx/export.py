@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pliant import _INSTALL
 from pliant.interop._program import program, quiet
 
 FIRST = 19  # the first opset with DeformConv
@@ -54,7 +55,7 @@ def export(
         ValueError: the opset has no DeformConv, or none in bfloat16 where the model has it (torch would write a file
             that no runtime reads, without a warning), or torch cannot write it; the model is in training mode; both
             kinds of dynamic shapes are given; or a size that `dynamic` leaves open is below 2 in `args`.
-        ModuleNotFoundError: onnx or onnxscript is not installed: ``pip install "pliant[export]"``.
+        ModuleNotFoundError: onnx or onnxscript is not installed; the extra `export` has them.
 
     Warns:
         UserWarning: the model has RoI operators and the opset is 22 or more: ONNX Runtime 1.32 has no kernels for them.
@@ -65,7 +66,7 @@ def export(
         try:
             __import__(needed)
         except ModuleNotFoundError as error:
-            sentence = f'onnx.export: needs the package {needed}: pip install "pliant[export]"'
+            sentence = f"onnx.export: needs the package {needed}: {_INSTALL.format(extra='export')}"
             raise ModuleNotFoundError(sentence, name=needed) from error
     from pliant.interop.onnx import translating
 
@@ -93,4 +94,5 @@ def export(
     assert written is not None
     if (version := written.model.opset_imports[""]) != opset:
         raise ValueError(f"onnx.export: torch {torch.__version__} cannot write opset {opset}, it wrote {version}")
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
     written.save(str(path), external_data=external_data)
