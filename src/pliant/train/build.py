@@ -45,7 +45,7 @@ def build_data(recipe: DataRecipe, split: Literal["train", "test"]) -> Detection
 
 def resizing(recipe: DataRecipe) -> Transform | None:
     """Return the resizing of every image; None leaves images as they are."""
-    return predictor.resizing(recipe.short_side, recipe.long_side)
+    return predictor.resizing(recipe.short_side, recipe.long_side, recipe.interpolation)
 
 
 def augmentation(recipe: DataRecipe) -> Transform:

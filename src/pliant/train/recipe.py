@@ -30,6 +30,7 @@ class DataRecipe:
         seed: of the scenes (source composed).
         short_side: images are resized to this shorter side in pixels; 0 leaves them as they are.
         long_side: images are resized less where their longer side would exceed this many pixels; 0 is no limit.
+        interpolation: how they are resized: ours, or as in torchvision, mmdetection (opencv) and detectron2 (pillow).
         scale: training images are then resized by a random factor between these two, log-uniform.
         crop: a random window of at most this many pixels each way is cut out of training images; 0 keeps all.
         flip: probability that a training image is mirrored.
@@ -47,6 +48,7 @@ class DataRecipe:
     seed: int = 0
     short_side: int = 0
     long_side: int = 0
+    interpolation: Literal["antialiased", "torchvision", "opencv", "pillow"] = "antialiased"
     scale: tuple[float, float] = (1.0, 1.0)
     crop: int = 0
     flip: float = 0.5
