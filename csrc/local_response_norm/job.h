@@ -87,7 +87,7 @@ struct Job {
   // Cut the tensor into blocks. The cut depends on the shape alone.
   void plan() {
     const bool estimates =
-        std::is_same_v<T, float> && fused && power == Power::three_quarters && avx2_and_nothing_wider();
+        std::is_same_v<T, float> && fused && power == Power::three_quarters && level() == Level::v3;
     by_pixels = estimates && layout.inner == 1 && layout.rows >= 8 && layout.rows <= kBudget;
     by_rows = !by_pixels && std::is_same_v<T, S> && fused && layout.inner >= 48;
     estimated = by_pixels;

@@ -5,7 +5,7 @@
 
 #include "loops.h"
 
-#if defined(__x86_64__)
+#if PLIANT_LEVELS
 #include <immintrin.h>
 
 namespace pliant {
@@ -14,12 +14,12 @@ namespace three_quarters {
 
 typedef float Eight __attribute__((vector_size(32)));
 
-PLIANT_AVX2 PLIANT_INLINE Eight load(const float* from) { return _mm256_loadu_ps(from); }
-PLIANT_AVX2 PLIANT_INLINE void store(float* to, Eight v) { _mm256_storeu_ps(to, v); }
+PLIANT_V3 PLIANT_INLINE Eight load(const float* from) { return _mm256_loadu_ps(from); }
+PLIANT_V3 PLIANT_INLINE void store(float* to, Eight v) { _mm256_storeu_ps(to, v); }
 
 // s^−¾. r ≈ s^−½ to 12 bits makes r·√r, which misses e = 1 − s·r²: s^−¾ = r·√r·(1 − e)^−¾ = r·√r·(1 + 3e/4 + 21e²/32).
 // Values that are not positive normal numbers go through roots.
-PLIANT_AVX2 PLIANT_INLINE Eight power(Eight s) {
+PLIANT_V3 PLIANT_INLINE Eight power(Eight s) {
   const Eight r = _mm256_rsqrt_ps(s), e = 1.0f - s * r * r, p = r * Eight(_mm256_sqrt_ps(r));
   const Eight result = p + p * (e * (0.75f + 0.65625f * e));
   // A sign bit for zeros and subnormal, negative, infinite values and NaN: integers leave the multipliers free.
@@ -31,14 +31,14 @@ PLIANT_AVX2 PLIANT_INLINE Eight power(Eight s) {
 }
 
 // The sums of squares in the windows of eight elements, from rows of the tensor.
-PLIANT_AVX2 PLIANT_INLINE Eight squares(const float* const* rows, int64_t i) {
+PLIANT_V3 PLIANT_INLINE Eight squares(const float* const* rows, int64_t i) {
   Eight sum = load(rows[0] + i) * load(rows[0] + i);
   for (int j = 1; j < kFused; ++j) sum += load(rows[j] + i) * load(rows[j] + i);
   return sum;
 }
 
 // One row of a channels-first map: y ← x·S^−¾. n ≥ 8.
-PLIANT_AVX2 void forward_row(const Job<float>& job, const float* const* p, const float* x, float* y, int64_t n) {
+PLIANT_V3 void forward_row(const Job<float>& job, const float* const* p, const float* x, float* y, int64_t n) {
   const float *const rows[kFused] = {p[0], p[1], p[2], p[3], p[4]};
   const float a = job.a, k = job.k;
   for (int64_t i = 0, last = n - 8;; i = std::min(i + 8, last)) {
@@ -50,7 +50,7 @@ PLIANT_AVX2 void forward_row(const Job<float>& job, const float* const* p, const
 // scaled ← g·S^−¾ and ratio ← g·x·S^−7/4 for one row and, if `gathers`, the gradient of the row whose window ends here:
 // out ← its scaled − 2aβ·x·Σ ratio. `ratios` are the other rows of its window.
 template <bool gathers>
-PLIANT_AVX2 PLIANT_INLINE void backward_loop(const Job<float>& job, const float* const* p, const float* x,
+PLIANT_V3 PLIANT_INLINE void backward_loop(const Job<float>& job, const float* const* p, const float* x,
                                              const float* g, float* scaled, float* ratio, const float* const* ratios,
                                              const float* x_then, const float* scaled_then, float* out, int64_t n) {
   const float *const rows[kFused] = {p[0], p[1], p[2], p[3], p[4]};
@@ -68,7 +68,7 @@ PLIANT_AVX2 PLIANT_INLINE void backward_loop(const Job<float>& job, const float*
   }
 }
 
-PLIANT_AVX2 void backward_row(const Job<float>& job, const float* const* p, const float* x, const float* g,
+PLIANT_V3 void backward_row(const Job<float>& job, const float* const* p, const float* x, const float* g,
                               float* scaled, float* ratio, const float* const* ratios, const float* x_then,
                               const float* scaled_then, float* out, int64_t n) {
   if (out) backward_loop<true>(job, p, x, g, scaled, ratio, ratios, x_then, scaled_then, out, n);
@@ -78,7 +78,7 @@ PLIANT_AVX2 void backward_row(const Job<float>& job, const float* const* p, cons
 // Channels-last: pixels of C ≥ 8 channels one after another.
 
 // The sum of the squares around channels i … i + 7 of a pixel.
-PLIANT_AVX2 PLIANT_INLINE Eight squares_around(const float* x, int64_t i, int64_t C, int64_t before, int64_t after) {
+PLIANT_V3 PLIANT_INLINE Eight squares_around(const float* x, int64_t i, int64_t C, int64_t before, int64_t after) {
   const float* first = x + i - before;
   if (i >= before && i + 8 + after <= C) {
     const float* const rows[kFused] = {first, first + 1, first + 2, first + 3, first + 4};
@@ -96,7 +96,7 @@ PLIANT_AVX2 PLIANT_INLINE Eight squares_around(const float* x, int64_t i, int64_
   return sum;
 }
 
-PLIANT_AVX2 void forward_pixels(const Job<float>& job, const float* x, float* y, int64_t pixels) {
+PLIANT_V3 void forward_pixels(const Job<float>& job, const float* x, float* y, int64_t pixels) {
   const int64_t C = job.layout.rows, before = job.before, after = job.after;
   const float a = job.a, k = job.k;
   for (; pixels > 0; --pixels, x += C, y += C) {
@@ -109,7 +109,7 @@ PLIANT_AVX2 void forward_pixels(const Job<float>& job, const float* x, float* y,
 
 // The second step is one pixel behind the first: it reads across the first one's stores, which take a while to arrive.
 // `scratch` holds four times C + kFused − 1 elements.
-PLIANT_AVX2 void backward_pixels(const Job<float>& job, const float* x, const float* g, float* out, int64_t pixels,
+PLIANT_V3 void backward_pixels(const Job<float>& job, const float* x, const float* g, float* out, int64_t pixels,
                                  float* scratch) {
   const int64_t C = job.layout.rows, before = job.before, after = job.after, size = C + kFused - 1;
   const float a = job.a, k = job.k, factor = job.factor;

@@ -12,6 +12,9 @@ DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 LOW = (torch.bfloat16, torch.float16)
 # Sizes from here on are refused: their products would leave 64 bits.
 LIMIT = 2**31
+# Samples per bin and direction, likewise: their positions would no longer differ in float32, and a call takes minutes.
+SAMPLES = 2**16
+SPELLED = {LIMIT: "2³¹", SAMPLES: "2¹⁶"}
 
 
 def pair(op: str, name: str, value: int | Sequence[int], least: int) -> tuple[int, int]:

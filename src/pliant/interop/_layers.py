@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
+from pliant.nn import SlicedConv2d
 from pliant.ops import deform_conv2d
 
 Pair = int | Sequence[int]
@@ -129,7 +130,8 @@ class Convolution(nn.Module):
 
     def _branch(self, channels: int) -> nn.Conv2d:
         """Return a convolution of the same geometry that predicts `channels` numbers per output pixel, all zero."""
-        branch = nn.Conv2d(self.in_channels, channels, self.kernel_size, self.stride, self.padding, self.dilation)
+        geometry = (self.kernel_size, self.stride, self.padding, self.dilation)
+        branch = SlicedConv2d.if_needed(self.in_channels, channels, *geometry)
         zero(branch)
         return branch
 

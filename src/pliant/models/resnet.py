@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pliant import _check
 from pliant._files import load, weights
-from pliant.nn import DeformConv2d
+from pliant.nn import DeformConv2d, SlicedConv2d
 
 # Depth → whether its blocks are bottlenecks, and their number in conv2 to conv5.
 DEPTHS = {
@@ -83,7 +83,7 @@ class _Settings(NamedTuple):
     def shortcut(self, C: int, O: int, stride: int) -> nn.Module | None:
         if C == O and stride == 1:
             return None
-        return nn.Sequential(nn.Conv2d(C, O, 1, stride, bias=False), self.norm(O))
+        return nn.Sequential(SlicedConv2d.if_needed(C, O, 1, stride, bias=False), self.norm(O))
 
 
 class BasicBlock(nn.Module):
@@ -113,7 +113,7 @@ class Bottleneck(nn.Module):
     def __init__(self, C: int, width: int, stride: int, settings: _Settings) -> None:
         super().__init__()
         first, second = (stride, 1) if settings.stride_in == "1x1" else (1, stride)
-        self.conv1 = nn.Conv2d(C, width, 1, first, bias=False)
+        self.conv1 = SlicedConv2d.if_needed(C, width, 1, first, bias=False)
         self.bn1 = settings.norm(width)
         self.conv2 = settings.conv3x3(width, width, second)
         self.bn2 = settings.norm(width)

@@ -96,6 +96,20 @@ def test_boxes_of_no_area_and_inverted_ones(of: SimpleNamespace, ratio: int) -> 
     assert torch.allclose(y.flatten(), x.new_tensor([2.5 * 6 + 3.5, 4.5 * 6 + 4.5]), atol=1e-12)
 
 
+@pytest.mark.parametrize("op", ["roi_align", "ps_roi_align", "deform_roi_pool"])
+def test_an_inverted_box_alone_and_no_box_at_all(of: SimpleNamespace, op: str) -> None:
+    # Nothing is sampled, and still the output depends on the map: its gradient is 0.
+    x = torch.ones(1, 4, 5, 5, dtype=torch.float64, requires_grad=True)
+    for boxes in ([[0.0, 4.0, 4.0, 2.0, 2.0]], []):
+        rois = torch.tensor(boxes, dtype=torch.float64).view(-1, 5)
+        given = (x, rois, None, 2) if op == "deform_roi_pool" else (x, rois, 2)
+        more = {"aligned": True} if op == "roi_align" else {}
+        y = getattr(of, op)(*given, spatial_scale=1.0, sampling_ratio=0, **more)
+        assert len(y) == len(boxes) and not y.any()
+        (gradient,) = torch.autograd.grad(y.sum(), x)
+        assert torch.equal(gradient, torch.zeros_like(x))
+
+
 def test_c_rounds_half_away_from_zero(of: SimpleNamespace) -> None:
     # A ramp of 1 a pixel, one sample a bin at its start: round(x1) − 0.5, moved into the map.
     x = torch.arange(10.0, dtype=torch.float64).expand(1, 1, 10, 10)

@@ -120,7 +120,7 @@ class DeformConv2d(nn.Module):
         K = self.kernel_size[0] * self.kernel_size[1]
         self.weight = nn.Parameter(torch.empty(out_channels, in_channels // groups, *self.kernel_size, **factory))
         self.bias = nn.Parameter(torch.empty(out_channels, **factory)) if bias else None
-        self.conv_offset = nn.Conv2d(
+        self.conv_offset = SlicedConv2d.if_needed(
             in_channels,
             (version + 1) * offset_groups * K,
             self.kernel_size,
@@ -214,3 +214,47 @@ class DeformConv2d(nn.Module):
         y = y + line(Kh, self.dilation[0]).view(Kh, 1, 1, 1) + line(Ho, self.stride[0], -self.padding[0])[:, None]
         x = x + line(Kw, self.dilation[1]).view(Kw, 1, 1) + line(Wo, self.stride[1], -self.padding[1])
         return (y < H) & (x < W) & ((y > -1) & (x > -1) if self.boundary == "zeros" else (y >= 0) & (x >= 0))
+
+
+class SlicedConv2d(nn.Conv2d):
+    """Convolve with a 1×1 kernel and a stride, as a slice of the input and a convolution of stride 1.
+
+    The output is that of `nn.Conv2d`. It is for narrow layers that are trained on a CPU: with fewer than 16 input
+    channels (8 with AVX2) and a channels_last input, oneDNN's weight gradient of a strided 1×1 convolution writes
+    beyond its workspace, and the process dies. Every layer of this kind that pliant builds is this one.
+
+    Args:
+        args, options: those of `nn.Conv2d`.
+
+    Source: oneDNN issue 6035.
+
+    >>> SlicedConv2d(8, 16, 1, stride=2)(torch.zeros(1, 8, 5, 5)).shape
+    torch.Size([1, 16, 3, 3])
+    """
+
+    NARROW = 16  # channels from which on oneDNN is right
+
+    @classmethod
+    def if_needed(
+        cls,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | Sequence[int],
+        stride: int | Sequence[int] = 1,
+        *rest: Any,
+        **options: Any,
+    ) -> nn.Conv2d:
+        """Return an `nn.Conv2d`, or this layer instead of one for which oneDNN is wrong."""
+        kernel = _check.pair(cls.__name__, "kernel_size", kernel_size, 1)
+        steps = _check.pair(cls.__name__, "stride", stride, 1)
+        wrong = in_channels < cls.NARROW and kernel == (1, 1) != steps
+        return (cls if wrong else nn.Conv2d)(in_channels, out_channels, kernel, steps, *rest, **options)
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if max(self.kernel_size) > 1:
+            output: Tensor = super()._conv_forward(input, weight, bias)
+            return output
+        if self.padding != "valid" and any(self._reversed_padding_repeated_twice):
+            mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
+            input = F.pad(input, self._reversed_padding_repeated_twice, mode=mode)
+        return F.conv2d(input[..., :: self.stride[0], :: self.stride[1]], weight, bias, groups=self.groups)

@@ -175,7 +175,8 @@ def _grid(
         before = ((-1 - origin.detach()) / step).floor() - 1
         skipped = torch.minimum(before.clamp(min=0), total)
         possible = torch.minimum(total, ((extent + 1) / step).ceil() + 4)
-        visits = int(possible.max()) if len(start) else 0
+        # At least one, which may be NaN: without any, the output would not depend on the map.
+        visits = max(int(possible.max()), 1) if len(start) else 1
     j = torch.arange(visits, device=start.device)
     bin, some, total, step = (t.unsqueeze(-1) for t in (bin, some, total, step))
     origin, skipped = origin.unsqueeze(-1), skipped.unsqueeze(-1)
