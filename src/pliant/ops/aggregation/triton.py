@@ -251,7 +251,8 @@ class Problem:
         """Return an upper limit of the map's gradient: a pixel gets at most the gradient of every sample."""
         samples = self.arguments["Q"] * self.arguments["K"]
         # The tensor of a packed call holds offsets too, which only makes the limit larger.
-        return samples * grad.abs().amax().double() * self.factors.tensor.abs().amax().double()
+        limit: Tensor = samples * grad.abs().amax().double() * self.factors.tensor.abs().amax().double()
+        return limit
 
 
 def forward_launch(problem: Problem, output: Tensor) -> Launch:
