@@ -21,14 +21,23 @@ def pair(op: str, name: str, value: int | Sequence[int], least: int) -> tuple[in
     """Return `value` as (vertical, horizontal), each at least `least`."""
     if type(value) is int and least <= value < LIMIT:
         return value, value
-    both = tuple(value) if isinstance(value, Sequence) else (value, value)
-    if len(both) != 2 or not all(isinstance(v, int | torch.SymInt) and not isinstance(v, bool) for v in both):
-        raise TypeError(f"{op}: {name} must be an int or a pair of ints, got {value!r}")
-    if both[0] < least or both[1] < least:
+    vertical, horizontal = numbers(op, name, value, least, 2)
+    return vertical, horizontal
+
+
+def numbers(op: str, name: str, value: int | Sequence[int], least: int, count: int) -> tuple[int, ...]:
+    """Return `value` as one number for each of `count` axes, each at least `least`."""
+    if type(value) is int and least <= value < LIMIT:
+        return (value,) * count
+    given = tuple(value) if isinstance(value, Sequence) else (value,) * count
+    if len(given) != count or not all(isinstance(v, int | torch.SymInt) and not isinstance(v, bool) for v in given):
+        several = {1: "a sequence of one", 2: "a pair of ints", 3: "three ints"}[count]
+        raise TypeError(f"{op}: {name} must be an int or {several}, got {value!r}")
+    if any(v < least for v in given):
         raise ValueError(f"{op}: {name} must be at least {least}, got {value!r}")
-    if any(type(v) is int and v >= LIMIT for v in both):
+    if any(type(v) is int and v >= LIMIT for v in given):
         raise ValueError(f"{op}: {name} must be less than 2³¹, got {value!r}")
-    return both
+    return given
 
 
 def shape(op: str, name: str, tensor: Tensor, letters: str, expected: tuple[int, ...], hint: str = "") -> None:

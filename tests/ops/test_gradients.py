@@ -19,6 +19,7 @@ from .contract import (
     IMPLEMENTATIONS,
     Problem,
     above,
+    channels_last,
     differentiate,
     each,
     each_operator,
@@ -179,7 +180,7 @@ def test_any_layout_of_the_gradient_above(problem: Problem, implementation: str)
         lambda y: y.new_ones([1] * y.dim()).expand_as(y),
         lambda y: y.new_ones(y.mT.shape).mT,
         lambda y: y.new_ones(*y.shape, 2)[..., 0],
-        lambda y: torch.ones_like(y, memory_format=torch.channels_last),
+        lambda y: channels_last(torch.ones_like(y)),
     ):
         for name, found in differentiate(problem, tensors, implementation, grad=layout).items():
             assert error(found, expected[name]) < 1e-12, name

@@ -142,7 +142,7 @@ class Convolution(nn.Module):
         """Return the arguments for `repr`; `offset_groups` is the library's name for their number."""
         names = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups")
         text = ", ".join(f"{name}={getattr(self, name)}" for name in (*names, offset_groups))
-        return f"{text}, bias={self.bias is not None}"
+        return f"{text}, bias={getattr(self, 'bias', None) is not None}"
 
 
 def offsets_and_masks(predicted: Tensor) -> tuple[Tensor, Tensor]:

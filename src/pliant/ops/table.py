@@ -37,6 +37,7 @@ class Operator:
         alone: one image of a batch: (tensors, image) to (its tensors, its rows of the output).
         jumps: whether the last bit of a coordinate may decide about the output, as it does where boxes are
             rounded: the reference is then asked in the precision that the kernel computes in.
+        follows: whether the output and the gradient of the map have its memory format; else they are contiguous.
         any_threads: whether gradients are the same bit for bit for any number of threads.
         layer: the layer of :mod:`pliant.nn` built on it, or nothing.
         meaning: what it does, in half a sentence; `meaning_zh` the same in Chinese.
@@ -76,6 +77,7 @@ class Operator:
     jumps: bool = False
     any_threads: bool = True
     integers: Callable[[], tuple[dict[str, Tensor], dict[str, Any]]] | None = None
+    follows: bool = True
 
     @property
     def name(self) -> str:
@@ -94,6 +96,14 @@ def _conv(case: testing.DeformConvCase, dtype: torch.dtype, seed: int, last: boo
 
 def _roi(name: str) -> Callable[[testing.RoICase, torch.dtype, int, bool], dict[str, Tensor]]:
     return lambda case, dtype, seed, last: case.tensors(name, dtype, seed=seed, channels_last=last)
+
+
+def _attention(case: testing.MSDeformAttnCase, dtype: torch.dtype, seed: int, last: bool) -> dict[str, Tensor]:
+    return case.tensors(dtype, seed=seed)
+
+
+def _dcn(name: str) -> Callable[[testing.DCNCase, torch.dtype, int, bool], dict[str, Tensor]]:
+    return lambda case, dtype, seed, last: case.tensors(name, dtype, seed=seed)
 
 
 def _lrn(case: testing.LRNCase, dtype: torch.dtype, seed: int, last: bool) -> dict[str, Tensor]:
@@ -175,6 +185,34 @@ def _of_roi(
     )
 
 
+def _of_dcn(function: Callable[..., Tensor], layer: str, meaning: str, meaning_zh: str, source: str) -> Operator:
+    name = function.__name__
+    moved = ("offset", "mask") if name == "dcnv3" else ("offset_mask",)
+    return Operator(
+        function=function,
+        family="aggregation",
+        inputs=_dcn(name),
+        settings=lambda case: dict(case.arguments),
+        cases=testing.DCN_CASES,
+        checked="crooked",
+        small=testing.DCN_SMALL,
+        huge=testing.DCN_HUGE,
+        speed=testing.DCN_SPEED,
+        gradients=("input", *moved),
+        wide=moved,
+        # The first channel of all is an offset, in either layout.
+        beside=lambda tensors: {n: t[..., :1] if n == "offset_mask" else t for n, t in tensors.items() if n != "input"},
+        alone=_image("input", *moved),
+        follows=False,
+        layer=layer,
+        meaning=meaning,
+        meaning_zh=meaning_zh,
+        source=source,
+        page="dcn.md",
+        exports=(),
+    )
+
+
 def _of_nms(
     function: Callable[..., Tensor], names: tuple[str, ...], meaning: str, meaning_zh: str, source: str
 ) -> Operator:
@@ -230,6 +268,44 @@ OPERATORS = (
         meaning_zh="每个采样点按学到的偏移量移动的卷积（v1），并可乘以学到的调制系数（v2）",
         source="Dai et al. 2017, Zhu et al. 2019",
         page="deform_conv2d.md",
+    ),
+    Operator(
+        function=ops.ms_deform_attn,
+        family="aggregation",
+        inputs=_attention,
+        settings=lambda case: dict(case.arguments),
+        cases=testing.MS_DEFORM_ATTN_CASES,
+        checked="detector",
+        small=testing.MS_DEFORM_ATTN_SMALL,
+        huge=testing.MS_DEFORM_ATTN_HUGE,
+        speed=testing.MS_DEFORM_ATTN_SPEED,
+        gradients=("value", "sampling_locations", "attention_weights"),
+        variants=({}, {"method": "discrete"}),
+        wide=("sampling_locations", "attention_weights"),
+        beside=lambda tensors: {n: t for n, t in tensors.items() if n != "value"},
+        alone=_image("value", "sampling_locations", "attention_weights"),
+        follows=False,
+        layer="",
+        meaning="weighted sum of a few samples of every level of a pyramid, per query and head: multi-scale deformable "
+        "attention",
+        meaning_zh="多尺度可变形注意力：每个查询、每个头在金字塔各层取少量采样点并加权求和",
+        source="Zhu et al. 2021",
+        page="ms_deform_attn.md",
+        exports=(),
+    ),
+    _of_dcn(
+        ops.dcnv3,
+        "",
+        "masked sum of samples moved by learned offsets, per group of channels, without a weight (InternImage)",
+        "按通道组对带偏移的采样点加权求和，不含卷积核权重（InternImage）",
+        "Wang et al. 2023",
+    ),
+    _of_dcn(
+        ops.dcnv4,
+        "",
+        "`dcnv3` with offsets and masks in one packed tensor (FlashInternImage)",
+        "偏移与调制系数打包在同一张量中的 `dcnv3`（FlashInternImage）",
+        "Xiong et al. 2024",
     ),
     _of_roi(
         ops.deform_roi_pool,
