@@ -585,6 +585,30 @@ def deform_conv_at_integers() -> tuple[dict[str, Tensor], dict[str, Any]]:
     return {**tensors, "offset": tensors["offset"].round()}, dict(case.geometry)
 
 
+def ms_deform_attn_at_integers() -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return tensors and settings of `ms_deform_attn` whose samples all lie at whole pixels."""
+    # Sides are powers of two, so that places of pixels have exact locations.
+    case = MSDeformAttnCase("integers", (1, 40, 1, 3), 60, ((4, 8), (2, 4)), 2)
+    tensors = case.tensors(torch.float64)
+    extent = torch.tensor(case.shapes, dtype=torch.float64).flip(1)[:, None]
+    pixel = (tensors["sampling_locations"] * (extent + 2) - 1.5).round()
+    return {**tensors, "sampling_locations": (pixel + 0.5) / extent}, case.arguments
+
+
+def dcnv3_at_integers() -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return tensors and settings of `dcnv3` whose samples all lie at whole pixels."""
+    case = DCNCase("integers", (1, 5, 6, 4), 2)
+    tensors = case.tensors("dcnv3", torch.float64)
+    return {**tensors, "offset": tensors["offset"].round()}, case.arguments
+
+
+def dcnv4_at_integers() -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return tensors and settings of `dcnv4` whose samples all lie at whole pixels; masks are integers, too."""
+    case = DCNCase("integers", (1, 5, 6, 4), 2)
+    tensors = case.tensors("dcnv4", torch.float64)
+    return {**tensors, "offset_mask": tensors["offset_mask"].round()}, case.arguments
+
+
 def roi_pool_at_integers() -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Return tensors and settings of `deform_roi_pool` whose samples all lie at whole pixels."""
     # A box of 2×2 bins of one pixel, whose samples lie in their middle, half a pixel or one and a half away.

@@ -210,6 +210,7 @@ def _of_dcn(function: Callable[..., Tensor], layer: str, meaning: str, meaning_z
         source=source,
         page="dcn.md",
         exports=(),
+        integers=testing.dcnv3_at_integers if name == "dcnv3" else testing.dcnv4_at_integers,
     )
 
 
@@ -280,6 +281,7 @@ OPERATORS = (
         huge=testing.MS_DEFORM_ATTN_HUGE,
         speed=testing.MS_DEFORM_ATTN_SPEED,
         gradients=("value", "sampling_locations", "attention_weights"),
+        integers=testing.ms_deform_attn_at_integers,
         variants=({}, {"method": "discrete"}),
         wide=("sampling_locations", "attention_weights"),
         beside=lambda tensors: {n: t for n, t in tensors.items() if n != "value"},
