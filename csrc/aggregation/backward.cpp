@@ -112,8 +112,9 @@ class Derivative {
 
   void differentiate_samples(Share<A>& share, int64_t n, int64_t m, int64_t q0, int64_t queries) {
     const Asked<A>& asked = share.tile.asked();
-    slopes(share.factor, share.x, share.y, share.grad, s.D, share.tile.placed(), asked.factor,
-           map + n * s.S * row + m * s.D, zeros.data(), row, s.D, s.K, queries);
+    const Corners<T> corners = share.tile.point_to(map + n * s.S * row + m * s.D, zeros.data(), queries);
+    slopes(share.factor, share.x, share.y, share.grad, s.D, share.tile.placed(), asked.factor, corners, s.D, s.K,
+           queries);
     if (s.discrete) {
       std::fill_n(share.x, queries * s.K, A(0));
       std::fill_n(share.y, queries * s.K, A(0));
