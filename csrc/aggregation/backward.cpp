@@ -87,6 +87,9 @@ class Derivative {
     for (int64_t b = 0; b < bands; ++b) largest = std::max(largest, begins[b + 1] - begins[b]);
     const int64_t count = s.N * s.M * bands, lanes = lanes_for(count);
     std::vector<Share<A>> memory = shares(lanes, kDirect ? 0 : largest);
+    if constexpr (kDirect)
+      parallel(s.N * s.S * row, int64_t(1) << 16,
+               [&](int64_t begin, int64_t end) { std::fill(map_grad + begin, map_grad + end, T(0)); });
     for_lanes(lanes, count, [&](int64_t lane, int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
         const int64_t n = i / bands / s.M, m = i / bands % s.M, low = begins[i % bands], high = begins[i % bands + 1];
@@ -132,7 +135,6 @@ class Derivative {
     A* sums;
     int64_t each;
     if constexpr (kDirect) {
-      for (int64_t p = low; p < high; ++p) std::fill_n(to + p * row, s.D, A(0));
       sums = to, each = row;
     } else {
       std::fill_n(share.pixels.get(), (high - low) * s.D, A(0));
