@@ -576,3 +576,41 @@ class NetworkCase:
 
 
 NETWORK_SPEED = (NetworkCase("N1", 50, (800, 1333)),)
+
+
+def deform_conv_at_integers() -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return tensors and settings of a deformable convolution whose samples all lie at whole pixels."""
+    case = DeformConvCase("integers", (2, 3, 5, 6), 4)
+    tensors = case.tensors(torch.float64)
+    return {**tensors, "offset": tensors["offset"].round()}, dict(case.geometry)
+
+
+def roi_pool_at_integers() -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return tensors and settings of `deform_roi_pool` whose samples all lie at whole pixels."""
+    # A box of 2×2 bins of one pixel, whose samples lie in their middle, half a pixel or one and a half away.
+    rois, offset, mask, random = _boxes_at_integers(start=0.5, side=2.0, moves=(-0.75, -0.25, 0.25, 0.75))
+    input = torch.randn(1, 2, 5, 6, generator=random, dtype=torch.float64)
+    settings = {"output_size": 2, "spatial_scale": 1.0, "sampling_ratio": 1, "gamma": 1.0}
+    return {"input": input, "rois": rois, "offset": offset, "mask": mask}, settings
+
+
+def psroi_pool_at_integers() -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return tensors and settings of `deform_psroi_pool` whose samples all lie at whole pixels."""
+    # Boxes of four pixels begin half a pixel before a whole one; samples are one pixel apart.
+    rois, offset, mask, random = _boxes_at_integers(start=0.0, side=3.0, moves=(-0.25, 0.25))
+    input = torch.randn(1, 8, 5, 6, generator=random, dtype=torch.float64)
+    settings = {"output_size": 2, "spatial_scale": 1.0, "sample_per_part": 2, "trans_std": 0.5}
+    return {"input": input, "rois": rois, "offset": offset, "mask": mask}, settings
+
+
+def _boxes_at_integers(
+    start: float, side: float, moves: tuple[float, ...]
+) -> tuple[Tensor, Tensor, Tensor, torch.Generator]:
+    """Return boxes around every pixel of a map of 5×6 and beyond its borders, offsets drawn from `moves`, and masks."""
+    random = torch.Generator().manual_seed(0)
+    y, x = torch.meshgrid(torch.arange(-3.0, 6), torch.arange(-3.0, 7), indexing="ij")
+    corner = torch.stack([x.flatten(), y.flatten()], 1).double() + start
+    rois = torch.cat([torch.zeros(len(corner), 1), corner, corner + side], 1)
+    drawn = torch.randint(len(moves), (len(rois), 2, 2, 2), generator=random)
+    mask = torch.rand(len(rois), 1, 2, 2, generator=random, dtype=torch.float64)
+    return rois, torch.tensor(moves, dtype=torch.float64)[drawn], mask, random

@@ -29,6 +29,8 @@ class Operator:
         speed: the cases on which speed is promised.
         checked: the name of the case that ``pliant doctor`` checks.
         gradients: the tensors it can be differentiated in, twice.
+        integers: tensors in float64 and settings with which all samples lie at whole pixels, on the borders of the map
+            and beyond them, where derivatives are one-sided; None where no position has a gradient.
         variants: settings beside those of a case; what is tested holds with each of them.
         wide: tensors that may be float32 beside an input in low precision, and stay so under autocast.
         beside: views of what may hold any value and is not the map: coordinates and masks.
@@ -74,6 +76,7 @@ class Operator:
     wide: tuple[str, ...] = ()
     jumps: bool = False
     any_threads: bool = True
+    integers: Callable[[], tuple[dict[str, Tensor], dict[str, Any]]] | None = None
     follows: bool = True
 
     @property
@@ -145,6 +148,7 @@ def _of_roi(
     traceable: bool = True,
     variants: tuple[dict[str, Any], ...] = ({},),
     exports: tuple[str, ...] = ("ONNX", "OpenVINO"),
+    integers: Callable[[], tuple[dict[str, Tensor], dict[str, Any]]] | None = None,
 ) -> Operator:
     name = function.__name__
     taken = inspect.signature(function).parameters
@@ -177,6 +181,7 @@ def _of_roi(
         source=source,
         page="roi_pooling.md",
         exports=exports,
+        integers=integers,
     )
 
 
@@ -257,6 +262,7 @@ OPERATORS = (
         alone=_image("input", "offset", "mask"),
         # Sums over images and tiles are split among threads.
         any_threads=False,
+        integers=testing.deform_conv_at_integers,
         layer="DeformConv2d",
         meaning="convolution whose taps are moved by learned offsets (v1) and weighted by a learned mask (v2)",
         meaning_zh="每个采样点按学到的偏移量移动的卷积（v1），并可乘以学到的调制系数（v2）",
@@ -307,6 +313,7 @@ OPERATORS = (
         "对框内各格取平均，每格按学到的偏移量移动（v1），并可乘以学到的调制系数（v2）",
         "Dai et al. 2017, Zhu et al. 2019",
         layer="DeformRoIPool",
+        integers=testing.roi_pool_at_integers,
         timed=True,
     ),
     _of_roi(
@@ -315,6 +322,7 @@ OPERATORS = (
         "位置敏感的 `deform_roi_pool`：每格只读取属于自己的通道",
         "Dai et al. 2017, Zhu et al. 2019",
         layer="DeformPSRoIPool",
+        integers=testing.psroi_pool_at_integers,
         own_channels=True,
         # Boxes are rounded to whole pixels, and samples right at the border are left out or not.
         jumps=True,

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pliant import _check
+from pliant._check import not_scripted
 from pliant.ops import _declare
 from pliant.ops.aggregation.ms_deform_attn import METHODS, ms_deform_attn
 
@@ -130,7 +131,7 @@ class MSDeformAttn(nn.Module):
 
         Under autocast the branches run in the low precision; what they predict is converted to float32.
         """
-        _check.layer("MSDeformAttn", "query", query, "N Q C", self.channels, -1)
+        _check.layer("MSDeformAttn", "query", query, "N Q C", self.channels, self.sampling_offsets, -1)
         weights = _check.wide(self.attention_weights(query)).unflatten(-1, (self.heads, sum(self.points)))
         return _check.wide(self.sampling_offsets(query)), weights.softmax(-1)
 
@@ -153,7 +154,7 @@ class MSDeformAttn(nn.Module):
             level_start_index: where each level begins; None: levels follow each other.
             padding_mask: (N, S), True where a pixel is padding.
         """
-        _check.layer("MSDeformAttn", "value", value, "N S C", self.channels, -1)
+        _check.layer("MSDeformAttn", "value", value, "N S C", self.channels, self.value_proj, -1)
         predicted, weights = self.predict(query)
         places = sampling_locations(reference_points, self.offsets(predicted), spatial_shapes, self.points)
         projected = self.value_proj(value)
@@ -171,6 +172,7 @@ class MSDeformAttn(nn.Module):
         return text + f", method={self.method!r}"
 
     # The protocol of deformable layers; pliant.nn.deformable documents its members.
+    __prepare_scriptable__ = not_scripted
     branches, axes, unit, offset_scale, modulated = ("sampling_offsets",), "xy", "pixels", 1.0, True
     offset_lr_mult = 0.1
 

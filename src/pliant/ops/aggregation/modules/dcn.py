@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pliant import _check
+from pliant._check import not_scripted
 from pliant.ops.aggregation.dcnv3 import dcnv3
 from pliant.ops.aggregation.dcnv4 import dcnv4
 
@@ -69,6 +70,7 @@ class _Aggregation(nn.Module):
         text += f", groups={self.groups}, offset_scale={self.offset_scale}"
         return text + (", remove_center=True" if self.remove_center else "")
 
+    __prepare_scriptable__ = not_scripted
     axes, unit, modulated, offset_lr_mult = "xy", "pixels", True, 1.0
 
     def inside(self, moves: Tensor, size: Sequence[int]) -> Tensor:
@@ -190,7 +192,7 @@ class DCNv3(_Aggregation):
 
         Under autocast the branches run in the low precision; what they predict is converted to float32.
         """
-        _check.layer("DCNv3", "input", input, "N H W C", self.channels, -1)
+        _check.layer("DCNv3", "input", input, "N H W C", self.channels, self.input_proj, -1)
         return self._predict(self.dw_conv(input.permute(0, 3, 1, 2)))
 
     def _predict(self, u: Tensor) -> tuple[Tensor, Tensor]:
@@ -198,7 +200,7 @@ class DCNv3(_Aggregation):
         return _check.wide(self.offset(u)), mask
 
     def forward(self, input: Tensor) -> Tensor:
-        _check.layer("DCNv3", "input", input, "N H W C", self.channels, -1)
+        _check.layer("DCNv3", "input", input, "N H W C", self.channels, self.input_proj, -1)
         u = self.dw_conv(input.permute(0, 3, 1, 2))
         offset, mask = self._predict(u)
         value = self.input_proj(input)
@@ -317,7 +319,7 @@ class DCNv4(_Aggregation):
 
         Under autocast the branch runs in the low precision; what it predicts is converted to float32.
         """
-        _check.layer("DCNv4", "input", input, "N H·W C", self.channels, -1)
+        _check.layer("DCNv4", "input", input, "N H·W C", self.channels, self.offset_mask, -1)
         return self._predict(self._map(input, shape))
 
     def _map(self, input: Tensor, shape: tuple[int, int] | None) -> Tensor:
@@ -335,7 +337,7 @@ class DCNv4(_Aggregation):
         return _check.wide(self.offset_mask(map))
 
     def forward(self, input: Tensor, shape: tuple[int, int] | None = None) -> Tensor:
-        _check.layer("DCNv4", "input", input, "N H·W C", self.channels, -1)
+        _check.layer("DCNv4", "input", input, "N H·W C", self.channels, self.offset_mask, -1)
         map = self._map(input, shape)
         value = map if self.value_proj is None else self.value_proj(map)
         output = dcnv4(value, self._predict(map), **self._geometry)
