@@ -171,8 +171,9 @@ class MSDeformAttn(nn.Module):
         text = f"{self.channels}, levels={self.levels}, heads={self.heads}, points={self.points}"
         return text + f", method={self.method!r}"
 
-    # The protocol of deformable layers; pliant.nn.deformable documents its members.
     __prepare_scriptable__ = not_scripted
+
+    # The protocol of deformable layers; pliant.nn.deformable documents its members.
     branches, axes, unit, offset_scale, modulated = ("sampling_offsets",), "xy", "pixels", 1.0, True
     offset_lr_mult = 0.1
 

@@ -71,6 +71,8 @@ class _Aggregation(nn.Module):
         return text + (", remove_center=True" if self.remove_center else "")
 
     __prepare_scriptable__ = not_scripted
+
+    # The protocol of deformable layers; pliant.nn.deformable documents its members.
     axes, unit, modulated, offset_lr_mult = "xy", "pixels", True, 1.0
 
     def inside(self, moves: Tensor, size: Sequence[int]) -> Tensor:
