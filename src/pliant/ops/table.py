@@ -287,7 +287,7 @@ OPERATORS = (
         beside=lambda tensors: {n: t for n, t in tensors.items() if n != "value"},
         alone=_image("value", "sampling_locations", "attention_weights"),
         follows=False,
-        layer="",
+        layer="MSDeformAttn",
         meaning="weighted sum of a few samples of every level of a pyramid, per query and head: multi-scale deformable "
         "attention",
         meaning_zh="多尺度可变形注意力：每个查询、每个头在金字塔各层取少量采样点并加权求和",
@@ -297,14 +297,14 @@ OPERATORS = (
     ),
     _of_dcn(
         ops.dcnv3,
-        "",
+        "DCNv3",
         "masked sum of samples moved by learned offsets, per group of channels, without a weight (InternImage)",
         "按通道组对带偏移的采样点加权求和，不含卷积核权重（InternImage）",
         "Wang et al. 2023",
     ),
     _of_dcn(
         ops.dcnv4,
-        "",
+        "DCNv4",
         "`dcnv3` with offsets and masks in one packed tensor (FlashInternImage)",
         "偏移与调制系数打包在同一张量中的 `dcnv3`（FlashInternImage）",
         "Xiong et al. 2024",
