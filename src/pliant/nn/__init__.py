@@ -2,6 +2,7 @@
 
 from pliant.nn.histograms import OffsetHistory
 from pliant.nn.offsets import OffsetStatistics, parameter_groups
+from pliant.nn.prepacking import prepack, unprepack
 from pliant.nn.surgery import deformify, undeformify
 from pliant.ops.conv.modules import DeformConv2d, SlicedConv2d
 from pliant.ops.local_response_norm.modules import LocalResponseNorm
@@ -17,5 +18,7 @@ __all__ = [
     "SlicedConv2d",
     "deformify",
     "parameter_groups",
+    "prepack",
     "undeformify",
+    "unprepack",
 ]

@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pliant import _check
+from pliant import _check, _native
 from pliant.ops.conv.deform_conv2d import deform_conv2d
+from pliant.ops.conv.packed import PackedWeight
 
 
 class DeformConv2d(nn.Module):
@@ -152,17 +153,31 @@ class DeformConv2d(nn.Module):
         self._check(input)
         input = self._pad(input)
         offset, mask = self._split(self.conv_offset(input))
-        return deform_conv2d(
-            input,
-            offset,
-            self.weight,
-            self.bias,
-            self.stride,
-            self.padding,
-            self.dilation,
-            mask,
-            boundary=self.boundary,
-        )
+        given = (input, offset, self.weight, self.bias, self.stride, self.padding, self.dilation, mask)
+        if (
+            self._packed is not None
+            and not self.training
+            and self._packed.serves(self.weight, input, offset, self.bias, mask)
+        ):
+            return self._packed.convolve(*given, self.boundary)
+        return deform_conv2d(*given, boundary=self.boundary)
+
+    # What pliant.nn.prepack keeps between calls, never in a state dict, a copy or a saved model.
+    _packed: PackedWeight | None = None
+
+    def prepack(self) -> bool:
+        """Keep the weight packed for inference; return whether it is. See :func:`pliant.nn.prepack`."""
+        packs = _native.path is not None and self.weight.is_cpu
+        packed = PackedWeight(self.weight, self.groups) if packs else None
+        self._packed = packed if packed is not None and packed.panels.numel() > 0 else None
+        return self._packed is not None
+
+    def unprepack(self) -> None:
+        """Drop the packed weight."""
+        self._packed = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_packed"}
 
     def _check(self, input: Tensor) -> None:
         # Checked here: the branch would accept an input without a batch, and blame its own weight for wrong channels.
