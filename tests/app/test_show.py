@@ -89,7 +89,7 @@ def test_a_detector_and_a_photograph_become_a_folder(
 ) -> None:
     out = tmp_path / "new" / "folder"
     box = "40,30,120,100"
-    command = ("--model", detector, "--image", photograph, "--box", box, "--out", out, "--evaluations", "6")
+    command = (detector, photograph, "--box", box, "--out", out, "--evaluations", "6")
     assert shown(*command) == 0
     files = {path.name for path in out.iterdir()}
     assert {"picture.png", "sampling.png", "support.png", "support-box.png", "bins.png", "report.html"} <= files
@@ -158,7 +158,7 @@ def test_any_module_of_the_user_is_drawn(
     assert "" not in __import__("sys").path
     capsys.readouterr()
     for model, says in (
-        ("ownnets:grey", "--model ownnets:grey fails on an image (1, 3, 75, 100): Given groups=1"),
+        ("ownnets:grey", "ownnets:grey fails on an image (1, 3, 75, 100): Given groups=1"),
         ("ownnets:nothing", "nothing() must return a torch.nn.Module, got int"),
         ("ownnets:nobody", "ownnets has no function nobody"),
         ("nowhere.at:all", "there is no module nowhere"),

@@ -1,5 +1,6 @@
 """The layers: operators that hold their parameters, and what training them needs."""
 
+from pliant.nn.deformable import deformable_layers
 from pliant.nn.histograms import OffsetHistory
 from pliant.nn.offsets import OffsetStatistics, parameter_groups
 from pliant.nn.prepacking import prepack, unprepack
@@ -16,6 +17,7 @@ __all__ = [
     "OffsetHistory",
     "OffsetStatistics",
     "SlicedConv2d",
+    "deformable_layers",
     "deformify",
     "parameter_groups",
     "prepack",

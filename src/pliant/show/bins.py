@@ -189,5 +189,11 @@ def draw(
         scatter(axes, moved, TAPS, size=20, alpha=alpha)
     else:
         scatter(axes, regular, REGULAR, size=20)
-    side, y, x = (0.5 + around) * max(x2 - x1, y2 - y1), (y1 + y2 - 1) / 2, (x1 + x2 - 1) / 2
+    H, W = picture.shape[:2] if size is None else size
+    side = min((0.5 + around) * max(x2 - x1, y2 - y1), max(H, W) / 2)
+    # Shifted into the image: no strip of white where the box lies near an edge.
+    y, x = (
+        min(max((low + high - 1) / 2, min(side, n / 2) - 0.5), n - 0.5 - min(side, n / 2))
+        for low, high, n in ((y1, y2, H), (x1, x2, W))
+    )
     look_at(axes, (y - side, y + side, x - side, x + side))

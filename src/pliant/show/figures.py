@@ -165,7 +165,7 @@ def _sampling(view: View) -> Figure:
     for (regular, depth), trace in found.items():
         axes = cells[0 if regular else 1, depth - 1]
         kind = "regular grid" if regular else "with offsets"
-        title = f"{kind}, {depth} layer{'s' * (depth > 1)}: {len(trace.points)} points"
+        title = f"{kind}, {depth} layer{'s' * (depth > 1)}: {len(trace.points)} paths"
         sampling.draw(axes, view.paper, trace, title=title, color=REGULAR if regular else TAPS, size=view.size)
         look_at(axes, part)
     figure.subplots_adjust(0.005, 0.005, 0.995, 1 - 0.3 / figure.get_figheight(), 0.02, 0.3 / tall)
@@ -173,8 +173,8 @@ def _sampling(view: View) -> Figure:
     caption = (
         f"Where the position at the cross samples through the last {most} convolutions of more than one tap (from the "
         f"top: {names}), without the predicted offsets and with them. Below these layers a point lies at the centre of "
-        "what its position of the map samples. Fainter points have less weight; grey rings are out of bounds. Points "
-        "far outside are cut off."
+        "what its position of the map samples. On a regular grid several paths end at the same point. Fainter points "
+        "have less weight; grey rings are out of bounds. Points far outside are cut off."
     )
     if not deformable:
         caption = caption.replace(", without the predicted offsets and with them", ", which are not deformable")
@@ -316,12 +316,13 @@ def _masks(view: View) -> Iterator[Figure]:
 
 def _dilation(view: View) -> Figure:
     chosen = [(name, step) for name, step in _chosen(view) if step.kernel != (1, 1)]
+    unit = "mean distance of adjacent taps, pixels of its map"
     H, W = view.size
     figure = canvas.sheet(4.2 * len(chosen), height(3.7, H / W) + 0.3)
     figure.set_layout_engine("constrained")
     for axes, (name, step) in zip(figure.subplots(1, len(chosen), squeeze=False)[0], chosen, strict=True):
         values, centres = fields.effective_dilation(step), view.recording.centres(name)
-        fields.draw_map(axes, grey(view.ground), values, centres, title=name or "the model", size=view.size)
+        fields.draw_map(axes, grey(view.ground), values, centres, title=name or "the model", size=view.size, unit=unit)
     caption = (
         "Effective dilation: the mean distance of adjacent taps, in pixels of the map that the layer samples. Without "
         "offsets it is everywhere the dilation of the layer."
