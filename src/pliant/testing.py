@@ -120,6 +120,12 @@ DEFORM_CONV_SPEED = (
     DeformConvCase("S7", (1, 128, 56, 56), 128, groups=128),
     DeformConvCase("S8", (1, 3, 224, 224), 64, (7, 7), (2, 2), (3, 3)),
 )
+# Other kernels: 1×1 and 7×7 (D-ASPP), depthwise 7×7 with dilation 3 (D-LKA).
+DEFORM_CONV_KERNELS = (
+    DeformConvCase("D1", (1, 256, 32, 32), 256, (1, 1), padding=(0, 0)),
+    DeformConvCase("D2", (1, 256, 32, 32), 256, (7, 7), padding=(3, 3)),
+    DeformConvCase("D3", (1, 96, 56, 56), 96, (7, 7), padding=(9, 9), dilation=(3, 3), groups=96),
+)
 # So small that its time is the overhead of a call.
 DEFORM_CONV_CALL = DeformConvCase("T1", (1, 8, 8, 8), 8)
 

@@ -3,6 +3,7 @@
 from pliant.nn.deformable import deformable_layers
 from pliant.nn.histograms import OffsetHistory
 from pliant.nn.offsets import OffsetStatistics, parameter_groups
+from pliant.nn.prepacking import prepack, unprepack
 from pliant.nn.surgery import deformify, undeformify
 from pliant.ops.aggregation.modules.attention import MSDeformAttn
 from pliant.ops.aggregation.modules.dcn import DCNv3, DCNv4
@@ -24,5 +25,7 @@ __all__ = [
     "deformable_layers",
     "deformify",
     "parameter_groups",
+    "prepack",
     "undeformify",
+    "unprepack",
 ]
