@@ -29,10 +29,14 @@ inline bool conv_fits(const Tensor& input, const Tensor& offset, const Tensor& w
   if (!is_floating(type) || weight.scalar_type() != type || !accompanies(offset, type)) return false;
   if ((mask && !accompanies(*mask, type)) || (bias && bias->scalar_type() != type)) return false;
   if (input.dim() != 4 || weight.dim() != 4 || offset.dim() != 4) return false;
-  const int64_t N = input.size(0), C = input.size(1), O = weight.size(0), Cg = weight.size(1),
-                K = weight.size(2) * weight.size(3);
-  if (O <= 0 || Cg <= 0 || K <= 0 || C <= 0 || C % Cg != 0 || O % (C / Cg) != 0) return false;
   constexpr int64_t kMost = int64_t(1) << 31;
+  const int64_t N = input.size(0), C = input.size(1), O = weight.size(0), Cg = weight.size(1);
+  if (O <= 0 || Cg <= 0 || C <= 0 || C % Cg != 0 || O % (C / Cg) != 0) return false;
+  // An expanded weight may have sizes whose product overflows.
+  for (int64_t n : {weight.size(2), weight.size(3)})
+    if (n <= 0 || n >= kMost) return false;
+  const int64_t K = weight.size(2) * weight.size(3);
+  if (K >= kMost) return false;
   int64_t out[2];
   for (int i : {0, 1}) {
     const int64_t size = input.size(2 + i), stride = geometry.stride[i], padding = geometry.padding[i],

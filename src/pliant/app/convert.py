@@ -5,12 +5,15 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from pliant._files import apart
 from pliant.interop import checkpoints
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the two files, the source, and what the checkpoint alone does not determine."""
-    parser.add_argument("input", metavar="IN", help="the checkpoint: .pth, .pt, .pkl, .params (MXNet) or .safetensors")
+    parser.add_argument(
+        "input", metavar="IN", help="a checkpoint: of torch.save, safetensors, MXNet, or pickled arrays"
+    )
     parser.add_argument("output", metavar="OUT", help="the file to write: .safetensors, .pth or .pt")
     parser.add_argument(
         "--from", dest="source", required=True, choices=list(checkpoints.SOURCES), help="the library that wrote it"
@@ -30,8 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Convert, write, and print what became of every name."""
-    if Path(args.input).exists() and Path(args.output).exists() and Path(args.input).samefile(args.output):
-        raise ValueError(f"{args.output}: is the checkpoint itself; name another file to write")
+    apart([Path(args.output)], [Path(args.input)])
     file = checkpoints.read(args.input)
     if "layers" in file.record:
         source = file.record.get("source")

@@ -67,10 +67,7 @@ class Predictor:
             OSError: the file does not exist or cannot be read.
             ValueError: the file is no checkpoint, or one of another version.
         """
-        path = Path(source)
-        if source in bundled.NAMES and not path.exists():
-            return cls.of(bundled.read(str(source)), device)
-        return cls.of(checkpoint.read(path), device)
+        return cls.of(recorded_state(source), device)
 
     @classmethod
     def of(cls, state: dict[str, Any], device: torch.device | str = "cpu") -> Predictor:
@@ -84,6 +81,8 @@ class Predictor:
             resize = resizing(data["short_side"], data["long_side"], data.get("interpolation", "antialiased"))
         except KeyError as error:
             raise ValueError(f"the recipe was recorded by another version: {error} is missing") from error
+        except TypeError as error:
+            raise ValueError(f"the recipe is damaged: {error}") from error
         return cls(load_detector(state), state["classes"], state["category_ids"], resize=resize, device=device)
 
     def __call__(self, images: Sequence[ImageLike]) -> list[dict[str, Tensor]]:
@@ -139,18 +138,35 @@ def detect(
     ]
 
 
+def recorded_state(source: str | Path) -> dict[str, Any]:
+    """Return what a checkpoint says: a file's, or that of a detector that comes with the package; see `Predictor.load`.
+
+    Raises:
+        OSError: the file does not exist or cannot be read.
+        ValueError: the file is no checkpoint.
+    """
+    path = Path(source)
+    if source in bundled.NAMES and not path.exists():
+        return bundled.read(str(source))
+    return checkpoint.read(path)
+
+
 def load_detector(state: dict[str, Any]) -> nn.Module:
     """Return the detector of a checkpoint, in evaluation mode.
 
     Raises:
-        ValueError: the checkpoint is one of another version.
+        ValueError: the checkpoint is one of another version, or its parts do not fit each other.
     """
     try:
         settings = state["recipe"]["model"]
     except KeyError as error:
         raise ValueError(f"the recipe was recorded by another version: {error} is missing") from error
-    model = build_detector(recorded(ModelRecipe, settings), len(state["classes"]), pretrained=False)
-    model.load_state_dict(state["model"])
+    try:
+        model = build_detector(recorded(ModelRecipe, settings), len(state["classes"]), pretrained=False)
+        model.load_state_dict(state["model"])
+    except (AttributeError, TypeError, RuntimeError) as error:
+        said = " ".join(str(error).split())
+        raise ValueError(f"the weights do not fit the recipe that is recorded with them: {said[:200]}") from error
     return model.eval()
 
 

@@ -68,11 +68,13 @@ def recorded(kind: type[Recorded], values: Mapping[str, Any]) -> Recorded:
     """Return the recipe of which :func:`dataclasses.asdict` made `values`, directly or through JSON.
 
     Raises:
-        ValueError: `values` were recorded by another version.
+        ValueError: `values` were recorded by another version, or are damaged.
 
     >>> recorded(ModelRecipe, {"deform": [None, None, None, "v2"]}).deform
     (None, None, None, 'v2')
     """
+    if not isinstance(values, Mapping):
+        raise ValueError(f"the recipe is damaged: it has a {type(values).__name__} instead of settings")
     try:
         # JSON has lists where the recipe has tuples.
         return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})

@@ -1,9 +1,10 @@
 """The layers: operators that hold their parameters, and what training them needs."""
 
+from pliant.nn.deformable import deformable_layers
 from pliant.nn.histograms import OffsetHistory
 from pliant.nn.offsets import OffsetStatistics, parameter_groups
 from pliant.nn.surgery import deformify, undeformify
-from pliant.ops.conv.modules import DeformConv2d
+from pliant.ops.conv.modules import DeformConv2d, SlicedConv2d
 from pliant.ops.local_response_norm.modules import LocalResponseNorm
 from pliant.ops.roi.modules import DeformPSRoIPool, DeformRoIPool
 
@@ -14,6 +15,8 @@ __all__ = [
     "LocalResponseNorm",
     "OffsetHistory",
     "OffsetStatistics",
+    "SlicedConv2d",
+    "deformable_layers",
     "deformify",
     "parameter_groups",
     "undeformify",

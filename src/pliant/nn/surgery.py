@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from pliant import _check
-from pliant.ops.conv.modules import DeformConv2d
+from pliant.ops.conv.modules import DeformConv2d, SlicedConv2d
 
 Where = str | Sequence[str] | Callable[[str, nn.Module], bool]
 _Layer = TypeVar("_Layer", bound=nn.Module)
@@ -147,7 +147,7 @@ def undeformify(model: nn.Module, where: Where | None = None) -> nn.Module:
             raise ValueError(f"{op}: layer {name} moves its samples, no plain convolution equals it")
         if _hooked(layer) or _hooked(layer.conv_offset):
             raise ValueError(f"{op}: layer {name} has hooks, which would be lost; remove them first")
-        conv = nn.Conv2d(
+        conv = SlicedConv2d.if_needed(
             layer.in_channels,
             layer.out_channels,
             layer.kernel_size,

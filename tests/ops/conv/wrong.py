@@ -218,4 +218,6 @@ RAW: list[tuple[str, dict[str, Any]]] = [
     ("deform_conv2d", {"stride": (1,)}),
     ("deform_conv2d", {"padding": (1, 1, 1)}),
     ("deform_conv2d", {"dilation": (1 << 40, 1)}),
+    # A kernel of 2⁵⁸ taps, whose extent overflows.
+    ("deform_conv2d", {"weight": Z(1, 1, 1, 1).expand(4, 2, 1 << 58, 1), "dilation": (1 << 30, 1)}),
 ]
