@@ -7,23 +7,25 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 
 from pliant.app.explore import networks
 from pliant.app.explore.pictures import Picture
 from pliant.app.explore.pictures import canvas as canvas_of
-from pliant.data import FashionMNIST, read_image
+from pliant.data import Composed, FashionMNIST, read_image
+from pliant.data.drawing import Ranges
 from pliant.nn import OffsetHistory
-from pliant.show import bins, canvas, figures, history
+from pliant.show import canvas, figures, history
 from pliant.show.influence import OfBox, locations
-from pliant.show.layout import frame
+from pliant.show.layout import frame, look_at
 from pliant.show.view import view
 from pliant.studies.geometry import build
 from pliant.studies.geometry.protocol import Protocol, epoch
 from pliant.train import fit
 
 FOLDER = Path(__file__).parent / "pictures"
-WIDTH = 1000  # pixels at most
+WIDTH = 1200  # pixels at most
 
 
 def save(name: str, data: bytes, *, flat: bool = False) -> None:
@@ -51,10 +53,14 @@ def scene() -> None:
 
 
 def readme() -> None:
-    """Draw the samples that influence a detection most, on regular grids and with offsets, and the bins of its RoI."""
+    """Draw a detection, and the samples that influence it most: on regular grids, and where the offsets move them."""
     detector = next(n for n in networks.bundled() if n.detects)
-    image = read_image(networks.BUNDLED / "scene-1.png").float() / 255
-    look = view(detector.model, image, image=image.permute(1, 2, 0).double().numpy(), classes=detector.classes)
+    poses = Ranges(scale=(4.8, 9.6), rotation=(0.0, 30.0), aspect=(1.0, 1.4), bend=(0.0, 0.06))
+    scene = Composed(7, 4, "test", 512, objects=(1, 3), ranges=poses, classes=detector.classes)[3][0].float() / 255
+    # The network sees a quarter of the resolution at which the scene is drawn.
+    image = F.interpolate(scene[None], (128, 128), mode="bilinear", antialias=True)[0].clamp(0, 1)
+    photograph = scene.permute(1, 2, 0).double().numpy()
+    look = view(detector.model, image, classes=detector.classes, photograph=photograph)
     assert look.box is not None
     regular, moved, weights = [], [], []
     for layer, found in locations(detector.model, image, OfBox(look.box)).items():
@@ -66,21 +72,26 @@ def readme() -> None:
             regular.append(moved[-1] - offset.reshape(-1, 2).numpy())
             weights.append(found.strength.ravel() / found.strength.max())
     weight = np.concatenate(weights)
-    best = np.argsort(weight)[-400:]
-    figure = canvas.sheet(9.6, 3.45)
+    best = np.argsort(weight)[-350:]
+    figure = canvas.sheet(12, 4.25)
     panels = figure.subplots(1, 3)
+    label, score = int(look.detections["labels"][0]), float(look.detections["scores"][0])
+    canvas.show_picture(panels[0], photograph, "what a small detector finds", size=look.size)
+    frame(panels[0], look.box, canvas.GREEN, f"{detector.classes[label]} {score:.2f}").set_fontsize(10)
+    x1, y1, x2, y2 = look.box
+    side, y, x = 0.66 * max(x2 - x1, y2 - y1), (y1 + y2 - 1) / 2, (x1 + x2 - 1) / 2
     for axes, points, colour, title in (
-        (panels[0], regular, canvas.REGULAR, "a regular grid"),
-        (panels[1], moved, canvas.TAPS, "with learned offsets"),
+        (panels[1], regular, canvas.REGULAR, "samples on regular grids"),
+        (panels[2], moved, canvas.TAPS, "the same samples with learned offsets"),
     ):
-        canvas.show_picture(axes, look.paper, title)
-        alpha = 0.15 + 0.85 * weight[best]
-        canvas.scatter(axes, np.concatenate(points)[best], colour, size=13, alpha=alpha, outlined=False)
-        frame(axes, look.box, canvas.YELLOW, "")
-    pooled = bins.bins(detector.model, image, torch.tensor([look.box]))
-    bins.draw(panels[2], look.paper, pooled, title="bins of its RoI, and where they move", around=0.1)
-    figure.subplots_adjust(0.003, 0.005, 0.997, 0.92, 0.02)
-    save("readme", canvas.png(figure), flat=True)
+        canvas.show_picture(axes, 0.25 + 0.75 * photograph, title, size=look.size)
+        alpha = 0.35 + 0.65 * weight[best]
+        canvas.scatter(axes, np.concatenate(points)[best], colour, size=32, alpha=alpha)
+        look_at(axes, (y - side, y + side, x - side, x + side))
+    for axes in panels:
+        axes.title.set_fontsize(13)
+    figure.subplots_adjust(0.003, 0.005, 0.997, 0.93, 0.02)
+    save("readme", canvas.png(figure))
 
 
 def garment() -> None:

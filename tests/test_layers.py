@@ -10,7 +10,9 @@ import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "pliant"
 # `pliant` is the front door, which re-exports ops and nn; testing holds cases and knows no operator.
-LAYERS = "app | studies | show train interop | models | data | pliant | nn | ops | _check _files _native testing"
+LAYERS = (
+    "__main__ | app | studies | show train interop | models | data | pliant | nn | ops | _check _files _native testing"
+)
 LEVEL = {room: level for level, rooms in enumerate(LAYERS.split("|")) for room in rooms.split()}
 # Inside a family of operators: who may import whom. An operator's file is none of these names; `reference` and
 # `triton` may be folders, and `triton` is imported inside the function that needs it.

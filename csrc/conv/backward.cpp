@@ -21,7 +21,7 @@ class Backward {
         out_(out),
         plan_(ProductPlan::of<V>(s)),
         pitch_(column_pitch(s, plan_.taps)),
-        tiles_(s.N, s.P, kRows, 3 << 20, s.K * s.C * sizeof(V)),
+        tiles_(s.N, s.P, blocking<V>().rows, 3 << 20, s.K * s.C * sizeof(A)),
         gradient_(grad, s, out.want_columns() || s.depthwise, out.want_weight && !s.depthwise),
         lanes_(lanes_for(tiles_.count)) {
     if (out.want_weight || out.want_dots()) input_.emplace(input, s, plan_.taps);
@@ -70,9 +70,9 @@ class Backward {
   struct Lane {
     Arena arena;
     std::optional<Sampler<A>> sampler;
-    std::optional<WeightSums<A, V>> weight;
-    V *columns, *columns_grad, *rows, *turned;
-    A *plane, *dots[4], *far_plane, *far_dots[4];
+    std::optional<WeightSums<V>> weight;
+    V *columns, *rows, *turned;
+    A *columns_grad, *plane, *dots[4], *far_plane, *far_dots[4];
     int64_t tile;
     bool ok = true;
   };
@@ -83,7 +83,7 @@ class Backward {
     const GradientTile<V> grad = gradient_.turn(n, p0, count, lane.rows, lane.turned);
     lane.sampler->begin_tile(n, p0, count);
     for (int64_t chunk = 0; chunk < plan_.chunks; ++chunk) {
-      V* const columns_grad = lane.columns_grad + chunk * tiles_.largest * pitch_;
+      A* const columns_grad = lane.columns_grad + chunk * tiles_.largest * pitch_;
       if (product_) lane.ok &= (*product_)(columns_grad, grad.rows, grad.rows_stride, count, chunk);
       for (int64_t j = 0; j < s_.G; ++j)
         for (int64_t k = 0; k < plan_.size(chunk); ++k) {
@@ -150,7 +150,7 @@ class Backward {
     for (int64_t j = 0; j < s_.G; ++j)
       for (int64_t k = 0; k < s_.K; ++k) {
         const Samples<A> at = lane.sampler->set(j * s_.K + k);
-        const V* const grad = lane.columns_grad + k / plan_.taps * tiles_.largest * pitch_;
+        const A* const grad = lane.columns_grad + k / plan_.taps * tiles_.largest * pitch_;
         sums_->scatter(grad, n, j, k % plan_.taps, at, c0, c1, count);
         if (s_.volume) sums_->scatter(grad, n, j, k % plan_.taps, at.far(), c0, c1, count);
       }

@@ -73,8 +73,7 @@ class ConvInput {
   }
 
   // sums[i] = Σ_c grad·corner_i for tap k of the columns' gradient, in the near plane of a volume.
-  template <class V>
-  void dots(A* const sums[4], const V* grad, int64_t n, int64_t j, int64_t k, const Samples<A>& at,
+  void dots(A* const sums[4], const A* grad, int64_t n, int64_t j, int64_t k, const Samples<A>& at,
             int64_t count) const {
     if (frame_)
       return pliant::dots(sums, grad + k * s_.C, pitch_, at, frame_->image(n - first_), frame_->row(), s_.C, count);
@@ -137,8 +136,7 @@ class ImageSums {
   }
 
   // Add tap k of the columns' gradient, channels [c0, c1) alone, in the near plane of a volume.
-  template <class V>
-  void scatter(const V* grad, int64_t n, int64_t j, int64_t k, const Samples<A>& at, int64_t c0, int64_t c1,
+  void scatter(const A* grad, int64_t n, int64_t j, int64_t k, const Samples<A>& at, int64_t c0, int64_t c1,
                int64_t count) const {
     if (frame_) return pliant::scatter(frame_->image(n - first_), grad + k * s_.C, pitch_, at, frame_->row(), count);
     for (const auto& part : parts_[j]) {

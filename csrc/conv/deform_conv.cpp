@@ -7,7 +7,7 @@ namespace {
 
 Tensor forward(int64_t axes, const char* op, const Tensor& input, const Tensor& offset, const Tensor& weight,
                const std::optional<Tensor>& bias, const Sizes& stride, const Sizes& padding, const Sizes& dilation,
-               const std::optional<Tensor>& mask, bool clamp) {
+               const std::optional<Tensor>& mask, bool clamp, const Tensor* packed = nullptr) {
   const ConvGeometry geometry(axes, stride, padding, dilation, clamp, op);
   const Sizes positions = positions_on(sizes(input), sizes(weight), geometry);
   require_fit(conv_fits(input.scalar_type(), sizes(input), offset, weight, mask, positions), op);
@@ -17,7 +17,7 @@ Tensor forward(int64_t axes, const char* op, const Tensor& input, const Tensor& 
   Sizes size = positions;
   size[1] = s.O;
   Tensor output = empty_map(input, size, last);
-  const bool ok = convolve(rows(input), rows(offset), rows(weight), bias, rows(mask), s, output, last);
+  const bool ok = convolve(rows(input), rows(offset), rows(weight), bias, rows(mask), s, output, last, packed);
   STD_TORCH_CHECK(ok, op, ": a matrix product failed");
   return output;
 }
@@ -65,6 +65,21 @@ PLIANT_DEFORM_CONV(deform_conv1d, 1)
 PLIANT_DEFORM_CONV(deform_conv2d, 2)
 PLIANT_DEFORM_CONV(deform_conv3d, 3)
 
+// deform_conv2d with the weight packed by deform_conv2d_pack.
+Tensor deform_conv2d_packed(const Tensor& input, const Tensor& offset, const Tensor& weight,
+                            const std::optional<Tensor>& bias, const Sizes& stride, const Sizes& padding,
+                            const Sizes& dilation, const std::optional<Tensor>& mask, bool clamp,
+                            const Tensor& packed) {
+  return forward(2, "deform_conv2d", input, offset, weight, bias, stride, padding, dilation, mask, clamp, &packed);
+}
+
+Tensor deform_conv2d_pack(const Tensor& weight, int64_t groups) {
+  require_fit(
+      is_floating(weight) && weight.dim() == 4 && weight.numel() > 0 && groups > 0 && weight.size(0) % groups == 0,
+      "deform_conv2d");
+  return pack(weight, ConvShape(sizes(weight), groups));
+}
+
 }  // namespace
 }  // namespace pliant
 
@@ -72,6 +87,8 @@ STABLE_TORCH_LIBRARY_IMPL(pliant, CPU, m) {
   m.impl("deform_conv1d", TORCH_BOX(&pliant::deform_conv1d));
   m.impl("deform_conv1d_backward", TORCH_BOX(&pliant::deform_conv1d_backward));
   m.impl("deform_conv2d", TORCH_BOX(&pliant::deform_conv2d));
+  m.impl("deform_conv2d_packed", TORCH_BOX(&pliant::deform_conv2d_packed));
+  m.impl("deform_conv2d_pack", TORCH_BOX(&pliant::deform_conv2d_pack));
   m.impl("deform_conv2d_backward", TORCH_BOX(&pliant::deform_conv2d_backward));
   m.impl("deform_conv3d", TORCH_BOX(&pliant::deform_conv3d));
   m.impl("deform_conv3d_backward", TORCH_BOX(&pliant::deform_conv3d_backward));

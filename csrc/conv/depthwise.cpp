@@ -1,4 +1,4 @@
-// Elementwise kernels behind the products: those of depthwise convolution, and sums of bfloat16 products in float.
+// The elementwise kernels of depthwise convolution.
 #include "products.h"
 
 namespace pliant {
@@ -26,16 +26,9 @@ PLIANT_INLINE void collect_rows(A* sums, const A* rows, int64_t stride, const A*
     }
 }
 
-template <class A, class V>
-PLIANT_INLINE void add_run(A* __restrict sums, const V* more, int64_t n) {
-#pragma omp simd
-  for (int64_t i = 0; i < n; ++i) sums[i] += A(more[i]);
-}
-
 }  // namespace
 
 PLIANT_KERNEL(PLIANT_SPREAD, { spread_rows(columns, rows, stride, factors, K, C, count); }, (float), (double))
 PLIANT_KERNEL(PLIANT_COLLECT, { collect_rows(sums, rows, stride, columns, K, C, count); }, (float), (double))
-PLIANT_KERNEL(PLIANT_ADD, { add_run(sums, more, n); }, (float, BFloat16))
 
 }  // namespace pliant

@@ -14,14 +14,14 @@ template <class T, class A, class V>
 class Forward {
  public:
   Forward(const Tensor& input, const Tensor& offset, const Tensor& weight, const std::optional<Tensor>& bias,
-          const std::optional<Tensor>& mask, const ConvShape& s, Tensor& output, bool last)
+          const std::optional<Tensor>& mask, const Tensor* packed, const ConvShape& s, Tensor& output, bool last)
       : s_(s),
         plan_(ProductPlan::of<V>(s)),
         pitch_(column_pitch(s, plan_.taps)),
         // torch's product packs the weight for each tile: its tiles are as large as level-3 cache allows.
-        tiles_(s.N, s.P, kRows, plan_.packed ? 384 << 10 : 6 << 20, pitch_ * sizeof(V)),
+        tiles_(s.N, s.P, blocking<V>().rows, plan_.packed ? 384 << 10 : 6 << 20, pitch_ * sizeof(V)),
         input_(input, s, plan_.taps),
-        product_(weight, bias, s, plan_, pitch_),
+        product_(weight, bias, packed, s, plan_, pitch_),
         last_(last),
         out_(static_cast<T*>(output.mutable_data_ptr())),
         lanes_(lanes_for(tiles_.count)) {
@@ -56,18 +56,19 @@ class Forward {
   struct Lane {
     Arena arena;
     std::optional<Sampler<A>> sampler;
-    V *columns, *result;
+    V* columns;
+    A* result;
     Tap<A, M>* taps;
     bool ok = true;
   };
 
   // Whether a product [positions][O] is written to the output itself, because that is its layout and type.
-  bool direct() const { return std::is_same_v<T, V> && last_; }
+  bool direct() const { return std::is_same_v<T, A> && last_; }
 
   void compute(Lane& lane, int64_t tile) {
     const int64_t n = tiles_.image(tile), p0 = tiles_.begin(tile), count = tiles_.size(tile);
     T* const first = out_ + n * s_.O * s_.P + p0 * (last_ ? s_.O : 1);
-    V* const result = direct() ? reinterpret_cast<V*>(first) : lane.result;
+    A* const result = direct() ? reinterpret_cast<A*>(first) : lane.result;
     lane.sampler->begin_tile(n, p0, count);
     if (s_.depthwise)
       blend(lane, result, n, count);
@@ -77,7 +78,7 @@ class Forward {
   }
 
   // Depthwise: no product, so no columns; all taps of a position are added up in registers.
-  void blend(Lane& lane, V* result, int64_t n, int64_t count) {
+  void blend(Lane& lane, A* result, int64_t n, int64_t count) {
     for (int64_t j = 0; j < s_.G; ++j) {
       for (int64_t k = 0; k < s_.K; ++k) lane.sampler->locate_tap(lane.sampler->set(k), j, k);
       if constexpr (std::is_same_v<V, A>)
@@ -87,7 +88,7 @@ class Forward {
   }
 
   // Gather the columns of one chunk of taps after another and multiply them.
-  void multiply(Lane& lane, V* result, int64_t n, int64_t count) {
+  void multiply(Lane& lane, A* result, int64_t n, int64_t count) {
     const Samples<A> at = lane.sampler->set(0);
     for (int64_t chunk = 0; chunk < plan_.chunks; ++chunk) {
       const int64_t k0 = plan_.first(chunk);
@@ -114,13 +115,36 @@ class Forward {
 }  // namespace
 
 bool convolve(const Tensor& input, const Tensor& offset, const Tensor& weight, const std::optional<Tensor>& bias,
-              const std::optional<Tensor>& mask, const ConvShape& s, Tensor& output, bool last) {
+              const std::optional<Tensor>& mask, const ConvShape& s, Tensor& output, bool last, const Tensor* packed) {
   if (s.N == 0) return true;
   bool ok = true;
   dispatch_products(input.scalar_type(), !s.depthwise, [&]<class T, class A, class V>(T, A, V) {
-    ok = Forward<T, A, V>(input, offset, weight, bias, mask, s, output, last).run();
+    if (packed) {
+      const int64_t size = packed_size<V>(s, ProductPlan::of<V>(s));
+      require_fit(
+          size > 0 && packed->scalar_type() == kScalarType<V> && has_shape(*packed, {size}) && packed->stride(0) == 1,
+          "deform_conv2d");
+    }
+    ok = Forward<T, A, V>(input, offset, weight, bias, mask, packed, s, output, last).run();
   });
   return ok;
+}
+
+// The weight as products read it; empty where they read the weight itself.
+Tensor pack(const Tensor& weight, const ConvShape& s) {
+  std::optional<Tensor> packed;
+  dispatch_products(weight.scalar_type(), !s.depthwise, [&]<class T, class A, class V>(T, A, V) {
+    const ProductPlan plan = ProductPlan::of<V>(s);
+    const int64_t sizes[] = {packed_size<V>(s, plan)};
+    packed =
+        torch::stable::empty({sizes, 1}, kScalarType<V>, std::nullopt, weight.device(), std::nullopt, std::nullopt);
+    if constexpr (kPacks<V>)
+      if (sizes[0] > 0) {
+        Panels<V> panels = weight_panels<V>(s, plan, static_cast<V*>(packed->mutable_data_ptr()));
+        fill_panels(panels, Weights<V>(weight, s), s);
+      }
+  });
+  return *packed;
 }
 
 }  // namespace pliant

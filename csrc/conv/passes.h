@@ -5,9 +5,14 @@
 
 namespace pliant {
 
-// Write the output, channels-last if `last`. Return false where a matrix product failed.
+// Write the output, channels-last if `last`, with the weight packed by `pack` where it is given. Return false where a
+// matrix product failed.
 bool convolve(const Tensor& input, const Tensor& offset, const Tensor& weight, const std::optional<Tensor>& bias,
-              const std::optional<Tensor>& mask, const ConvShape& s, Tensor& output, bool last);
+              const std::optional<Tensor>& mask, const ConvShape& s, Tensor& output, bool last,
+              const Tensor* packed = nullptr);
+
+// Return the weight as products read it; empty where they read the weight itself.
+Tensor pack(const Tensor& weight, const ConvShape& s);
 
 // The gradients to compute, and where they go: dense tensors of any number of axes.
 struct Gradients {

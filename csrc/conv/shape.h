@@ -93,9 +93,14 @@ inline bool conv_fits(ScalarType type, const Sizes& map, const Tensor& offset, c
   if (positions.size() != map.size() || weight.dim() != int64_t(map.size()) || offset.dim() != weight.dim())
     return false;
   const int64_t axes = int64_t(map.size()) - 2, C = map[1], O = weight.size(0), Cg = weight.size(1);
+  if (O <= 0 || Cg <= 0 || C <= 0 || C % Cg != 0 || O % (C / Cg) != 0) return false;
+  // An expanded weight may have sizes whose product overflows.
   int64_t K = 1;
-  for (int64_t d = 2; d < weight.dim(); ++d) K *= weight.size(d);
-  if (O <= 0 || Cg <= 0 || K <= 0 || C <= 0 || C % Cg != 0 || O % (C / Cg) != 0) return false;
+  for (int64_t d = 2; d < weight.dim(); ++d) {
+    if (weight.size(d) <= 0 || weight.size(d) >= kMost) return false;
+    K *= weight.size(d);
+    if (K >= kMost) return false;
+  }
   const int64_t G = std::max<int64_t>(offset.size(1) / (axes * K), 1);
   Sizes moved = positions, masked = positions;
   moved[1] = axes * G * K, masked[1] = G * K;
@@ -134,6 +139,13 @@ struct ConvShape {
         volume(geometry.axes == 3),
         depthwise(Cg == 1 && Og == 1 && g > 1),
         framed(C <= kPixel && G == 1 && g == 1 && !volume) {}
+
+  // The sizes that depend on the weight of a convolution over two axes alone; the others are 0.
+  ConvShape(const Sizes& weight, int64_t groups)
+      : ConvShape({0, groups * weight[1], 0, 0}, {0, 2 * weight[2] * weight[3], 0, 0}, weight,
+                  ConvGeometry(2, {1, 1}, {0, 0}, {1, 1}, false, "deform_conv2d")) {
+    framed = false;
+  }
 
   // Images that are converted at a time: the copies stay in cache, and a batch needs no more memory than a few images.
   int64_t together() const { return std::clamp<int64_t>((8 << 20) / (C * pixels * 4), 1, std::max<int64_t>(N, 1)); }

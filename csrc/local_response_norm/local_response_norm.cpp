@@ -16,7 +16,7 @@ template <class T, class S>
 void run(const Job<T>& job, int64_t begin, int64_t end, S* scratch) {
   if constexpr (std::is_same_v<T, S>)
     if (job.by_rows) return run_rows(job, begin, end, scratch);
-#if defined(__x86_64__)
+#if PLIANT_LEVELS
   if constexpr (std::is_same_v<T, float>)
     if (job.by_pixels) return three_quarters::run_pixels(job, begin, end, scratch);
 #endif

@@ -26,7 +26,7 @@ struct Rings {
   S* scaled_row(int64_t row) const { return scaled + row % kRing * pitch; }
 };
 
-#if defined(__x86_64__)
+#if PLIANT_LEVELS
 // Row c of a tile that begins at `start`, and the gradient of the row whose window ends with it, by three_quarters.h.
 inline void estimated_row(const Job<float>& job, const float* const* p, int64_t start, int64_t c, int64_t n,
                           const Rings<float>& rings) {
@@ -55,7 +55,7 @@ void run_tile(const Job<S>& job, int64_t start, int64_t n, const Rings<S>& rings
         const int64_t row = c - job.before + j;
         p[j] = row >= 0 && row < C ? job.x + start + row * inner : rings.zeros;
       }
-#if defined(__x86_64__)
+#if PLIANT_LEVELS
       if constexpr (std::is_same_v<S, float>)
         if (job.estimated) {
           estimated_row(job, p, start, c, n, rings);

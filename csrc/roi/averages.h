@@ -87,13 +87,13 @@ inline Pool deform_psroi_pool_of(const Tensor& input, const Tensor& rois, const 
 inline bool pool_fits(const Pool& s, const Tensor& input, const Tensor& rois, const std::optional<Tensor>& offset,
                       const std::optional<Tensor>& mask, const Tensor* grad = nullptr) {
   const ScalarType type = input.scalar_type();
-  constexpr int64_t kMost = int64_t(1) << 31;
+  constexpr int64_t kMost = int64_t(1) << 31, kMostSamples = 1 << 16;
   auto sized = [](int64_t n) { return n > 0 && n < kMost; };
   if (!is_floating(type) || input.dim() != 4 || !sized(s.C) || !sized(s.H) || !sized(s.W)) return false;
   if (!has_shape(rois, {s.R, 5}) || (rois.scalar_type() != type && rois.scalar_type() != ScalarType::Float))
     return false;
   if (!sized(s.Ph) || !sized(s.Pw) || !sized(s.Gh) || !sized(s.Gw) || s.part < 0 || s.part >= kMost) return false;
-  if (s.C % s.groups() != 0 || !sized(s.classes) || s.outputs() % s.classes != 0 || s.rule.samples >= kMost)
+  if (s.C % s.groups() != 0 || !sized(s.classes) || s.outputs() % s.classes != 0 || s.rule.samples >= kMostSamples)
     return false;
   if (s.rule.counted && (s.part <= 0 || s.rule.samples <= 0)) return false;
   const int64_t high = s.part ? s.part : s.Ph;

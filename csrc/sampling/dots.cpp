@@ -4,8 +4,8 @@
 namespace pliant {
 namespace {
 
-template <class A, class M, class V>
-PLIANT_INLINE void dots_map(A* const sums[4], const V* grad, int64_t stride, const Samples<A>& at, const M* map,
+template <class A, class M>
+PLIANT_INLINE void dots_map(A* const sums[4], const A* grad, int64_t stride, const Samples<A>& at, const M* map,
                             const M* zeros, int64_t C, int64_t channels, int64_t count) {
   with_width(channels, [&](auto n) __attribute__((always_inline)) {
     for (int64_t p = 0; p < count; ++p) {
@@ -13,14 +13,14 @@ PLIANT_INLINE void dots_map(A* const sums[4], const V* grad, int64_t stride, con
       const M* x1 = corner(map, at.pixel[1][p], C, zeros);
       const M* x2 = corner(map, at.pixel[2][p], C, zeros);
       const M* x3 = corner(map, at.pixel[3][p], C, zeros);
-      const V* g = grad + p * stride;
+      const A* g = grad + p * stride;
       A d0 = 0, d1 = 0, d2 = 0, d3 = 0;
 #pragma omp simd reduction(+ : d0, d1, d2, d3)
       for (int64_t c = 0; c < n; ++c) {
-        d0 += A(g[c]) * A(x0[c]);
-        d1 += A(g[c]) * A(x1[c]);
-        d2 += A(g[c]) * A(x2[c]);
-        d3 += A(g[c]) * A(x3[c]);
+        d0 += g[c] * A(x0[c]);
+        d1 += g[c] * A(x1[c]);
+        d2 += g[c] * A(x2[c]);
+        d3 += g[c] * A(x3[c]);
       }
       sums[0][p] += d0;
       sums[1][p] += d1;
@@ -44,8 +44,8 @@ PLIANT_INLINE Four<A> lane_sums(Four<A> a, Four<A> b, Four<A> c, Four<A> d) {
 }
 
 // Four samples at a time.
-template <class A, class V>
-PLIANT_INLINE void dots_frame(A* const sums[4], const V* grad, int64_t stride, const Samples<A>& samples,
+template <class A>
+PLIANT_INLINE void dots_frame(A* const sums[4], const A* grad, int64_t stride, const Samples<A>& samples,
                               const A* frame, int64_t row, int64_t channels, int64_t count) {
   const int64_t* const pixel = samples.pixel[0];
   A* const out[4] = {sums[0], sums[1], sums[2], sums[3]};
@@ -60,8 +60,8 @@ PLIANT_INLINE void dots_frame(A* const sums[4], const V* grad, int64_t stride, c
     int64_t p = 0;
     for (; p + 4 <= count; p += 4) {
       const Four<A> g0 = gradient(p), g1 = gradient(p + 1), g2 = gradient(p + 2), g3 = gradient(p + 3);
-      const A *x0 = frame + pixel[p] * kPixel, *x1 = frame + pixel[p + 1] * kPixel,
-              *x2 = frame + pixel[p + 2] * kPixel, *x3 = frame + pixel[p + 3] * kPixel;
+      const A *x0 = frame + pixel[p] * kPixel, *x1 = frame + pixel[p + 1] * kPixel, *x2 = frame + pixel[p + 2] * kPixel,
+              *x3 = frame + pixel[p + 3] * kPixel;
       for (int i = 0; i < 4; ++i)
         put<A>(out[i] + p, lane_sums<A>(g0 * four<A>(x0 + corner[i]), g1 * four<A>(x1 + corner[i]),
                                         g2 * four<A>(x2 + corner[i]), g3 * four<A>(x3 + corner[i])));
@@ -78,9 +78,8 @@ PLIANT_INLINE void dots_frame(A* const sums[4], const V* grad, int64_t stride, c
 
 }  // namespace
 
-PLIANT_KERNEL(PLIANT_DOTS, { dots_map(sums, grad, stride, at, map, zeros, C, n, count); }, (float, float, float),
-              (double, double, double), (float, BFloat16, float), (float, BFloat16, BFloat16))
-PLIANT_KERNEL(PLIANT_DOTS_FRAME, { dots_frame(sums, grad, stride, at, frame, row, n, count); }, (float, float),
+PLIANT_KERNEL(PLIANT_DOTS, { dots_map(sums, grad, stride, at, map, zeros, C, n, count); }, (float, float),
               (double, double), (float, BFloat16))
+PLIANT_KERNEL(PLIANT_DOTS_FRAME, { dots_frame(sums, grad, stride, at, frame, row, n, count); }, (float), (double))
 
 }  // namespace pliant

@@ -52,13 +52,13 @@ struct Tap {
 // The overloads with `row` read or write a frame whose rows are that far apart.
 
 // Find the corners and weights of `count` samples.
-#define PLIANT_LOCATE(A)                                                                                            \
+#define PLIANT_LOCATE(A)                                                                                        \
   void locate(const Samples<A>& out, const Positions<A>& from, int64_t count, int64_t H, int64_t W, bool clamp, \
               bool frame)
 PLIANT_DECLARE(PLIANT_LOCATE, (float), (double))
 
 // columns[p][0..n) = mask·Σ_i weight_i·corner_i[0..n).
-#define PLIANT_GATHER(A, M, V)                                                                                     \
+#define PLIANT_GATHER(A, M, V)                                                                                      \
   void gather(V* columns, int64_t stride, const Samples<A>& at, const M* map, const M* zeros, int64_t C, int64_t n, \
               int64_t count)
 PLIANT_DECLARE(PLIANT_GATHER, (float, float, float), (double, double, double), (float, BFloat16, float),
@@ -71,32 +71,31 @@ PLIANT_DECLARE(PLIANT_GATHER_FRAME, (float, float), (double, double), (float, BF
 
 // out[p][0..n) = bias + Σ_k factors[k]·mask·Σ_i weight_i·corner_i, elementwise over channels: depthwise convolution.
 // `taps` has room for K of them; the samples of a tap are `set` after those of the tap before.
-#define PLIANT_BLEND(A, M)                                                                                        \
+#define PLIANT_BLEND(A, M)                                                                                            \
   void blend(A* out, int64_t stride, const Samples<A>& at, int64_t set, int64_t K, Tap<A, M>* taps, const A* factors, \
              const A* bias, const M* map, const M* zeros, int64_t C, int64_t n, int64_t count)
 PLIANT_DECLARE(PLIANT_BLEND, (float, float), (double, double), (float, BFloat16))
 
 // sums[i][p] += Σ_c grad[p][c]·corner_i[c]: the gradients of mask and offset are made of these.
-#define PLIANT_DOTS(A, M, V)                                                                                         \
-  void dots(A* const sums[4], const V* grad, int64_t stride, const Samples<A>& at, const M* map, const M* zeros,     \
+#define PLIANT_DOTS(A, M)                                                                                        \
+  void dots(A* const sums[4], const A* grad, int64_t stride, const Samples<A>& at, const M* map, const M* zeros, \
             int64_t C, int64_t n, int64_t count)
-PLIANT_DECLARE(PLIANT_DOTS, (float, float, float), (double, double, double), (float, BFloat16, float),
-               (float, BFloat16, BFloat16))
+PLIANT_DECLARE(PLIANT_DOTS, (float, float), (double, double), (float, BFloat16))
 
 // sums[i][p] = Σ_c grad[p][c]·corner_i[c] over the n channels of a frame.
-#define PLIANT_DOTS_FRAME(A, V)                                                                                  \
-  void dots(A* const sums[4], const V* grad, int64_t stride, const Samples<A>& at, const A* frame, int64_t row, \
+#define PLIANT_DOTS_FRAME(A)                                                                                    \
+  void dots(A* const sums[4], const A* grad, int64_t stride, const Samples<A>& at, const A* frame, int64_t row, \
             int64_t n, int64_t count)
-PLIANT_DECLARE(PLIANT_DOTS_FRAME, (float, float), (double, double), (float, BFloat16))
+PLIANT_DECLARE(PLIANT_DOTS_FRAME, (float), (double))
 
 // map[corner_i][0..n) += mask·weight_i·grad[p][0..n).
-#define PLIANT_SCATTER(A, V) \
-  void scatter(A* map, const V* grad, int64_t stride, const Samples<A>& at, int64_t C, int64_t n, int64_t count)
-PLIANT_DECLARE(PLIANT_SCATTER, (float, float), (double, double), (float, BFloat16))
+#define PLIANT_SCATTER(A) \
+  void scatter(A* map, const A* grad, int64_t stride, const Samples<A>& at, int64_t C, int64_t n, int64_t count)
+PLIANT_DECLARE(PLIANT_SCATTER, (float), (double))
 
 // The same into a frame, all four values of a pixel: sums past the channels are never read.
-#define PLIANT_SCATTER_FRAME(A, V) \
-  void scatter(A* frame, const V* grad, int64_t stride, const Samples<A>& at, int64_t row, int64_t count)
-PLIANT_DECLARE(PLIANT_SCATTER_FRAME, (float, float), (double, double), (float, BFloat16))
+#define PLIANT_SCATTER_FRAME(A) \
+  void scatter(A* frame, const A* grad, int64_t stride, const Samples<A>& at, int64_t row, int64_t count)
+PLIANT_DECLARE(PLIANT_SCATTER_FRAME, (float), (double))
 
 }  // namespace pliant

@@ -5,26 +5,26 @@ namespace pliant {
 namespace {
 
 // Corner by corner: with boundary "clamp" two corners may be the same pixel.
-template <class A, class V>
-PLIANT_INLINE void scatter_map(A* map, const V* grad, int64_t stride, const Samples<A>& at, int64_t C, int64_t channels,
+template <class A>
+PLIANT_INLINE void scatter_map(A* map, const A* grad, int64_t stride, const Samples<A>& at, int64_t C, int64_t channels,
                                int64_t count) {
   with_width(channels, [&](auto n) __attribute__((always_inline)) {
     for (int64_t p = 0; p < count; ++p) {
-      const V* g = grad + p * stride;
+      const A* g = grad + p * stride;
       for (int i = 0; i < 4; ++i) {
         const int64_t pixel = at.pixel[i][p];
         if (pixel < 0) continue;
         const A w = at.mask[p] * at.weight[i][p];
         A* __restrict out = map + pixel * C;
 #pragma omp simd
-        for (int64_t c = 0; c < n; ++c) out[c] += w * A(g[c]);
+        for (int64_t c = 0; c < n; ++c) out[c] += w * g[c];
       }
     }
   });
 }
 
-template <class A, class V>
-PLIANT_INLINE void scatter_frame(A* frame, const V* grad, int64_t stride, const Samples<A>& samples, int64_t row,
+template <class A>
+PLIANT_INLINE void scatter_frame(A* frame, const A* grad, int64_t stride, const Samples<A>& samples, int64_t row,
                                  int64_t count) {
   const Samples<A> at = samples;  // a copy, whose pointers stay in registers
   for (int64_t p = 0; p < count; ++p) {
@@ -37,9 +37,7 @@ PLIANT_INLINE void scatter_frame(A* frame, const V* grad, int64_t stride, const 
 
 }  // namespace
 
-PLIANT_KERNEL(PLIANT_SCATTER, { scatter_map(map, grad, stride, at, C, n, count); }, (float, float), (double, double),
-              (float, BFloat16))
-PLIANT_KERNEL(PLIANT_SCATTER_FRAME, { scatter_frame(frame, grad, stride, at, row, count); }, (float, float),
-              (double, double), (float, BFloat16))
+PLIANT_KERNEL(PLIANT_SCATTER, { scatter_map(map, grad, stride, at, C, n, count); }, (float), (double))
+PLIANT_KERNEL(PLIANT_SCATTER_FRAME, { scatter_frame(frame, grad, stride, at, row, count); }, (float), (double))
 
 }  // namespace pliant

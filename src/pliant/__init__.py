@@ -4,6 +4,8 @@ from typing import TYPE_CHECKING
 
 __all__ = ["nn", "ops"]
 __version__ = "0.1.0"
+# How an extra is installed, in every hint. There is no release yet.
+_INSTALL = 'pip install ".[{extra}]" in a clone of the repository'
 
 if TYPE_CHECKING:
     from pliant import nn, ops

@@ -12,6 +12,9 @@ DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 LOW = (torch.bfloat16, torch.float16)
 # Sizes from here on are refused: their products would leave 64 bits.
 LIMIT = 2**31
+# Samples per bin and direction, likewise: their positions would no longer differ in float32, and a call takes minutes.
+SAMPLES = 2**16
+SPELLED = {LIMIT: "2³¹", SAMPLES: "2¹⁶"}
 
 
 def pair(op: str, name: str, value: int | Sequence[int], least: int) -> tuple[int, int]:
@@ -91,13 +94,29 @@ def wide(predicted: Tensor) -> Tensor:
     return predicted.float() if low and predicted.dtype in LOW else predicted
 
 
-def layer(name: str, argument: str, tensor: Tensor, letters: str, channels: int) -> None:
-    """Raise unless the input of a layer is a tensor of the rank that `letters` names, with the layer's channels."""
+def layer(
+    name: str, argument: str, tensor: Tensor, letters: str, channels: int, own: torch.nn.Module, axis: int = 1
+) -> None:
+    """Raise unless the input of a layer is a tensor of the rank that `letters` names, with its channels and dtype.
+
+    Channels lie along `axis`. The dtype is that of the weight of `own`, if that is a plain parameter; under autocast it
+    may be another one.
+    """
     if isinstance(tensor, torch.fx.Proxy):
         # torch.fx records calls without values; the operators check theirs when the graph runs.
         return
     tensors(name, **{argument: tensor})
     rank(name, argument, tensor, letters)
-    if tensor.shape[1] != channels:
+    if tensor.shape[axis] != channels:
         got = tuple(int(n) for n in tensor.shape)
         raise ValueError(f"{name}: {argument} must have {channels} channels, got shape {got}")
+    weight, kind = own._parameters.get("weight"), tensor.device.type
+    if weight is not None and weight.dtype != tensor.dtype and (kind == "meta" or not torch.is_autocast_enabled(kind)):
+        given, has = (str(t.dtype).removeprefix("torch.") for t in (tensor, weight))
+        raise TypeError(f"{name}: {argument} is {given}, the layer {has}; convert one of them")
+
+
+def not_scripted(layer: torch.nn.Module) -> torch.nn.Module:
+    """Raise when `torch.jit.script` asks a layer for what it is to compile: as its ``__prepare_scriptable__``."""
+    name = type(layer).__name__
+    raise TypeError(f"{name}: torch.jit.script cannot compile it; use torch.jit.trace, torch.export or torch.compile")

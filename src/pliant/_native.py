@@ -40,10 +40,24 @@ path, reason = _load()
 
 
 def instruction_level() -> str:
-    """Return the instruction level that the kernels chose on this machine, such as ``"x86-64-v3"``."""
+    """Return the instruction level that the kernels run at, such as ``"x86-64-v3"``.
+
+    It is the highest that the processor has, or the one that the environment variable ``PLIANT_LEVEL`` names.
+    """
     if path is None:
         return "none"
     return {0: "baseline", 3: "x86-64-v3", 4: "x86-64-v4"}[torch.ops.pliant.instruction_level()]
+
+
+def _refuse_wrong_level() -> None:
+    try:
+        instruction_level()
+    except RuntimeError as error:
+        # The file and the line in C++ stand before the sentence.
+        raise ValueError("PLIANT_LEVEL" + str(error).partition("PLIANT_LEVEL")[2]) from None
+
+
+_refuse_wrong_level()
 
 
 def on_gpu(name: str, kernel: Callable[..., Any], *others: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 from dataclasses import asdict
 from pathlib import Path
@@ -88,7 +89,7 @@ def test_a_detector_and_a_photograph_become_a_folder(
 ) -> None:
     out = tmp_path / "new" / "folder"
     box = "40,30,120,100"
-    command = ("--model", detector, "--image", photograph, "--box", box, "--out", out, "--evaluations", "6")
+    command = (detector, photograph, "--box", box, "--out", out, "--evaluations", "6")
     assert shown(*command) == 0
     files = {path.name for path in out.iterdir()}
     assert {"picture.png", "sampling.png", "support.png", "support-box.png", "bins.png", "report.html"} <= files
@@ -157,7 +158,7 @@ def test_any_module_of_the_user_is_drawn(
     assert "" not in __import__("sys").path
     capsys.readouterr()
     for model, says in (
-        ("ownnets:grey", "--model ownnets:grey fails on an image (1, 3, 75, 100): Given groups=1"),
+        ("ownnets:grey", "ownnets:grey fails on an image (1, 3, 75, 100): Given groups=1"),
         ("ownnets:nothing", "nothing() must return a torch.nn.Module, got int"),
         ("ownnets:nobody", "ownnets has no function nobody"),
         ("nowhere.at:all", "there is no module nowhere"),
@@ -276,6 +277,17 @@ def test_what_cannot_be_used_gets_one_sentence(
     assert err.startswith("pliant show: ")
     assert err.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_a_figure_does_not_overwrite_the_image(
+    detector: Path, photograph: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = tmp_path / "sampling.png"
+    image.write_bytes(photograph.read_bytes())
+    assert shown("--model", detector, "--image", image, "--out", tmp_path, "--evaluations", "6") == 2
+    assert f"{image} would overwrite {image}, which is read" in capsys.readouterr().err
+    assert image.read_bytes() == photograph.read_bytes()
+    assert os.listdir(tmp_path) == ["sampling.png"]
 
 
 def test_numbers_are_checked_where_they_are_read(capsys: pytest.CaptureFixture[str]) -> None:

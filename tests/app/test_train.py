@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from pliant import app
+from pliant import _files, app
 from pliant.app import arguments, eval, predict
 from pliant.app.progress import Bar, Plain
 from pliant.data import Composed
@@ -23,9 +23,10 @@ model:
   width: 16
   stem: small
   deform: [null, null, null, v2]
+  roi_pool: align
   options: {channels: 8, hidden: 16, rpn_samples: 32, post_nms: [40, 20], rois: 16, score_threshold: 0.001}
-data: {count: 10, test_count: 5, size: 64}
-optimiser: {lr: 0.01, warmup: 2}
+data: {count: 10, test_count: 5, size: 64, classes: null}
+optimiser: {name: sgd, lr: 0.01, weight_decay: 0.0001, warmup: 2}
 batch: 4
 epochs: 2
 """
@@ -72,6 +73,75 @@ def test_printed_configuration_is_one(config: str, tmp_path: Path, capsys: pytes
     path = tmp_path / "again.yaml"
     path.write_text(first)
     assert printed("--config", str(path)) == first
+
+
+SETTINGS = """
+data: {source: coco, images: 2026-11-29, annotations: Bär.json}
+model:
+  deform: [null, None, None, v2]
+  options: {score_threshold: 1e-5, box_weights: [1.0, 2]}
+optimiser: {lr: 1e-3, clip: None}
+"""
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "cp1252"])
+def test_settings_as_people_write_them(tmp_path: Path, encoding: str) -> None:
+    (tmp_path / "mine.yaml").write_bytes(SETTINGS.encode(encoding))
+    parser = arguments.parser("x", "y")
+    parser.add_argument("--config", action="config")
+    parser.add_class_arguments(DetectorRecipe, None)
+
+    def read(content: bytes) -> Any:
+        (tmp_path / "mine.yaml").write_bytes(content)
+        for words in (["--config", str(tmp_path / "mine.yaml")], [f"--config={tmp_path / 'mine.yaml'}"]):
+            words, files = arguments.configured([*words, "--batch", "3"])
+            assert files == [tmp_path / "mine.yaml"]
+            found = parser.instantiate(arguments.parse(parser, words))
+        return found
+
+    found = read(SETTINGS.encode(encoding))
+    assert (found.data.images, found.data.annotations, found.batch) == ("2026-11-29", "Bär.json", 3)
+    assert found.model.deform == (None, None, None, "v2")
+    assert found.model.options == {"score_threshold": 1e-5, "box_weights": [1.0, 2]}
+    assert (found.optimiser.lr, found.optimiser.clip) == (1e-3, None)
+    for nothing in ("", "\ufeff", "# nothing", "---", "model:\ndata: null\noptimiser: {}"):
+        found = read(nothing.encode(encoding if "\ufeff" not in nothing else "utf-8"))
+        assert (found.model, found.optimiser.lr) == (DetectorRecipe().model, 0.001)
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (b"- a", "must hold settings, such as batch: 8, got a list"),
+        (b"batch", "must hold settings, such as batch: 8, got a str"),
+        (b"1: 2", "must hold settings"),
+        (b"a: [b", "is not YAML or JSON: while parsing"),
+        (b"\tmodel: 3", "is not YAML or JSON: while scanning"),
+        (b"[" * 5000, "is not YAML or JSON: "),
+        (b"a: " + b"[" * 3000 + b"]" * 3000, "is not YAML or JSON: "),
+        (b"\x81\x00", "is not YAML or JSON: "),
+        (b"batc: 3", "batc"),
+    ],
+)
+def test_settings_that_are_none(
+    content: bytes, sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_bytes(content)
+    assert app.main(["train", "detector", "--config", str(path), "--print_config"]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and sentence in err
+
+
+def test_a_damaged_recipe_is_named(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "last.pt").write_bytes((run / "last.pt").read_bytes())
+    written = tmp_path / "recipe.json"
+    for content in (b"", b"null", b"[]", b'{"data": {}}', b"{", b"[" * 5000, b'"\x81"', b"\xff\xfe{\x00["):
+        written.write_bytes(content)
+        assert app.main(["train", "detector", "--out", str(tmp_path), "--resume"]) == 2
+        err = capsys.readouterr().err
+        assert err.count("\n") == 1 and str(written) in err
+        assert written.read_bytes() == content
 
 
 def test_example_is_a_recipe(capsys: pytest.CaptureFixture[str]) -> None:
@@ -127,19 +197,31 @@ def test_evaluation_on_other_data(run: Path, tmp_path: Path, capsys: pytest.Capt
     assert app.main(words) == 0
     assert json.loads((run / "evaluation.json").read_text())["pictures"] == 3
     truth = json.loads(annotations.read_text())
-    truth["categories"][0]["id"] = 77
-    for annotation in truth["annotations"]:
-        annotation["category_id"] = 77 if annotation["category_id"] == 1 else annotation["category_id"]
+    categories = truth["categories"]
+    # The same names with other ids, then other names with the same ids.
+    ids = {category["id"]: 11 - category["id"] for category in categories}
+    for entry in categories:
+        entry["id"] = ids[entry["id"]]
+    for entry in truth["annotations"]:
+        entry["category_id"] = ids[entry["category_id"]]
     annotations.write_text(json.dumps(truth))
     capsys.readouterr()
+    before = json.loads((run / "evaluation.json").read_text())
+    assert app.main(words) == 0
+    assert "categories: the ids of 'ankle boot' (1 and 10)" in capsys.readouterr().err
+    assert json.loads((run / "evaluation.json").read_text()) == before
+    for entry in categories:
+        entry["name"] = f"my {entry['name']}"
+    annotations.write_text(json.dumps(truth))
     assert app.main(words) == 2
-    assert "has the classes T-shirt" in capsys.readouterr().err
-    assert app.main(["eval", str(run / "last.pt"), "--data.source", "coco"]) == 2
+    assert f"; {run}/last.pt has the categories 'T-shirt'" in capsys.readouterr().err
+    own = ["--data.source", "coco", "--data.images", str(annotations.parent), "--data.hold-out", "0"]
+    assert app.main(["eval", str(run / "last.pt"), *own]) == 2
     assert "no test images" in capsys.readouterr().err
 
 
 def test_pictures_of_ones_own(run: Path, config: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    annotations = Composed(seed=9, count=4, size=64).write(tmp_path / "scenes")
+    annotations = Composed(seed=9, count=5, size=64).write(tmp_path / "scenes")
     images = annotations.parent / "images"
     truth = json.loads(annotations.read_text())
     truth["annotations"] += [{"id": 900 + k, "image_id": 77, "category_id": 1, "bbox": [0, 0, 5, 5]} for k in range(30)]
@@ -148,29 +230,146 @@ def test_pictures_of_ones_own(run: Path, config: str, tmp_path: Path, capsys: py
     own = ["--images", str(images), f"--annotations={annotations}"]
     assert app.main(["train", "detector", "--config", config, *own, "--epochs", "1", "--out", str(out)]) == 0
     said, err = capsys.readouterr()
-    assert "4 images of coco" in said
+    assert f"4 training images of {images}, 1 test images, held out because none are named" in said
+    # The commands that come next read what was written.
+    assert f"Done: {out}/best.pt, " in said
+    for command in ("predict", "show", "eval"):
+        assert f"\n  pliant {command} {out}/best.pt" in said
+    assert app.main(["eval", str(out / "best.pt")]) == 0
+    assert json.loads((out / "evaluation.json").read_text())["pictures"] == 1
+    capsys.readouterr()
     # Every fault of the file is told, not the first alone, up to a number.
     assert err.count("is of image 77, which is not listed; left out\n") == 20
     assert err.endswith("… and 10 more like these\n")
     data = DetectorRecipe.of(json.loads((out / "recipe.json").read_text())).data
-    assert (data.source, data.images, data.annotations) == ("coco", str(images), str(annotations))
+    assert (data.source, data.images, data.annotations) == ("folder", str(images), str(annotations))
+    assert (data.hold_out, data.short_side) == (0.2, 256)
     assert app.main(["eval", str(run / "last.pt"), *own]) == 0
-    assert json.loads((run / "evaluation.json").read_text())["pictures"] == 4
+    assert json.loads((run / "evaluation.json").read_text())["pictures"] == 5
     capsys.readouterr()
     assert app.main(["eval", str(run / "last.pt"), *own, "--split", "train"]) == 2
     assert "--split train takes the training data" in capsys.readouterr().err
 
 
+def test_nothing_held_out(config: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    annotations = Composed(seed=9, count=4, size=64).write(tmp_path / "scenes")
+    out, own = tmp_path / "out", ["--images", str(annotations.parent / "images"), "--data.hold-out", "0"]
+    # The annotations are found beside the images.
+    assert app.main(["train", "detector", "--config", config, *own, "--epochs", "1", "--out", str(out)]) == 0
+    said = capsys.readouterr().out
+    assert "4 training images" in said and "no test images; " in said
+    assert f"Done: {out}/best.pt, no test images. Next:" in said and "pliant eval" not in said
+    assert checkpoint.read(out / "best.pt")["step"] == 1
+    assert app.main(["predict", str(out / "best.pt"), str(annotations.parent / "images"), "--out", str(out / "p")]) == 0
+
+
+def test_categories_are_those_of_the_training_data(
+    config: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    annotations = Composed(seed=9, count=4, size=64).write(tmp_path / "scenes")
+    truth = json.loads(annotations.read_text())
+    used = {a["category_id"] for a in truth["annotations"]}
+    assert len(used) < 10
+    own = ["--images", str(annotations.parent / "images"), "--annotations", str(annotations)]
+    words = ["train", "detector", "--config", config, *own, "--epochs", "1"]
+
+    def test_set(name: str, categories: list[dict[str, Any]]) -> list[str]:
+        path = tmp_path / f"{name}.json"
+        path.write_text(json.dumps({**truth, "categories": categories}))
+        return ["--data.test_annotations", str(path)]
+
+    out = ["--out", str(tmp_path / "subset")]
+    fewer = test_set("fewer", [c for c in truth["categories"] if c["id"] in used])
+    assert app.main([*words, *fewer, *out]) == 0
+    assert "categories: the data does not list " in capsys.readouterr().err
+    scores = [r for r in lines(tmp_path / "subset") if r["kind"] == "evaluation"]
+    assert set(scores[0]["per_class"]) == set(Composed(0, 1).classes)
+    assert app.main(["train", "detector", *out, "--resume"]) == 0
+    # Categories of the training data that changed since would be other labels.
+    for category, other in zip(truth["categories"][:2], truth["categories"][1::-1], strict=True):
+        category["name"] = other["name"] if category["id"] == 1 else "T-shirt"
+    annotations.write_text(json.dumps(truth))
+    capsys.readouterr()
+    assert app.main(["train", "detector", *out, "--resume"]) == 2
+    assert "was trained on other categories than the training data has now, such as" in capsys.readouterr().err
+
+    other = test_set("other", [{**c, "name": f"my {c['name']}"} for c in truth["categories"]])
+    assert app.main([*words, *other, "--out", str(tmp_path / "other")]) == 2
+    assert "categories are matched by name" in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()
+
+
+def test_nothing_to_learn_is_a_sentence(config: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    annotations = Composed(seed=9, count=4, size=64).write(tmp_path / "scenes")
+    truth = json.loads(annotations.read_text())
+    truth["annotations"] = [{**a, "iscrowd": 1} for a in truth["annotations"]]
+    annotations.write_text(json.dumps(truth))
+    own = ["--images", str(annotations.parent / "images"), "--annotations", str(annotations)]
+    assert app.main(["train", "detector", "--config", config, *own, "--out", str(tmp_path / "x")]) == 2
+    assert "no box that can be used, so there is nothing to learn" in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "x").exists()
+
+
 def test_prediction_of_a_folder(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     images = Composed(seed=9, count=3, size=64).write(tmp_path / "scenes").parent / "images"
-    (images / "notes.txt").write_text("no picture")
+    for name in ("notes.txt", "paper.pdf", "._000000.png"):
+        (images / name).write_text("no picture")
     (images / "empty").mkdir()
+    (images / "folder.png").mkdir()
     words = ["predict", str(run / "best.pt"), "--out", str(tmp_path / "out")]
     assert app.main([*words, str(images)]) == 0
-    assert "in 3 images" in capsys.readouterr().out
+    out, err = capsys.readouterr()
+    assert "in 3 images" in out
+    left_out = "empty/, folder.png/, notes.txt and 1 more"
+    assert err == f"pliant predict: {images}: no images and left out: {left_out}\n"
     assert len(list((tmp_path / "out").glob("*.png"))) == 3
     assert app.main([*words, str(images / "empty")]) == 2
     assert capsys.readouterr().err == f"pliant predict: the folder {images / 'empty'} has no images\n"
+    (images / "empty" / "notes.txt").touch()
+    assert app.main([*words, str(images / "empty")]) == 2
+    assert capsys.readouterr().err.endswith("empty has no images, only notes.txt\n")
+
+
+def test_inputs_are_not_overwritten(
+    run: Path, config: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    annotations = Composed(seed=9, count=2, size=64).write(tmp_path / "scenes")
+    images, recipe, kept = annotations.parent / "images", tmp_path / "own" / "recipe.json", tmp_path / "kept.pt"
+    recipe.parent.mkdir()
+    recipe.write_text(Path(config).read_text())
+    kept.write_bytes((run / "last.pt").read_bytes())
+    (tmp_path / "link").symlink_to(images)
+    # A JPEG beside a PNG of its name: the drawing of one would replace the other.
+    (tmp_path / "pair").mkdir()
+    (tmp_path / "pair" / "a.png").write_bytes((images / "000000.png").read_bytes())
+    (tmp_path / "pair" / "a.jpg").write_bytes((images / "000001.png").read_bytes())
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    monkeypatch.chdir(images)
+    data = ["--images", str(images), "--annotations", str(annotations)]
+    commands = [
+        ["predict", str(run / "best.pt"), str(images), "--out", str(images)],
+        ["predict", str(run / "best.pt"), str(images), "--out", "."],
+        ["predict", str(run / "best.pt"), str(images), "--out", str(tmp_path / "link")],
+        ["predict", str(run / "best.pt"), str(images / "000000.png"), "--out", str(images / ".." / "images")],
+        ["predict", str(run / "best.pt"), str(tmp_path / "pair" / "a.jpg"), str(tmp_path / "pair" / "a.png"),
+         "--out", str(tmp_path / "pair")],
+        ["eval", str(kept), *data, "--json", str(annotations)],
+        ["eval", str(kept), *data, "--json", str(kept)],
+        ["train", "detector", "--config", str(recipe), "--out", str(recipe.parent)],
+        ["train", "detector", *data[:2], "--annotations", str(recipe), "--out", str(recipe.parent)],
+        ["explore", str(kept), "--export", str(kept)],
+        ["explore", "--picture", str(images / "000000.png"), "--export", "000000.png"],
+    ]  # fmt: skip
+    for words in commands:
+        assert app.main(words) == 2, words
+        assert "would overwrite" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_the_folder_of_a_result_is_made(run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "new" / "folder" / "result.json"
+    assert app.main(["eval", str(run / "best.pt"), "--json", str(out)]) == 0
+    assert json.loads(out.read_text())["pictures"] == 5
 
 
 def test_prediction(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -220,14 +419,15 @@ def test_boxes_are_drawn_where_they_are() -> None:
     ("words", "sentence"),
     [
         (["train"], "say what to train: pliant train detector"),
-        (["train", "detector", "--model.depth", "19"], "--model.depth: Expected a typing.Literal[10, 18, 26, 50, 101]"),
+        (["train", "detector", "--model.depth", "19"], "--model.depth must be 10, 18, 26, 50 or 101, got 19"),
         (["train", "detector", "--batc", "3"], "unrecognized arguments: --batc 3"),
         (["train", "detector", "--batch", "0"], "batch must be at least 1, got 0"),
-        (["train", "detector", "--optimiser.clip", "0"], "clip above 0 or null, got 0.02, 100 and 0"),
-        (["train", "detector", "--config", "/no/where.yaml"], "File does not exist"),
+        (["train", "detector", "--optimiser.clip", "0"], "clip above 0 or null, got 0.001, 100 and 0"),
+        (["train", "detector", "--config", "/no/where.yaml"], "No such file or directory: '/no/where.yaml'"),
+        (["train", "detector", "--config=/"], "Is a directory: '/'"),
         (["train", "detector", "--out", "/no/where", "--resume"], "there is no run to resume in /no/where"),
         (["train", "detector", "--device", "cuda:99"], "device 'cuda:99' cannot be used here"),
-        (["train", "detector", "--data.source", "coco"], "source coco needs data.images"),
+        (["train", "detector", "--data.source", "coco"], "say where your images are: --images DIR"),
         (["train", "detector", "--model.options", "{fc: 3}"], "model.options or model.mimic_options"),
         (["train", "detector", "--out", "/dev/null/x"], "Not a directory: '/dev/null/x'"),
         (["eval", "/no/where.pt"], "No such file or directory: '/no/where.pt'"),
@@ -295,7 +495,7 @@ def test_full_disk_is_a_sentence(
     def full(_: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint.os, "fsync", full)
+    monkeypatch.setattr(_files.os, "fsync", full)
     assert app.main(["train", "detector", "--config", config, "--out", str(tmp_path / "x")]) == 1
     assert capsys.readouterr().err == "\nThe disk is full: nothing is kept.\n"
 
@@ -307,7 +507,10 @@ def test_extra_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "jsonargparse", None)
     assert app.main(["train", "detector"]) == 2
-    assert capsys.readouterr().err == 'pliant train: needs jsonargparse: pip install "pliant[train]"\n'
+    assert (
+        capsys.readouterr().err
+        == 'pliant train: needs jsonargparse: pip install ".[train]" in a clone of the repository\n'
+    )
 
 
 def test_bar_tells_what_lines_tell(capsys: pytest.CaptureFixture[str]) -> None:

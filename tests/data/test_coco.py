@@ -88,7 +88,7 @@ def test_coco_gives_back_what_is_used(folder: Path) -> None:
         ({"bbox": [1, 1, 0, 5]}, "annotation 9 has a box of 0×5 pixels; left out"),
         ({"bbox": [1, 1, 5, -2]}, "annotation 9 has a box of 5×-2 pixels; left out"),
         ({"bbox": [1, 1, 5]}, "annotation 9 has the box [1, 1, 5], which is not four finite numbers; left out"),
-        ({"bbox": [1, 1, 5, "6"]}, "which is not four finite numbers; left out"),
+        ({"bbox": [1, 1, 5, "six"]}, "which is not four finite numbers; left out"),
         ({"bbox": [1, 1, float("inf"), 6]}, "which is not four finite numbers; left out"),
         ({"bbox": [float("nan"), 1, 6, 6]}, "which is not four finite numbers; left out"),
         ({"bbox": [1, 1, 10**400, 6]}, "which is not four finite numbers; left out"),
@@ -102,6 +102,9 @@ def test_coco_gives_back_what_is_used(folder: Path) -> None:
         ({"bbox": [60, 1, 5, 5]}, "annotation 9 lies outside of image 40, its box is [60.0, 1.0, 5.0, 5.0]; left out"),
         ({"bbox": [5, 5, 1e-9, 2]}, "annotation 9 has a box of 1e-09×2 pixels, without area in float32; left out"),
         ({"bbox": [-9, 1, 9, 5]}, "annotation 9 lies outside of image 40"),
+        ({"iscrowd": "maybe"}, "annotation 9 has iscrowd 'maybe', which is neither yes nor no; left out"),
+        ({"ignore": [0]}, "annotation 9 has ignore [0], which is neither yes nor no; left out"),
+        ({"iscrowd": float("nan")}, "annotation 9 has iscrowd nan, which is neither yes nor no; left out"),
     ],
 )
 def test_broken_annotations_are_left_out(folder: Path, annotation: dict[str, Any], sentence: str) -> None:
@@ -132,7 +135,7 @@ def test_one_warning_counts_the_problems(folder: Path) -> None:
     with pytest.warns(
         UserWarning, match=r"^coco: truth\.json: annotation 9 has .* left out and 2 more, see \.problems$"
     ):
-        _data(folder, annotations=[bad, bad, bad])
+        _data(folder, annotations=[*TRUTH["annotations"], bad, bad, bad])
 
 
 def test_broken_pictures_are_left_out_with_their_annotations(folder: Path) -> None:
@@ -202,16 +205,117 @@ def test_files_that_are_nothing(folder: Path) -> None:
         with pytest.raises(ValueError, match=sentence) as error:
             CocoDetection(folder, path)
         assert str(path) in str(error.value)
-    path.write_bytes(b"\xff\xfe{")
-    with pytest.raises(ValueError, match="incomplete or not JSON"):
-        CocoDetection(folder, path)
+    for content in (b"\xff\xfe{", b"\xff\xfe{\x00[", b"\x81{}", b"[" * 100_000, b""):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"truth\.json is incomplete or not JSON"):
+            CocoDetection(folder, path)
     path.write_text(json.dumps(TRUTH))
     with pytest.raises(FileNotFoundError, match=r"the folder .*nowhere is missing"):
         CocoDetection(folder / "nowhere", path)
+    (folder / "empty").mkdir()
     with pytest.raises(ValueError, match=r"no image that is in .*; truth\.json: image 40: .* is missing"):
-        CocoDetection(folder / "sub", path)
+        CocoDetection(folder / "empty", path)
     with pytest.raises(IndexError, match="2 images, got index 2"):
         _data(folder)[2]
+
+
+FLAGS: list[tuple[Any, bool]] = [
+    (0, False), (1, True), (0.0, False), (1.0, True), (False, False), (True, True), (None, False),
+    ("0", False), ("1", True), ("0.0", False), ("false", False), ("False", False), ("true", True), ("", False),
+    ("no", False), ("yes", True), ("null", False),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("key", ["iscrowd", "ignore"])
+@pytest.mark.parametrize(("given", "crowd"), FLAGS)
+def test_flags_however_they_are_spelled(folder: Path, key: str, given: Any, crowd: bool) -> None:
+    box = {"image_id": 7, "category_id": 3, "bbox": [1, 2, 3, 4]}
+    data = _data(folder, annotations=[box, {**box, key: given}])
+    assert data[1][1]["ignore"].tolist() == [False, crowd]
+    assert data.objects == 2 - crowd and data.problems == []
+
+
+def test_one_flag_of_two_is_enough(folder: Path) -> None:
+    box = {"image_id": 7, "category_id": 3, "bbox": [1, 2, 3, 4]}
+    flags = [{"iscrowd": 0, "ignore": 1}, {"iscrowd": 1, "ignore": 0}, {"iscrowd": 0, "ignore": 0}, {}]
+    data = _data(folder, annotations=[{**box, **pair} for pair in flags])
+    assert data[1][1]["ignore"].tolist() == [True, True, False, False]
+
+
+def test_numbers_that_are_strings(folder: Path) -> None:
+    def spelled(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: v if key in ("name", "file_name") else spelled(v) for key, v in value.items()}
+        return [spelled(v) for v in value] if isinstance(value, list) else str(value)
+
+    plain = _data(folder)
+    for truth in (spelled(TRUTH), json.loads(json.dumps(TRUTH), parse_int=float)):
+        data = _data(folder, **truth)
+        assert data.problems == [] and data.coco() == plain.coco()
+        assert data.category_ids == (3, 18) and data[1][1]["image_id"] == 7
+
+
+def test_an_area_that_is_no_number(folder: Path) -> None:
+    large = {"id": 9, "image_id": 40, "category_id": 3, "bbox": [1, 1, 5, 5], "area": "large"}
+    data, problems = _annotated(folder, large, {**large, "id": 10, "area": None}, {**large, "id": 11, "area": "24.5"})
+    assert problems == [
+        "truth.json: annotation 9 has the area 'large', which is not a number; that of the box is taken"
+    ]
+    assert [a["area"] for a in data.coco()["annotations"]][:3] == [25, 25, 24.5]
+
+
+def test_ids_that_are_no_numbers_are_named(folder: Path) -> None:
+    named = [{"id": "cat", "name": "cat"}, {"id": "dog", "name": "dog"}]
+    sentence = "lists no categories that can be used; truth.json: category number 0 has the id 'cat', which is not an"
+    with pytest.raises(ValueError, match=sentence):
+        _data(folder, categories=named)
+    images = [{"id": "a", "file_name": "a.png"}]
+    with pytest.raises(ValueError, match=r"truth\.json: image number 0 has the id 'a', which is not an integer"):
+        _data(folder, images=images)
+
+
+def test_names_of_categories(folder: Path) -> None:
+    names = [{"id": 3, "name": None}, {"id": 18, "name": ""}, {"id": 4, "name": "cat"}, {"id": 5, "name": "cat"}]
+    with pytest.warns(UserWarning, match=r"category 5 has the name 'cat' of another one; called 'cat \(5\)'"):
+        data = _data(folder, categories=names)
+    assert data.classes == ("3", "cat", "cat (5)", "18")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "cp1252"])
+def test_every_encoding_is_read(folder: Path, encoding: str) -> None:
+    path = folder / "truth.json"
+    categories = [{"id": 3, "name": "Bär"}, {"id": 18, "name": "naïve"}]
+    content = json.dumps({**TRUTH, "categories": categories}, ensure_ascii=False)
+    path.write_bytes(content.encode(encoding))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        data = CocoDetection(folder, path)
+    assert data.classes == ("Bär", "naïve") and len(data[1][1]["boxes"]) == 2
+    assert data.problems == (["truth.json: is not in UTF-8; read as Windows-1252"] if encoding == "cp1252" else [])
+
+
+def test_file_names_of_other_systems(folder: Path) -> None:
+    images = [
+        {"id": 40, "file_name": f"{folder.name}\\a.png"},
+        {"id": 7, "file_name": "sub\\b.png"},
+        {"id": 8, "file_name": f"{folder.name}/sub/b.png"},
+        {"id": 9, "file_name": "Ba\u0308r.png"},
+    ]
+    Image.new("RGB", (4, 4)).save(folder / "B\u00e4r.png")
+    data = _data(folder, images=images)
+    assert data.problems == [] and [data[i][0].shape[1] for i in range(4)] == [30, 20, 20, 4]
+
+
+def test_nothing_to_find(folder: Path) -> None:
+    crowd = {"id": 9, "image_id": 40, "category_id": 3, "bbox": [1, 1, 5, 5], "iscrowd": "1"}
+    with pytest.warns(UserWarning, match="annotation 9 has the box .* and 1 more"):
+        data = _data(folder, annotations=[crowd, {**crowd, "bbox": []}])
+    assert data.objects == 0
+    assert data.problems[-1] == (
+        "truth.json: has no object to find: it lists 2 annotations, of which 1 can be used and are crowds; "
+        "every image is background"
+    )
+    assert _data(folder).objects == 1
 
 
 def test_composed_scenes_written_are_read_back(tmp_path: Path) -> None:

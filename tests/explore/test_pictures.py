@@ -51,8 +51,9 @@ def claimed(width: int, height: int) -> bytes:
         (claimed(12_000, 12_000), "more than 40 million pixels"),
         (claimed(100_000, 100_000), "more than 40 million pixels"),
         (bytes((20 << 20) + 1), "larger than 20 MB"),
+        (claimed(1, 39_000_000), "1 × 39000000 pixels; its sides may differ by a factor of 100 at most"),
     ],
-    ids=["empty", "text", "program", "half png", "half jpeg", "large", "warned of", "bomb", "long"],
+    ids=["empty", "text", "program", "half png", "half jpeg", "large", "warned of", "bomb", "long", "line"],
 )
 def test_what_is_no_picture_gets_a_sentence(data: bytes, sentence: str) -> None:
     with pytest.raises(BadPicture, match=sentence):

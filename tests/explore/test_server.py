@@ -34,6 +34,14 @@ def ask(
         connection.close()
 
 
+def ask_as_written(server: Server, method_and_path: str, *headers: str) -> str:
+    """Send what http.client refuses to send; return the whole answer."""
+    lines = (f"{method_and_path} HTTP/1.1", f"Host: 127.0.0.1:{server.server_port}", *headers, "")
+    with socket.create_connection(("127.0.0.1", server.server_port), timeout=30) as connection:
+        connection.sendall("".join(f"{line}\r\n" for line in lines).encode())
+        return b"".join(iter(lambda: connection.recv(65536), b"")).decode()
+
+
 def sentence(body: bytes) -> str:
     (text,) = json.loads(body).values()
     assert isinstance(text, str) and "\n" not in text
@@ -119,19 +127,13 @@ def test_broken_files_get_a_sentence_and_the_server_goes_on(server: Server) -> N
 
 def test_size_is_limited_before_anything_is_read(server: Server) -> None:
     for length, status, text in (
-        (str(21 << 20), 413, "at most 20 are accepted"),
+        (str(21 << 20), 413, "at most 20 MB are accepted"),
         ("-1", 411, "must state the size"),
         ("many", 411, "must state the size"),
+        ("9" * 5000, 413, "at most 20 MB are accepted"),
     ):
-        with socket.create_connection(("127.0.0.1", server.server_port), timeout=30) as connection:
-            lines = (
-                "POST /api/pictures HTTP/1.1",
-                f"Host: 127.0.0.1:{server.server_port}",
-                f"Content-Length: {length}",
-            )
-            connection.sendall("".join(f"{line}\r\n" for line in (*lines, "")).encode())
-            answer = b"".join(iter(lambda: connection.recv(65536), b""))
-        assert answer.startswith(f"HTTP/1.1 {status} ".encode()) and text in answer.decode()
+        answer = ask_as_written(server, "POST /api/pictures", f"Content-Length: {length}")
+        assert answer.startswith(f"HTTP/1.1 {status} ") and text in answer
 
 
 @pytest.mark.parametrize(
@@ -148,6 +150,12 @@ def test_size_is_limited_before_anything_is_read(server: Server) -> None:
 def test_wrong_wishes_get_a_sentence(server: Server, query: str, status: int, text: str) -> None:
     found, _, body = ask(server, "GET", f"/api/look?{query}")
     assert found == status and text in sentence(body)
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_what_is_no_address_gets_a_sentence(server: Server, method: str) -> None:
+    answer = ask_as_written(server, f"{method} http://[::1/api")
+    assert answer.startswith("HTTP/1.1 400 ") and "no address" in answer
 
 
 def test_mistakes_of_ours_get_a_sentence(

@@ -6,6 +6,7 @@ import copy
 import itertools
 import pickle
 import re
+import shutil
 import struct
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -359,13 +360,15 @@ def test_files_that_cannot_be_written(suffix: str, tmp_path: Path, capsys: pytes
     before = given.read_bytes()
     (tmp_path / f"folder.{suffix}").mkdir()
     for name, sentence in (
-        (f"none/out.{suffix}", f": there is no folder '{tmp_path / 'none'}' to write it to"),
         (f"folder.{suffix}", ": is a folder"),
-        (f"in.{suffix}", ": is the checkpoint itself; name another file to write"),
+        (f"in.{suffix}", f" would overwrite {given}, which is read; write to another place"),
     ):
         assert app.main(["convert", str(given), str(tmp_path / name), "--from", "timm"]) == 2
         assert capsys.readouterr().err == f"pliant convert: {tmp_path / name}{sentence}\n"
     assert given.read_bytes() == before
+    assert app.main(["convert", str(given), str(tmp_path / "new" / "folder" / given.name), "--from", "timm"]) == 0
+    capsys.readouterr()
+    shutil.rmtree(tmp_path / "new")
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"folder.{suffix}", f"in.{suffix}"]
     # No partial file is left behind, and the file that was there is unchanged.
     nothing: Any = lambda: None  # noqa: E731 - neither pickle nor JSON can write it
@@ -422,6 +425,10 @@ def test_what_wraps_the_weights(tmp_path: Path) -> None:
         {"model": weights, "iteration": 3},
         {"params": {}, "params_ema": weights},
         OrderedDict(state_dict={f"module.{name}": tensor for name, tensor in weights.items()}),
+        {"net": weights, "epoch": 3},
+        {"checkpoint": {"generator": weights}},
+        {"weights": weights, "optimizer": {"state": {0: {"exp_avg": torch.ones(1)}}, "param_groups": [{"lr": 1.0}]}},
+        {"model": {"ema": weights}, "optimizer_states": [{"state": {}}]},
     )):  # fmt: skip
         path = tmp_path / f"{i}.pt"
         torch.save(file, path)
@@ -430,12 +437,37 @@ def test_what_wraps_the_weights(tmp_path: Path) -> None:
         assert all(torch.equal(state[name], tensor) for name, tensor in weights.items())
 
 
+def test_several_dictionaries_of_weights_keep_their_names_apart(tmp_path: Path) -> None:
+    parts = {"encoder": {"a": torch.ones(2)}, "decoder": {"a": torch.zeros(1), "b": torch.zeros(1)}}
+    torch.save({**parts, "epoch": 3}, tmp_path / "in.ckpt")
+    assert list(checkpoints.read(tmp_path / "in.ckpt").state) == ["encoder.a", "decoder.a", "decoder.b"]
+    state = checkpoints.convert(checkpoints.read(tmp_path / "in.ckpt").state, "mmcv", take="decoder").state
+    assert list(state) == ["a", "b"]
+
+
+@pytest.mark.parametrize("name", ["in.pkl", "in.pth.tar", "in.ckpt", "in.bin", "in", "in.safetensors", "in.params"])
+@pytest.mark.parametrize("kind", ["torch", "torch 1.5", "safetensors", "pickle", "mxnet"])
+def test_the_content_decides_and_not_the_suffix(name: str, kind: str, tmp_path: Path) -> None:
+    weights, path = {"a.weight": torch.arange(3.0)}, tmp_path / name
+    if kind == "safetensors":
+        pytest.importorskip("safetensors.torch").save_file(weights, path)
+    elif kind == "pickle":
+        path.write_bytes(pickle.dumps({"a.weight": weights["a.weight"].numpy()}))
+    elif kind == "mxnet":
+        _save_params(path, weights, 0xF993FAC9)
+    else:
+        torch.save({"state_dict": weights}, path, _use_new_zipfile_serialization=kind == "torch")
+    state = checkpoints.read(path).state
+    assert list(state) == ["a.weight"] and torch.equal(state["a.weight"], weights["a.weight"])
+
+
 def test_files_that_are_none(tmp_path: Path) -> None:
     for name, content, sentence in (
         ("a.pth", b"not a pickle", "is not a file that torch.save wrote, or is damaged"),
         ("a.pkl", b"not a pickle", "is not a pickle, or is damaged|needs .* beside arrays"),
         ("a.safetensors", b"not safe", "is not a safetensors file"),
-        ("a.onnx", b"", "the suffix must be one of .pth, .pt, .pkl, .params, .safetensors, got '.onnx'"),
+        ("a.params", b"no parameters", "is not a parameter file of MXNet"),
+        ("a.onnx", b"", "is not a file that torch.save wrote, or is damaged"),
     ):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(ValueError, match=sentence):
@@ -462,7 +494,10 @@ def test_files_that_are_none(tmp_path: Path) -> None:
 def test_safetensors_without_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "safetensors", None)
     monkeypatch.setitem(__import__("sys").modules, "safetensors.torch", None)
-    with pytest.raises(ModuleNotFoundError, match=r'needs the package safetensors: pip install "pliant\[convert\]"$'):
+    with pytest.raises(
+        ModuleNotFoundError,
+        match=r'needs the package safetensors: pip install "\.\[convert\]" in a clone of the repository$',
+    ):
         checkpoints.write(tmp_path / "a.safetensors", {"a": torch.zeros(1)})
 
 

@@ -117,6 +117,18 @@ def test_dcnv2_layers() -> None:
         free(x, torch.zeros(2, 9, 9, 8), torch.zeros(2, 9, 9, 8))
 
 
+def test_pooling_reads_as_many_offsets_as_there_are_rois() -> None:
+    torch.manual_seed(0)
+    x, offset = torch.randn(1, 8, 9, 9), torch.randn(5, 2, 3, 3)
+    rois = torch.tensor([[0.0, 0, 0, 20, 30], [0, 8, 4, 30, 30]])
+    settings = (0.25, 3, 8, False, 1, 3, 4, 0.1)
+    assert torch.equal(
+        dcnv2.dcn_v2_pooling(x, rois, offset, *settings), dcnv2.dcn_v2_pooling(x, rois, offset[:2], *settings)
+    )
+    with pytest.raises(RuntimeError, match=r"^dcn_v2_pooling: offset must"):
+        dcnv2.dcn_v2_pooling(x, rois, offset[:1], *settings)
+
+
 def test_layers_that_predict_from_a_second_map() -> None:
     # EDVR's and basicsr's layers: names of their state dicts, and what they read.
     torch.manual_seed(0)

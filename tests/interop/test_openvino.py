@@ -17,7 +17,7 @@ from pliant.testing import error
 
 # Warnings of torch.jit.trace, which OpenVINO calls itself.
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:`torch.jit"),
     pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning"),
 ]
 FREE = torch.export.Dim.DYNAMIC
@@ -26,7 +26,7 @@ Moving = Callable[[nn.Module, float], nn.Module]
 
 def test_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "openvino", None)
-    sentence = r'^openvino: needs the package openvino: pip install "pliant\[openvino\]"$'
+    sentence = r'^openvino: needs the package openvino: pip install "\.\[openvino\]" in a clone of the repository$'
     with pytest.raises(ModuleNotFoundError, match=sentence):
         ours.extensions()
     with pytest.raises(ModuleNotFoundError, match=sentence):

@@ -197,11 +197,19 @@ def _file(path: Path, net: nn.Module, wrap: str | None = None, prefix: str = "",
     return path
 
 
-@pytest.mark.parametrize(("wrap", "prefix"), [(None, ""), ("state_dict", "module."), ("model", "")])
-def test_loads_classifiers(tmp_path: Path, wrap: str | None, prefix: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "wrap", "prefix"),
+    [
+        ("resnet.pth", None, ""),
+        ("resnet.pth.tar", "state_dict", "module."),
+        ("resnet.bin", "model", ""),
+        ("resnet.ckpt", "backbone", ""),
+    ],
+)
+def test_loads_classifiers(tmp_path: Path, name: str, wrap: str | None, prefix: str) -> None:
     torch.manual_seed(1)
     source = ResNet(18, width=8, stem="small")
-    path = _file(tmp_path / "resnet.pth", source, wrap, prefix)
+    path = _file(tmp_path / name, source, wrap, prefix)
     net = _small(deform=(None, None, None, "v2"), frozen_bn=True)
     report = load_imagenet(net, path)
     assert torch.equal(net.layer4[1].conv2.weight, source.layer4[1].conv2.weight)

@@ -29,7 +29,7 @@ def test_histograms_of_a_run_are_drawn_where_they_were_counted():
         np.testing.assert_allclose(mesh.get_array() ** 2, [[100, 75, 25], [0, 25, 75]])
         np.testing.assert_array_equal(mesh.get_coordinates()[0, :, 0], [5, 15, 30, 50])
     assert [axes.get_ylabel() for axes in panels] == [
-        "length, map pixels", "", "", "", "length, extents of the RoI"
+        "length of offsets, map pixels", "", "", "", "length of offsets, extents of the RoI"
     ]  # fmt: skip
     assert not figure.axes[5].axison
 

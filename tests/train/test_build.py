@@ -117,7 +117,7 @@ def test_recipe_becomes_data(tmp_path: Path) -> None:
     assert isinstance(build_data(coco, "train"), CocoDetection)
     assert build_data(coco, "test") is None
     assert len(build_data(replace(coco, test_annotations=str(annotations)), "test")) == 3
-    with pytest.raises(ValueError, match=r"source coco needs data\.images, a folder"):
+    with pytest.raises(ValueError, match="say where your images are: --images DIR"):
         build_data(DataRecipe(source="coco"), "train")
 
 

@@ -50,6 +50,27 @@ def test_crowd_is_neither_missed_nor_wrong() -> None:
     assert average_precision(one, [*inside, hit(1, 3, [0, 0, 20, 20], 0.9)])["AP"] == pytest.approx(1 / 4)
 
 
+def test_flags_and_areas_may_be_strings() -> None:
+    there = truth((1, 3, [0, 0, 20, 20]))
+    inside = [hit(1, 3, [35, 40, 20, 20], 0.95), hit(1, 3, [0, 0, 20, 20], 0.9)]
+
+    def score(**given: Any) -> dict[str, Any]:
+        other = truth((1, 3, [30, 30, 60, 60]), **given)
+        found = average_precision({**there, "annotations": there["annotations"] + other["annotations"]}, inside)
+        return {key: found[key] for key in ("AP", "AP50", "AP75", *SIZES)}
+
+    crowds = score(iscrowd=1, area=9.0)
+    for given in (1.0, True, "1", "true"):
+        assert score(iscrowd=given, area="9.0") == pytest.approx(crowds, nan_ok=True)
+    single = score()
+    for given in (0, False, None, "0", "false"):
+        assert score(iscrowd=given, area=None) == pytest.approx(single, nan_ok=True)
+    assert crowds["AP"] == pytest.approx(1) and single["AP"] < 0.6
+    for wrong in ({"iscrowd": "maybe"}, {"area": "large"}):
+        with pytest.raises(ValueError, match="annotation number 2 must have a flag as iscrowd and a number as area"):
+            score(**wrong)
+
+
 def test_nothing_found_and_nothing_to_find(capfd: pytest.CaptureFixture[str]) -> None:
     some, none = truth((1, 3, [0, 0, 20, 20])), truth()
     assert [average_precision(some, [])[key] for key in ("AP", "AP50", "APs")] == [0, 0, 0]

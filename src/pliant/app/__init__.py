@@ -1,27 +1,63 @@
-"""The command line: ``pliant COMMAND …``."""
+"""The command line: ``pliant COMMAND …``, or ``python -m pliant COMMAND …``."""
 
 from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
-# What each command does, and the extra that installs what it imports. The module pliant.app.COMMAND has
-# `add_arguments(parser)` and `run(args) -> int`, or `main(words) -> int` if it reads its arguments with a parser of its
-# own. It is imported only when the command runs: `pliant --help` and a mistyped command answer without torch.
+import pliant
+
+
+class Command(NamedTuple):
+    """What a command does, an example, the extra that installs what it imports, and its group in the help."""
+
+    does: str
+    example: str
+    extra: str
+    group: str
+
+
+# The module pliant.app.COMMAND has `add_arguments(parser)` and `run(args) -> int`, or `main(words) -> int` if it reads
+# its arguments with a parser of its own. It is imported only when the command runs: `pliant --help` and a mistyped
+# command answer without torch.
 COMMANDS = {
-    "bench": ("time every operator against its limit and other libraries (from a checkout)", ""),
-    "tune": ("find faster block sizes of the GPU kernels on this device, and keep them in the user's cache", ""),
-    "convert": ("convert another library's checkpoint to pliant's names, and report every parameter", "convert"),
-    "doctor": ("report what is installed, what is missing, and whether every operator agrees with its reference", ""),
-    "study": ("run an experiment and write its report", "study"),
-    "train": ("train a detector", "train"),
-    "eval": ("measure the average precision of a trained detector", "train"),
-    "predict": ("detect objects in images", "train"),
-    "show": ("draw what a network looks at in an image, as PNGs and one HTML page", "study"),
-    "explore": ("serve a page that shows where a network looks: sampling points follow the pointer", "study"),
-}
+    "train": Command("train a detector", "pliant train detector --out runs/clothes", "train", "Train"),
+    "eval": Command("measure its average precision", "pliant eval runs/clothes/best.pt", "train", "Train"),
+    "predict": Command(
+        "detect objects in images", "pliant predict runs/clothes/best.pt photographs/", "train", "Look"
+    ),
+    "show": Command(
+        "draw what a network looks at in an image, as PNGs and one page",
+        "pliant show mdconv-c3-c5-mdpool street.jpg", "study", "Look",
+    ),
+    "explore": Command(
+        "serve a page that shows where a network looks: sampling points follow the pointer",
+        "pliant explore --open", "study", "Look",
+    ),
+    "study": Command(
+        "run an experiment and write its report", "pliant study geometry --quick", "study", "Experiment"
+    ),
+    "convert": Command(
+        "convert another library's checkpoint to pliant's names",
+        "pliant convert faster_rcnn.pth pliant.safetensors --from mmdet", "convert", "Tools",
+    ),
+    "doctor": Command(
+        "report what is installed, and whether every operator agrees with its reference", "pliant doctor", "", "Tools"
+    ),
+    "bench": Command(
+        "time every operator against its limit and other libraries, in a clone", "pliant bench --op nms", "", "Tools"
+    ),
+    "tune": Command(
+        "find faster block sizes of the GPU kernels on this device", "pliant tune --minutes 5", "", "Tools"
+    ),
+}  # fmt: skip
+# What commands say about arguments that they share.
+DEVICE = "where it runs, such as cpu or cuda (default: auto, a GPU if torch can use one)"
+CHECKPOINT = "best.pt or last.pt of a run, or the name of a detector of the package, such as mdconv-c3-c5-mdpool"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -31,45 +67,82 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the arguments, without the program's name; those of the process by default.
 
     Returns:
-        What the command returns (0 for success), 2 for input it cannot use, 130 when interrupted.
+        What the command returns (0 for success), 2 for input it cannot use, 130 when interrupted, 141 when what reads
+        its output, such as ``head``, has stopped reading.
     """
-    argv = sys.argv[1:] if argv is None else list(argv)
-    # No abbreviations: a mistyped option is an error, not another option.
-    about = "Deformable and normalizing operators for PyTorch."
-    parser = argparse.ArgumentParser(prog="pliant", description=about, allow_abbrev=False)
-    parser.add_argument("--traceback", action="store_true", help="show where in the code an error arose")
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    parsers = {
-        name: commands.add_parser(name, help=what, description=what, allow_abbrev=False)
-        for name, (what, _) in COMMANDS.items()
-    }
-
+    given = sys.argv[1:] if argv is None else list(argv)
+    # It may stand anywhere.
+    words = [word for word in given if word != "--traceback"]
+    traced = len(words) < len(given)
+    if words[:1] == ["help"]:
+        words = [*words[1:2], "--help"]
     # The command is the first word, and runs unless something else stands before it, such as --help.
-    at = next((i for i, word in enumerate(argv) if word != "--traceback"), len(argv))
-    command = argv[at] if at < len(argv) and argv[at] in COMMANDS else ""
+    command = words[0] if words and words[0] in COMMANDS else ""
     try:
-        if command:
-            module = importlib.import_module(f"pliant.app.{command}")
-            if hasattr(module, "main"):
-                argv, words = argv[: at + 1], argv[at + 1 :]
-                parsers[command].set_defaults(run=lambda _: module.main(words))
-            else:
-                module.add_arguments(parsers[command])
-                parsers[command].set_defaults(run=module.run)
-        args = parser.parse_args(argv)
-        return int(args.run(args))
+        status = _run(command, words)
+        # A reader that has stopped reading is met here, not while Python exits.
+        sys.stdout.flush()
+        return status
     except KeyboardInterrupt:
         print(f"pliant {command}: interrupted", file=sys.stderr)
         return 130
+    except BrokenPipeError:
+        # Python would flush what is left when it exits, and complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except ModuleNotFoundError as error:
-        extra, missing = COMMANDS[command][1], (error.name or "pliant").partition(".")[0]
-        if "--traceback" in argv or not extra or missing == "pliant":
+        extra, missing = COMMANDS[command].extra, (error.name or "pliant").partition(".")[0]
+        if traced or not extra or missing == "pliant":
             raise
-        print(f'pliant {command}: needs {missing}: pip install "pliant[{extra}]"', file=sys.stderr)
+        sentence = f"pliant {command}: needs {missing}: {pliant._INSTALL.format(extra=extra)}"
+        if {"-h", "--help"} & set(words):
+            print(f"{_about(command)}\n\n{sentence}\nThen this help lists all arguments.")
+            return 0
+        print(sentence, file=sys.stderr)
         return 2
     except (ValueError, OSError) as error:
-        if "--traceback" in argv:
+        if traced:
             raise
         # A function's error begins with its own name, which may be the command's.
         print(f"pliant {command}: {str(error).removeprefix(f'{command}: ')}", file=sys.stderr)
         return 2
+
+
+def _run(command: str, words: list[str]) -> int:
+    """Read the arguments and run the command; print help, and end the process, where it is asked for."""
+    # No abbreviations: a mistyped option is an error, not another option.
+    parser = argparse.ArgumentParser(
+        prog="pliant", usage="pliant COMMAND …", description=_overview(), allow_abbrev=False, add_help=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("-h", "--help", action="help", help=argparse.SUPPRESS)
+    parser.add_argument("--version", action="version", version=f"pliant {pliant.__version__}", help=argparse.SUPPRESS)
+    commands = parser.add_subparsers(prog="pliant", metavar="COMMAND", required=True, help=argparse.SUPPRESS)
+    parsers: dict[str, Any] = {name: commands.add_parser(name, allow_abbrev=False) for name in COMMANDS}
+    if command:
+        own = parsers[command]
+        own.description, own.epilog = COMMANDS[command].does, f"Example: {COMMANDS[command].example}"
+        module = importlib.import_module(f"pliant.app.{command}")
+        if hasattr(module, "main"):
+            return int(module.main(words[1:]))
+        module.add_arguments(own)
+        own.set_defaults(run=module.run)
+    args = parser.parse_args(words)
+    return int(args.run(args))
+
+
+def _overview() -> str:
+    """Return what all commands do, group by group, each with an example."""
+    lines = ["Deformable and normalizing operators for PyTorch."]
+    group = ""
+    for name, about in COMMANDS.items():
+        if about.group != group:
+            group = about.group
+            lines += ["", group]
+        lines += [f"  {name:<9}{about.does}", f"           {about.example}"]
+    lines += ["", "pliant COMMAND --help lists the arguments of a command, and pliant --version prints the version."]
+    return "\n".join([*lines, "With --traceback an error shows where in the code it arose."])
+
+
+def _about(command: str) -> str:
+    return f"usage: pliant {command} …\n\n{COMMANDS[command].does}\n\nExample: {COMMANDS[command].example}"

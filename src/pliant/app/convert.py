@@ -5,17 +5,27 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from pliant._files import apart
 from pliant.interop import checkpoints
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the two files, the source, and what the checkpoint alone does not determine."""
-    parser.add_argument("input", metavar="IN", help="the checkpoint: .pth, .pt, .pkl, .params (MXNet) or .safetensors")
+    parser.add_argument(
+        "input", metavar="IN", help="a checkpoint: of torch.save, safetensors, MXNet, or pickled arrays"
+    )
     parser.add_argument("output", metavar="OUT", help="the file to write: .safetensors, .pth or .pt")
     parser.add_argument(
         "--from", dest="source", required=True, choices=list(checkpoints.SOURCES), help="the library that wrote it"
     )
     parser.add_argument("--take", default="", metavar="PART", help='convert only this part, such as "backbone"')
+    parser.add_argument(
+        "--style", choices=("pytorch", "caffe"), help="of a detector: where strides lie and how images are normalised"
+    )
+    parser.add_argument("--classes", type=Path, metavar="FILE", help="names of a detector's classes, one per line")
+    parser.add_argument(
+        "--eps", type=float, default=1e-5, help="of a detector's normalization; 0 for torchvision's COCO_V1"
+    )
     parser.add_argument(
         "--version", type=int, choices=(1, 2), help="of deformable layers whose channels fit both versions"
     )
@@ -23,15 +33,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Convert, write, and print what became of every name."""
-    if Path(args.input).exists() and Path(args.output).exists() and Path(args.input).samefile(args.output):
-        raise ValueError(f"{args.output}: is the checkpoint itself; name another file to write")
+    apart([Path(args.output)], [Path(args.input)])
     file = checkpoints.read(args.input)
     if "layers" in file.record:
         source = file.record.get("source")
         raise ValueError(f"{args.input}: is converted already, from {source}; checkpoints.load reads it")
-    done = checkpoints.convert(file.state, args.source, version=args.version, take=args.take)
+    classes = None if args.classes is None else args.classes.read_text(encoding="utf-8").split("\n")
+    done = checkpoints.convert(
+        file.state, args.source, version=args.version, take=args.take, style=args.style, eps=args.eps,
+        classes=None if classes is None else [name.strip() for name in classes if name.strip()],
+    )  # fmt: skip
     checkpoints.write(args.output, done.state, done.record)
     print(done.report())
     for name in file.others:
         print(f"left over  {name}: not a tensor")
+    if done.detector:
+        print(f"next       pliant predict {args.output} IMAGE --out DIR")
     return 0

@@ -17,7 +17,7 @@ def told(build: Callable[[], Data], aloud: bool = True) -> Data:
     """Return the data that `build` reads, and print the faults found in it."""
     with warnings.catch_warnings():
         # The warning repeats the first of the faults printed below.
-        warnings.filterwarnings("ignore", message="coco: ")
+        warnings.filterwarnings("ignore", message="(coco|categories): ")
         data = build()
     problems = getattr(data, "problems", [])
     if aloud:

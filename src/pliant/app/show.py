@@ -10,11 +10,13 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pliant._files import apart
 from pliant.app.explore import networks, pictures
 from pliant.data import read_image
 from pliant.models.predictor import resized
@@ -24,7 +26,12 @@ from pliant.studies.geometry.contestants import Net
 from pliant.studies.report import page
 from pliant.train import log
 
+if TYPE_CHECKING:
+    import numpy as np
+
 MOST, LEAST, EASY = 60, 12, 512  # most and fewest evaluations; side of an image up to which they are not reduced
+OUT = Path("runs/show")
+SHARP = 1200  # side of the photograph under the points in pixels, at most
 LONGEST = 1333  # side of an image in pixels, unless --side says otherwise
 OURS = "One of the networks that come with the package."
 _OWN = re.compile(r"[^\W\d][\w.]*:[^\W\d]\w*")  # MODULE:FUNCTION
@@ -32,19 +39,24 @@ _OWN = re.compile(r"[^\W\d][\w.]*:[^\W\d]\w*")  # MODULE:FUNCTION
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what ``pliant show`` takes."""
-    parser.add_argument(
-        "--model", required=True, metavar="CHECKPOINT",
-        help="best.pt or last.pt of a run of pliant train, weights of a study, MODULE:FUNCTION, which returns any "
-        f"module that takes images (1, 3, H, W) in 0 … 1, or a network of the package: {', '.join(networks.SMALL)}",
-    )  # fmt: skip
-    parser.add_argument("--image", type=Path, required=True, metavar="FILE", help="an image of any size and kind")
+    model = (
+        "best.pt or last.pt of a run of pliant train, weights of a study, MODULE:FUNCTION, which returns any module "
+        f"that takes images (1, 3, H, W) in 0 … 1, or a network of the package: {', '.join(networks.SMALL)}"
+    )
+    parser.add_argument("model", metavar="MODEL", nargs="?", help=model)
+    parser.add_argument("image", type=Path, metavar="IMAGE", nargs="?", help="an image of any size and kind")
+    # The spelling of earlier versions.
+    parser.add_argument("--model", dest="old_model", help=argparse.SUPPRESS)
+    parser.add_argument("--image", dest="old_image", type=Path, help=argparse.SUPPRESS)
     place = parser.add_mutually_exclusive_group()
     place.add_argument(
         "--point", type=_numbers(2), metavar="X,Y",
         help="the place to explain, in pixels of the file (default: the best detection, or the middle)",
     )  # fmt: skip
     place.add_argument("--box", type=_numbers(4), metavar="X1,Y1,X2,Y2", help="an object, in pixels of the file")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="for the figures and report.html")
+    parser.add_argument(
+        "--out", type=Path, default=OUT, metavar="DIR", help=f"for the figures and report.html (default: {OUT})"
+    )
     parser.add_argument("--layer", metavar="NAME", help="layer whose output is explained (default: the last stage)")
     parser.add_argument(
         "--side", type=int, metavar="PIXELS",
@@ -61,6 +73,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Draw, write the page, and say where it is."""
+    _take_old_spelling(args)
     _check_settings(args)
     network = _network(args.model)
     with warnings.catch_warnings():
@@ -77,6 +90,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         look = view(
             network.model, input, image=drawn.double().numpy(), layer=args.layer, classes=network.classes,
+            photograph=None if square else _photograph(image),
             point=None if point is None else (point[0], point[1]),
             box=None if box is None else (box[0], box[1], box[2], box[3]),
         )  # fmt: skip
@@ -86,7 +100,7 @@ def run(args: argparse.Namespace) -> int:
         if not _OWN.fullmatch(args.model):
             raise
         said = str(error).partition("\n")[0]
-        raise ValueError(f"--model {args.model} fails on an image {tuple(input[None].shape)}: {said}") from error
+        raise ValueError(f"{args.model} fails on an image {tuple(input[None].shape)}: {said}") from error
     evaluations = args.evaluations or max(LEAST, min(MOST, MOST * EASY**2 // (seen.shape[1] * seen.shape[2])))
     found, notes = figures.figures(
         look, error=args.error, evaluations=evaluations, tell=lambda name: print(f"  {name}.png", flush=True)
@@ -101,9 +115,28 @@ def run(args: argparse.Namespace) -> int:
     }
     if square:
         facts["answer"] = _answer(network, input)
+    names = [*(f"{figure.name}.png" for figure in found), "report.html"]
+    apart((args.out / name for name in names), (args.image, Path(args.model)))
     path = write(args.out, f"{network.label} looks at {args.image.name}", found, notes, facts)
     print(f"{len(found)} figures and the page {path}")
     return 0
+
+
+def _take_old_spelling(args: argparse.Namespace) -> None:
+    """Move ``--model M --image FILE`` to the places of MODEL and IMAGE."""
+    given = [word for word in (args.old_model, args.model, args.old_image, args.image) if word is not None]
+    if len(given) != 2:
+        raise ValueError("say which model and which image: pliant show MODEL IMAGE")
+    args.model, args.image = str(given[0]), Path(given[1])
+
+
+def _photograph(image: Tensor) -> np.ndarray:
+    """Return an image (3, H, W), uint8, as it is drawn under the points: (H', W', 3) in 0 … 1, at most SHARP a side."""
+    factor = min(1.0, SHARP / max(image.shape[1:]))
+    size = [max(1, round(side * factor)) for side in image.shape[1:]]
+    small = F.interpolate(image[None].float() / 255, size, mode="bilinear", antialias=True)[0]
+    array: np.ndarray = small.clamp(0, 1).permute(1, 2, 0).double().numpy()
+    return array
 
 
 def _check_settings(args: argparse.Namespace) -> None:
@@ -185,15 +218,15 @@ def _network(model: str) -> networks.Network:
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module}.".startswith(f"{error.name}."):
             raise
-        raise ValueError(f"--model {model}: there is no module {error.name}, neither here nor installed") from error
+        raise ValueError(f"{model}: there is no module {error.name}, neither here nor installed") from error
     except AttributeError as error:
         if error.name != name:
             raise
-        raise ValueError(f"--model {model}: {module} has no function {name}") from error
+        raise ValueError(f"{model}: {module} has no function {name}") from error
     finally:
         sys.path.remove("")
     if not isinstance(made, nn.Module):
-        raise ValueError(f"--model {model}: {name}() must return a torch.nn.Module, got {type(made).__name__}")
+        raise ValueError(f"{model}: {name}() must return a torch.nn.Module, got {type(made).__name__}")
     return networks.Network(model, model, type(made).__name__, made.eval(), (), networks.LONGEST)
 
 

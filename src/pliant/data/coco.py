@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
+import unicodedata
 import warnings
 from array import array
 from collections.abc import Sequence
@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from pliant._files import text
 from pliant.data.images import image_size, read_image
+from pliant.data.values import flag, number, whole
 
 # The objects in an image: boxes (n, 4) float32 x1 y1 x2 y2, labels (n,) int64, ignore (n,) bool, image_id int.
 Target = dict[str, Any]
@@ -30,13 +32,20 @@ class CocoDetection(Dataset[tuple[Tensor, Target]]):
     Labels number the categories in the order of their ids, which are kept for `coco()`. Crowds (`iscrowd`, or `ignore`
     of other tools) are marked ignore. Images without annotations are kept as background.
 
+    The file may be in UTF-8 or UTF-16, with or without a byte order mark, or in Windows-1252. Numbers and flags may be
+    strings, such as "3" or "false". File names may have backslashes, and may begin with the name of the folder.
+
     Faulty entries of the file are left out, and one warning is given; `problems` has a sentence for each of them, with
     file, id and what was done:
 
     * an image that is missing, listed twice, or listed without integer id or file name: left out;
     * an annotation without box, image or category, or of an image or category that is not listed: left out;
     * a box that is not four finite numbers, has no area, or lies outside of its image: left out;
-    * a box that extends beyond its image: cut (mentioned beyond `SLACK` pixels).
+    * a flag that is neither yes nor no: left out with its annotation;
+    * a box that extends beyond its image: cut (mentioned beyond `SLACK` pixels);
+    * an area that is not a number: replaced by that of the box;
+    * a category with the name of another one: its id is added to its name;
+    * a file in Windows-1252, and one that leaves no box to find, are mentioned.
 
     Reading an item whose image file is broken raises `BrokenImage`; `batches` continues with the next image.
 
@@ -47,6 +56,7 @@ class CocoDetection(Dataset[tuple[Tensor, Target]]):
     Attributes:
         classes: names of the labels.
         category_ids: their ids in the file.
+        objects: number of boxes that are not marked ignore.
         area_ranges: COCO's small, medium and large, in square pixels.
         problems: sentences.
 
@@ -59,10 +69,10 @@ class CocoDetection(Dataset[tuple[Tensor, Target]]):
 
     def __init__(self, images: Path, annotations: Path) -> None:
         self.images, self.annotations = Path(images), Path(annotations)
-        truth = _read(self.annotations)
+        self.problems: list[str] = []
+        truth = self._read()
         if not self.images.is_dir():
             raise FileNotFoundError(f"coco: the folder {self.images} is missing; name the one with the images")
-        self.problems: list[str] = []
         self._left_out: set[int] = set()
         names = self._categories(truth["categories"])
         self.category_ids = tuple(sorted(names))
@@ -75,6 +85,11 @@ class CocoDetection(Dataset[tuple[Tensor, Target]]):
         self._names = tuple(name for name, _ in files.values())
         self._sizes = tuple(size for _, size in files.values())
         self._targets, self._areas = self._boxes(truth["annotations"])
+        self.objects = sum(int((~target["ignore"]).sum()) for target in self._targets)
+        if not self.objects:
+            crowds = sum(map(len, self._areas))
+            what = f"it lists {len(truth['annotations'])} annotations, of which {crowds} can be used and are crowds"
+            self._problem(f"has no object to find: {what}", "every image is background")
         if self.problems:
             more = f" and {len(self.problems) - 1} more, see .problems" if len(self.problems) > 1 else ""
             warnings.warn(f"coco: {self.problems[0]}{more}", stacklevel=2)
@@ -103,26 +118,51 @@ class CocoDetection(Dataset[tuple[Tensor, Target]]):
     def _problem(self, what: str, done: str = "left out") -> None:
         self.problems.append(f"{self.annotations.name}: {what}; {done}")
 
+    def _read(self) -> dict[str, Any]:
+        """Return the annotation file."""
+        path = self.annotations
+        if not path.is_file():
+            raise FileNotFoundError(f"coco: the annotation file {path} is missing")
+        try:
+            content, encoding = text(path)
+            truth = json.loads(content)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"coco: {path} is incomplete or not JSON ({error}); fetch it again") from error
+        for key in ("images", "annotations", "categories"):
+            if not isinstance(truth, dict) or not isinstance(truth.get(key), list):
+                raise ValueError(f"coco: {path} is not in COCO's format: it has no list of {key}")
+        if encoding == "Windows-1252":
+            self._problem("is not in UTF-8", "read as Windows-1252")
+        return dict(truth)
+
     def _categories(self, listed: list[Any]) -> dict[int, str]:
         names: dict[int, str] = {}
         for place, entry in enumerate(listed):
-            id = _whole(entry.get("id")) if isinstance(entry, dict) else None
+            given = entry.get("id") if isinstance(entry, dict) else None
+            id = whole(given)
             if id is None or id in names:
-                fault = "has no integer id" if id is None else f"repeats id {id}"
-                self._problem(f"category number {place} {fault}")
-            else:
-                names[id] = str(entry.get("name", id))
+                lacks = "has no integer id" if given is None else f"has the id {given!r}, which is not an integer"
+                self._problem(f"category number {place} {lacks if id is None else f'repeats id {id}'}")
+                continue
+            name = str(id if entry.get("name") in (None, "") else entry["name"])
+            if name in names.values():
+                self._problem(f"category {id} has the name {name!r} of another one", f"called '{name} ({id})'")
+                name = f"{name} ({id})"
+            names[id] = name
         if not names:
-            raise ValueError(f"coco: {self.annotations} lists no categories")
+            first = f" that can be used; {self.problems[0]}" if listed else ""
+            raise ValueError(f"coco: {self.annotations} lists no categories{first}")
         return names
 
     def _files(self, listed: list[Any]) -> dict[int, tuple[str, tuple[int, int]]]:
         """Return the file name and (H, W) of every image by its id."""
         files: dict[int, tuple[str, tuple[int, int]]] = {}
         for place, entry in enumerate(listed):
-            id = _whole(entry.get("id")) if isinstance(entry, dict) else None
+            given = entry.get("id") if isinstance(entry, dict) else None
+            id = whole(given)
             if id is None:
-                self._problem(f"image number {place} has no integer id")
+                lacks = "has no integer id" if given is None else f"has the id {given!r}, which is not an integer"
+                self._problem(f"image number {place} {lacks}")
                 continue
             name = entry.get("file_name")
             if id in files or not isinstance(name, str) or not name:
@@ -130,7 +170,8 @@ class CocoDetection(Dataset[tuple[Tensor, Target]]):
                 self._left_out.add(id)
                 continue
             try:
-                H, W = _whole(entry.get("height")), _whole(entry.get("width"))
+                H, W = whole(entry.get("height")), whole(entry.get("width"))
+                name = self._found(name)
                 path = self.images / name
                 if not H or not W or min(H, W) < 1:
                     H, W = image_size(path)
@@ -143,15 +184,27 @@ class CocoDetection(Dataset[tuple[Tensor, Target]]):
             files[id] = name, (H, W)
         return files
 
+    def _found(self, name: str) -> str:
+        """Return the name of an image's file as it is in the folder; if there is none, the name as it is given.
+
+        The given name may be one of Windows, with backslashes; may begin with the name of the folder of images; or may
+        compose its accents otherwise than the file system does.
+        """
+        slashed = name.replace("\\", "/")
+        inside = slashed.removeprefix(f"{self.images.resolve().name}/")
+        spelled = (unicodedata.normalize(form, way) for form in ("NFC", "NFD") for way in (slashed, inside))
+        return next((way for way in (name, slashed, inside, *spelled) if (self.images / way).is_file()), name)
+
     def _boxes(self, listed: list[Any]) -> tuple[list[Target], list[list[float]]]:
         """Return the target of every image, and the areas of its boxes."""
         label = {id: k for k, id in enumerate(self.category_ids)}
         place = {id: k for k, id in enumerate(self._ids)}
         rows: list[list[_Row]] = [[] for _ in self._ids]
-        for number, entry in enumerate(listed):
-            name = f"annotation {entry.get('id') if isinstance(entry, dict) and 'id' in entry else f'number {number}'}"
+        for position, entry in enumerate(listed):
+            named = isinstance(entry, dict) and "id" in entry
+            name = f"annotation {entry['id'] if named else f'number {position}'}"
             try:
-                image, category, (x, y, w, h) = _fields(entry)
+                image, category, (x, y, w, h), crowd = _fields(entry)
                 if image in self._left_out and image not in place:
                     continue  # reported already
                 if image not in place:
@@ -171,10 +224,12 @@ class CocoDetection(Dataset[tuple[Tensor, Target]]):
             out = max(cut[0] - x, cut[1] - y, x + w - cut[2], y + h - cut[3])
             if out > SLACK:
                 self._problem(f"{name} extends beyond image {image} by {out:g} pixels", "cut")
-            area = _number(entry.get("area")) or 0.0
-            if area <= 0:
-                area = (cut[2] - cut[0]) * (cut[3] - cut[1])
-            crowd = bool(entry.get("iscrowd")) or bool(entry.get("ignore"))
+            area, given = (cut[2] - cut[0]) * (cut[3] - cut[1]), entry.get("area")
+            read = number(given)
+            if given is not None and read is None:
+                self._problem(f"{name} has the area {given!r:.60}, which is not a number", "that of the box is taken")
+            elif read is not None and read > 0:
+                area = read
             rows[place[image]].append(_Row(cut, label[category], crowd, area))
         targets = [
             Target(
@@ -201,24 +256,30 @@ class _Fault(Exception):
     """A fault of an annotation."""
 
 
-def _fields(entry: Any) -> tuple[int, int, tuple[float, float, float, float]]:
-    """Return image id, category id and x y w h of an annotation."""
+def _fields(entry: Any) -> tuple[int, int, tuple[float, float, float, float], bool]:
+    """Return image id, category id, x y w h of an annotation, and whether it is a crowd."""
     if not isinstance(entry, dict):
         raise _Fault("is not an object")
     missing = [key for key in ("image_id", "category_id", "bbox") if entry.get(key) is None]
     if missing:
         raise _Fault(f"has no {' and no '.join(missing)}")
-    image, category = _whole(entry["image_id"]), _whole(entry["category_id"])
+    image, category = whole(entry["image_id"]), whole(entry["category_id"])
     if image is None or category is None:
         raise _Fault("has an image_id or category_id that is not an integer")
     box = entry["bbox"] if isinstance(entry["bbox"], list) else []
-    numbers = [number for number in map(_number, box) if number is not None]
+    numbers = [n for n in map(number, box) if n is not None]
     if len(numbers) != 4 or len(box) != 4:
         raise _Fault(f"has the box {entry['bbox']!s:.60}, which is not four finite numbers")
     x, y, w, h = numbers
     if w <= 0 or h <= 0:
         raise _Fault(f"has a box of {w:g}×{h:g} pixels")
-    return image, category, (x, y, w, h)
+    crowd = False
+    for key in ("iscrowd", "ignore"):
+        set_ = flag(entry.get(key))
+        if set_ is None:
+            raise _Fault(f"has {key} {entry[key]!r:.60}, which is neither yes nor no")
+        crowd = crowd or set_
+    return image, category, (x, y, w, h), crowd
 
 
 def ground_truth(
@@ -257,33 +318,3 @@ def ground_truth(
             )
     categories = [{"id": id, "name": name} for id, name in zip(category_ids, classes, strict=True)]
     return {"images": images, "annotations": annotations, "categories": categories}
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """Return an annotation file."""
-    if not path.is_file():
-        raise FileNotFoundError(f"coco: the annotation file {path} is missing")
-    try:
-        truth = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"coco: {path} is incomplete or not JSON ({error}); fetch it again") from error
-    for key in ("images", "annotations", "categories"):
-        if not isinstance(truth, dict) or not isinstance(truth.get(key), list):
-            raise ValueError(f"coco: {path} is not in COCO's format: it has no list of {key}")
-    return dict(truth)
-
-
-def _number(value: Any) -> float | None:
-    """Return a finite number, or None."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    try:
-        return float(value) if math.isfinite(value) else None
-    except OverflowError:
-        return None
-
-
-def _whole(value: Any) -> int | None:
-    """Return an integer, or None; 3.0 is one."""
-    number = _number(value)
-    return int(value) if number is not None and number.is_integer() else None

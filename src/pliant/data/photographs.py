@@ -11,6 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pliant import _INSTALL
+
 
 class Photograph(NamedTuple):
     """A file of scikit-image's wheel, the split it belongs to, what scikit-image says of its licence, its SHA-256."""
@@ -110,7 +112,8 @@ def load(split: str) -> tuple[Tensor, ...]:
     spec = importlib.util.find_spec("skimage")
     if spec is None or not spec.submodule_search_locations:
         raise ModuleNotFoundError(
-            "photographs: scikit-image, whose photographs these are, is missing; pip install 'pliant[study]'"
+            "photographs: scikit-image, whose photographs these are, is missing: " + _INSTALL.format(extra="study"),
+            name="skimage",
         )
     folder = Path(spec.submodule_search_locations[0]) / "data"
     loaded = []

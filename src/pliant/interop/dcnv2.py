@@ -193,7 +193,7 @@ def dcn_v2_pooling(
     Args:
         input: (N, C, H, W).
         rois: (R, 5), image index and ``x1 y1 x2 y2``.
-        offset: (R, 2·classes, part, part), x first; not read with `no_trans`.
+        offset: (R, 2·classes, part, part), x first; rows beyond the RoIs are not read, nor any with `no_trans`.
         spatial_scale: pixels of the map per pixel of the image.
         pooled_size: P, bins in each direction.
         output_dim: channels of the output, ``C/group_size²``.
@@ -215,7 +215,7 @@ def dcn_v2_pooling(
         return deform_psroi_pool(
             input,
             rois,
-            None if no_trans else offset,
+            None if no_trans else offset[: len(rois)],
             pooled_size,
             spatial_scale,
             group_size=group_size,

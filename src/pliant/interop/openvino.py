@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import pliant.ops  # noqa: F401 - declares the operators
+from pliant import _INSTALL
 from pliant.interop._program import program, quiet
 
 
@@ -22,7 +23,7 @@ def extensions() -> list[Any]:
     ROIAlign and ROIPooling. For other operators and windows use :func:`convert`, which rewrites them first.
 
     Raises:
-        ModuleNotFoundError: openvino is not installed: ``pip install "pliant[openvino]"``.
+        ModuleNotFoundError: openvino is not installed; the extra `openvino` has it.
     """
     _needed()
     from openvino.frontend.pytorch import ConversionExtension
@@ -49,7 +50,8 @@ def convert(
         args: example inputs, or the only one.
         kwargs: more inputs, by name.
         dynamic: whether the batch, height and width of every input (N, C, H, W) and the number of rows of every input
-            (R, 5) may change; each must be at least 2 in `args`.
+            (R, 5) or (n, 4) may change, each of which must be at least 2 in `args`, and the size of every input (n,)
+            unless the model determines it.
         dynamic_shapes: those of torch.export, instead of `dynamic`.
 
     Returns:
@@ -59,7 +61,7 @@ def convert(
     Raises:
         ValueError: the model is in training mode or has `nms`, both kinds of dynamic shapes are given, or a size that
             `dynamic` leaves open is below 2 in `args`.
-        ModuleNotFoundError: openvino is not installed: ``pip install "pliant[openvino]"``.
+        ModuleNotFoundError: openvino is not installed; the extra `openvino` has it.
     """
     _needed()
     import openvino
@@ -92,7 +94,7 @@ def _needed() -> None:
     try:
         import openvino  # noqa: F401
     except ModuleNotFoundError as error:
-        sentence = 'openvino: needs the package openvino: pip install "pliant[openvino]"'
+        sentence = f"openvino: needs the package openvino: {_INSTALL.format(extra='openvino')}"
         raise ModuleNotFoundError(sentence, name="openvino") from error
 
 

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pliant import _check
-from pliant._files import load
-from pliant.nn import DeformConv2d
+from pliant._files import load, weights
+from pliant.nn import DeformConv2d, SlicedConv2d
 
 # Depth → whether its blocks are bottlenecks, and their number in conv2 to conv5.
 DEPTHS = {
@@ -83,7 +83,7 @@ class _Settings(NamedTuple):
     def shortcut(self, C: int, O: int, stride: int) -> nn.Module | None:
         if C == O and stride == 1:
             return None
-        return nn.Sequential(nn.Conv2d(C, O, 1, stride, bias=False), self.norm(O))
+        return nn.Sequential(SlicedConv2d.if_needed(C, O, 1, stride, bias=False), self.norm(O))
 
 
 class BasicBlock(nn.Module):
@@ -113,7 +113,7 @@ class Bottleneck(nn.Module):
     def __init__(self, C: int, width: int, stride: int, settings: _Settings) -> None:
         super().__init__()
         first, second = (stride, 1) if settings.stride_in == "1x1" else (1, stride)
-        self.conv1 = nn.Conv2d(C, width, 1, first, bias=False)
+        self.conv1 = SlicedConv2d.if_needed(C, width, 1, first, bias=False)
         self.bn1 = settings.norm(width)
         self.conv2 = settings.conv3x3(width, width, second)
         self.bn2 = settings.norm(width)
@@ -281,8 +281,8 @@ def load_imagenet(model: nn.Module, path: str | Path) -> Loaded:
     Args:
         model: a :class:`ResNet`, or a network with one as its `backbone`.
         path: a state dict under torchvision's and timm's names: `.safetensors`, which needs the package of that name,
-            or a file of `torch.save`, read with ``weights_only=True``. It may lie in a dictionary under "state_dict",
-            "model" or "state_dict_ema", and its names may start with "module.".
+            or a file of `torch.save`, read with ``weights_only=True``. It may lie inside a dictionary, and its names
+            may start with "module.".
 
     Returns:
         A report: how many tensors were loaded, and the names left out and untouched.
@@ -342,11 +342,7 @@ def _read(path: Path) -> dict[str, Tensor]:
         state = load(path)
     except ValueError as error:
         raise ValueError(f"load_imagenet: {error}") from error
-    for key in ("state_dict", "model", "state_dict_ema"):
-        if isinstance(state, dict) and isinstance(state.get(key), dict):
-            state = state[key]
-            break
-    named = isinstance(state, dict) and all(isinstance(n, str) and isinstance(t, Tensor) for n, t in state.items())
-    if not named or not state:
+    named = {name: tensor for name, tensor in weights(state).items() if isinstance(tensor, Tensor)}
+    if not named:
         raise ValueError(f"load_imagenet: {path} holds no state dict, a dictionary from names to tensors")
-    return dict(state)
+    return named

@@ -78,7 +78,7 @@ class DeformASPP(nn.Module):
         )
 
     def forward(self, input: Tensor) -> Tensor:
-        _check.layer("DeformASPP", "input", input, "N C H W", self.in_channels)
+        _check.layer("DeformASPP", "input", input, "N C H W", self.in_channels, self)
         found = [branch(input) for branch in self.branches]
         found.append(self.pooled(input).expand(-1, -1, *input.shape[2:]))
         merged: Tensor = self.merge(torch.cat(found, 1))

@@ -11,7 +11,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from pliant.nn.deformable import DeformableLayer, deformable_layers, offset_branch
+from pliant.nn.deformable import BranchHook, DeformableLayer, deformable_layers, offset_branch
 
 
 def parameter_groups(
@@ -131,8 +131,33 @@ class OffsetStatistics:
         self._warned: set[str] = set()
         self._handles = []
         for name, layer in deformable_layers(model):
-            hook = functools.partial(self._look, name, layer)
+            hook = BranchHook(functools.partial(self._look, name, layer))
             self._handles.append(offset_branch(layer).register_forward_hook(hook))
+
+    def __str__(self) -> str:
+        """Return what was measured as a table.
+
+        >>> from pliant.nn import DeformConv2d
+        >>> layer = nn.Sequential(DeformConv2d(3, 8, 3, padding=1))
+        >>> with OffsetStatistics(layer) as statistics:
+        ...     _ = layer(torch.zeros(1, 3, 10, 10))
+        >>> print(statistics)
+        layer  mean |offset|  max |offset|  outside  not finite  measured
+        0                  0             0    12.9%        0.0%         1
+        """
+        columns = ("layer", "mean |offset|", "max |offset|", "outside", "not finite", "measured")
+        rows = [columns]
+        for name, found in self.report().items():
+            outside = f"{found['outside']:.1%}" if "outside" in found else "–"
+            numbers = (f"{found['mean']:.3g}", f"{found['max']:.3g}", outside, f"{found['nonfinite']:.1%}")
+            rows.append((name or "the model", *numbers, f"{found['measured']:.0f}"))
+        if len(rows) == 1:
+            return "nothing measured yet: layers are measured in training mode"
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        return "\n".join(
+            "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))])
+            for row in rows
+        )
 
     def report(self) -> dict[str, dict[str, float]]:
         """Return what was measured since the start or the last :meth:`reset`, per layer name.

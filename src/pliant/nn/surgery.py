@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from pliant import _check
-from pliant.ops.conv.modules import DeformConv1d, DeformConv2d, DeformConv3d, DeformConvTranspose2d
+from pliant.ops.conv.modules import DeformConv1d, DeformConv2d, DeformConv3d, DeformConvTranspose2d, SlicedConv2d
 
 Where = str | Sequence[str] | Callable[[str, nn.Module], bool]
 _Layer = TypeVar("_Layer", bound=nn.Module)
@@ -240,7 +240,8 @@ def _deformable(conv: _Plain, **options: Any) -> _Deformable:
 
 def _plain(layer: _Deformable, **options: Any) -> _Plain:
     """Return a convolution of the geometry of a deformable layer."""
-    (conv,) = (plain for plain, deformable in _PAIRS if isinstance(layer, deformable))
+    (kind,) = (plain for plain, deformable in _PAIRS if isinstance(layer, deformable))
+    conv: Callable[..., _Plain] = SlicedConv2d.if_needed if kind is nn.Conv2d else kind
     own: dict[str, Any] = {
         "kernel_size": layer.kernel_size,
         "stride": layer.stride,

@@ -1,5 +1,8 @@
 """The operators: functions of tensors, without parameters."""
 
+from pliant.ops.aggregation.dcnv3 import dcnv3
+from pliant.ops.aggregation.dcnv4 import dcnv4
+from pliant.ops.aggregation.ms_deform_attn import ms_deform_attn
 from pliant.ops.conv.deform_conv1d import deform_conv1d
 from pliant.ops.conv.deform_conv2d import deform_conv2d
 from pliant.ops.conv.deform_conv3d import deform_conv3d
@@ -15,6 +18,8 @@ from pliant.ops.roi.roi_pool import roi_pool
 
 __all__ = [
     "batched_nms",
+    "dcnv3",
+    "dcnv4",
     "deform_conv1d",
     "deform_conv2d",
     "deform_conv3d",
@@ -23,6 +28,7 @@ __all__ = [
     "deform_roi_pool",
     "local_response_norm",
     "lrn",
+    "ms_deform_attn",
     "nms",
     "ps_roi_align",
     "ps_roi_pool",

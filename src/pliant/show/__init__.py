@@ -1,0 +1,5 @@
+"""Figures of where models look."""
+
+from pliant.show.look import Look, look
+
+__all__ = ["Look", "look"]

@@ -156,6 +156,7 @@ def draw(
     title: str = "",
     offsets: bool = True,
     around: float = 0.55,
+    size: tuple[int, int] | None = None,
 ) -> None:
     """Draw the bins of one box: rings at their regular centres, dots where offsets move them, fainter for less weight.
 
@@ -167,12 +168,13 @@ def draw(
         title: above the image.
         offsets: draw where the bins move; False draws the regular bins alone.
         around: margin shown on every side, relative to the longer side of the box; points beyond it are cut off.
+        size: (H, W) of the image as the network reads it, where `picture` has another resolution.
     """
     from matplotlib.patches import Rectangle
 
     x1, y1, x2, y2 = found.boxes[index]
     regular, moved = found.regular[index].reshape(-1, 2), found.moved[index].reshape(-1, 2)
-    show_picture(axes, picture, title)
+    show_picture(axes, picture, title, size=size)
     for color, width in ((INK, 2.6), (YELLOW, 1.4)):
         axes.add_patch(
             Rectangle((x1 - 0.5, y1 - 0.5), x2 - x1, y2 - y1, fill=False, edgecolor=color, linewidth=width, zorder=2)
@@ -187,5 +189,11 @@ def draw(
         scatter(axes, moved, TAPS, size=20, alpha=alpha)
     else:
         scatter(axes, regular, REGULAR, size=20)
-    side, y, x = (0.5 + around) * max(x2 - x1, y2 - y1), (y1 + y2 - 1) / 2, (x1 + x2 - 1) / 2
+    H, W = picture.shape[:2] if size is None else size
+    side = min((0.5 + around) * max(x2 - x1, y2 - y1), max(H, W) / 2)
+    # Shifted into the image: no strip of white where the box lies near an edge.
+    y, x = (
+        min(max((low + high - 1) / 2, min(side, n / 2) - 0.5), n - 0.5 - min(side, n / 2))
+        for low, high, n in ((y1, y2, H), (x1, x2, W))
+    )
     look_at(axes, (y - side, y + side, x - side, x + side))

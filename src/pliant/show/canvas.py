@@ -34,7 +34,9 @@ def png(figure: Figure, dpi: int = 100) -> bytes:
     return buffer.getvalue()
 
 
-def show_picture(axes: Axes, picture: np.ndarray, title: str = "", *, margin: float = 0.0) -> None:
+def show_picture(
+    axes: Axes, picture: np.ndarray, title: str = "", *, margin: float = 0.0, size: tuple[int, int] | None = None
+) -> None:
     """Draw an image, a grey one light enough for points on top of it.
 
     Args:
@@ -42,15 +44,19 @@ def show_picture(axes: Axes, picture: np.ndarray, title: str = "", *, margin: fl
         picture: the image, (H, W) with 0 for white and its maximum for dark grey, or (H, W, 3) in 0 … 1.
         title: above the image.
         margin: white border around the image in pixels, for points that lie outside.
+        size: (H, W) of the image that the coordinates of points are for, where `picture` shows it at another
+            resolution; None is that of `picture`.
     """
     from matplotlib.colors import LinearSegmentedColormap
     from matplotlib.patches import Rectangle
 
-    H, W = picture.shape[:2]
+    H, W = picture.shape[:2] if size is None else size
     kind: dict[str, Any] = {}
     if picture.ndim == 2:
         kind = {"cmap": LinearSegmentedColormap.from_list("ink", ["#FFFFFF", "#8C8C8C"]), "vmin": 0}
-    axes.imshow(picture, interpolation="nearest", zorder=0, **kind)
+    # Pixels of the network are shown as such, those of a photograph are not.
+    smooth = "nearest" if picture.shape[:2] == (H, W) else "hanning"
+    axes.imshow(picture, interpolation=smooth, extent=(-0.5, W - 0.5, H - 0.5, -0.5), zorder=0, **kind)
     axes.add_patch(
         Rectangle((-0.5, -0.5), W, H, fill=False, edgecolor="#B5B5B5", linewidth=0.8, zorder=1, clip_on=False)
     )

@@ -149,7 +149,7 @@ def draw_offsets(figure: Figure, step: Step, group: int = 0) -> None:
         for j in range(Kw):
             axes = figure.add_subplot(grid[i, j])
             axes.imshow(flow_colours(field[i, j], most), interpolation="nearest")
-            _bare(axes, f"tap {i}, {j}" if Kh * Kw > 1 else "")
+            _bare(axes, f"tap {i}, {j}" if Kh * Kw > 1 else "offset")
     axes = figure.add_subplot(grid[:, Kw])  # spans all rows: its text would stretch a single row
     axes.set_anchor("N")
     y, x = np.mgrid[-1:1:81j, -1:1:81j]
@@ -157,7 +157,7 @@ def draw_offsets(figure: Figure, step: Step, group: int = 0) -> None:
     wheel[np.hypot(y, x) > 1] = 1.0
     axes.imshow(wheel, interpolation="bilinear")
     _bare(axes, "direction", frame=False)
-    axes.text(40, 88, f"rim: {most:.2g} px\nof its map", ha="center", va="top", fontsize=8, color=INK)
+    axes.text(40, 88, f"rim: {most:.2g} pixels\nof its map", ha="center", va="top", fontsize=9, color=INK)
 
 
 def draw_masks(figure: Figure, step: Step, group: int = 0) -> None:
@@ -177,6 +177,7 @@ def draw_masks(figure: Figure, step: Step, group: int = 0) -> None:
             image = cells[i, j].imshow(found[group, i, j], cmap="cividis", vmin=0, vmax=most, interpolation="nearest")
             _bare(cells[i, j], f"tap {i}, {j}")
     bar = figure.colorbar(image, ax=cells.ravel().tolist(), fraction=0.04, pad=0.02)
+    bar.set_label("mask, the factor of a sample", fontsize=9, color=INK)
     bar.ax.tick_params(labelsize=8)
     bar.outline.set_visible(False)
 
@@ -192,6 +193,8 @@ def draw_map(
     alpha: float = 0.75,
     bar: bool = True,
     limits: tuple[float, float] | None = None,
+    size: tuple[int, int] | None = None,
+    unit: str = "",
 ) -> None:
     """Draw a map of numbers over an image, each number over the pixels that it belongs to.
 
@@ -205,15 +208,18 @@ def draw_map(
         alpha: opacity of the colours.
         bar: draw a colour scale beside the image.
         limits: minimum and maximum of the scale; None: those of the values.
+        size: (H, W) of the image as the network reads it, where `picture` has another resolution.
+        unit: of the numbers, beside the scale.
     """
-    show_picture(axes, picture, title)
+    show_picture(axes, picture, title, size=size)
+    H, W = picture.shape[:2] if size is None else size
     view = (axes.get_xlim(), axes.get_ylim())
     h, w = values.shape
-    extent: Any = (-0.5, picture.shape[1] - 0.5, picture.shape[0] - 0.5, -0.5)
+    extent: Any = (-0.5, W - 0.5, H - 0.5, -0.5)
     if centres is not None:
         (top, left), (bottom, right) = centres[0, 0], centres[-1, -1]
-        dy = (bottom - top) / (h - 1) if h > 1 else picture.shape[0]
-        dx = (right - left) / (w - 1) if w > 1 else picture.shape[1]
+        dy = (bottom - top) / (h - 1) if h > 1 else H
+        dx = (right - left) / (w - 1) if w > 1 else W
         extent = (left - dx / 2, right + dx / 2, bottom + dy / 2, top - dy / 2)
     low, high = limits or (None, None)
     image = axes.imshow(
@@ -224,6 +230,7 @@ def draw_map(
     if bar and axes.figure is not None:
         scale = axes.figure.colorbar(image, ax=axes, fraction=0.046, pad=0.03)
         scale.ax.tick_params(labelsize=8)
+        scale.set_label(unit, fontsize=9, color=INK)
         if scale.solids is not None:
             scale.solids.set_alpha(1)
         scale.outline.set_visible(False)

@@ -12,13 +12,14 @@ from torch import Tensor
 
 from pliant.models.two_stage import TwoStage
 from pliant.nn import LocalResponseNorm
-from pliant.show import bins, canvas, fields, history, lrn, sampling
+from pliant.show import bins, canvas, fields, history, lrn, places, sampling
 from pliant.show.canvas import CENTRE, GREEN, INK, REGULAR, TAPS, VERMILION, YELLOW
 from pliant.show.influence import At, Node, OfBox, locations, receptive_field, saliency_region
-from pliant.show.layout import apart, coloured, frame, grey, height, look_at, row, widened, window
+from pliant.show.layout import apart, coloured, enlarged, frame, grey, height, look_at, row, widened, window
 from pliant.show.recording import record
 from pliant.show.view import View
 
+DEFORMABLE = 4  # deepest deformable layers whose taps are drawn over the image
 LAYERS = 3  # topmost layers whose offset fields, masks and dilations are drawn
 STRONGEST = 400  # effective sampling locations that are drawn
 DETECTIONS = 8  # most detections that are drawn
@@ -49,6 +50,7 @@ def figures(
     """
     makers: list[Callable[[View], Figure | Iterator[Figure]]] = [
         _overview,
+        _taps,
         _sampling,
         functools.partial(_position, error=error, evaluations=evaluations),
         functools.partial(_box, error=error, evaluations=evaluations),
@@ -71,6 +73,8 @@ def figures(
         except LookupError as reason:
             if str(reason.args[0]) not in notes:
                 notes.append(str(reason.args[0]))
+    if view.stopped:
+        notes.append(f"The model's output is not traced: {view.stopped}. {view.layer or 'The output'} is explained.")
     return found, notes
 
 
@@ -104,11 +108,11 @@ def training(records: Iterable[dict[str, Any]]) -> Figure:
 
 def _overview(view: View) -> Figure:
     """Draw the image, the position that is explained, and the detections of a detector."""
-    H, W = view.image.shape[:2]
+    H, W = view.size
     width = min(max(5.2 * W / H, 2.2), 7.0)
     figure = canvas.sheet(width, height(width, H / W))
     axes = figure.add_axes((0.0, 0.0, 1.0, 1.0))
-    canvas.show_picture(axes, view.image)
+    canvas.show_picture(axes, view.ground, size=view.size)
     drawn = 0
     if view.detections:
         scores = view.detections["scores"]
@@ -134,6 +138,36 @@ def _overview(view: View) -> Figure:
     if view.box is not None:
         caption += " Yellow: the box that is explained."
     return Figure("picture", canvas.png(figure), "The image", caption)
+
+
+def _taps(view: View) -> Figure:
+    """Draw the taps of the deformable layers, the deepest first, where they move most, over the whole image."""
+    known = view.recording.layers()
+    names = [name for name in reversed(view.recording.deformable()) if name in known][:DEFORMABLE]
+    if not names:
+        _chosen(view)
+        raise LookupError(f"No deformable layer can be traced to the image: {view.recording.stop()}.")
+    H, W = view.image.shape[:2]
+    columns = min(2, len(names))
+    rows = -(-len(names) // columns)
+    wide = 7.0 if columns == 1 else 5.4
+    tall = height(wide, H / W)
+    figure = canvas.sheet(wide * columns, rows * (tall + 1.6))
+    figure.set_layout_engine("constrained")
+    cells = figure.subplots(2 * rows, columns, squeeze=False, height_ratios=[tall, 1.0] * rows)
+    for axes in cells.flat:
+        axes.set_axis_off()
+    for i, name in enumerate(names):
+        over, under = cells[2 * (i // columns), i % columns], cells[2 * (i // columns) + 1, i % columns]
+        under.set_axis_on()
+        places.draw(over, view.paper, view.recording, name, name or "the model")
+        places.histogram(under, view.recording.deformable()[name], "lengths of all offsets")
+    caption = (
+        "The deformable layers of the network from the deepest: rings are the taps of the regular grid, dots are where "
+        f"the predicted offsets move them, at {places.PLACES} places (crosses) where a layer's offsets are longest. "
+        "Below each picture the lengths of all offsets of the layer on this image."
+    )
+    return Figure("taps", canvas.png(figure), "Where the taps go", caption)
 
 
 def _sampling(view: View) -> Figure:
@@ -165,16 +199,16 @@ def _sampling(view: View) -> Figure:
     for (regular, depth), trace in found.items():
         axes = cells[0 if regular else 1, depth - 1]
         kind = "regular grid" if regular else "with offsets"
-        title = f"{kind}, {depth} layer{'s' * (depth > 1)}: {len(trace.points)} points"
-        sampling.draw(axes, view.paper, trace, title=title, color=REGULAR if regular else TAPS)
+        title = f"{kind}, {depth} layer{'s' * (depth > 1)}: {len(trace.points)} paths"
+        sampling.draw(axes, view.paper, trace, title=title, color=REGULAR if regular else TAPS, size=view.size)
         look_at(axes, part)
     figure.subplots_adjust(0.005, 0.005, 0.995, 1 - 0.3 / figure.get_figheight(), 0.02, 0.3 / tall)
     names = ", ".join(found[True, most].layers)
     caption = (
         f"Where the position at the cross samples through the last {most} convolutions of more than one tap (from the "
         f"top: {names}), without the predicted offsets and with them. Below these layers a point lies at the centre of "
-        "what its position of the map samples. Fainter points have less weight; grey rings are out of bounds. Points "
-        "far outside are cut off."
+        "what its position of the map samples. On a regular grid several paths end at the same point. Fainter points "
+        "have less weight; grey rings are out of bounds. Points far outside are cut off."
     )
     if not deformable:
         caption = caption.replace(", without the predicted offsets and with them", ", which are not deformable")
@@ -228,22 +262,22 @@ def _support(view: View, node: Node, name: str, title: str, what: str, error: fl
     panels = list(figure.subplots(1, count, squeeze=False)[0])
     # Square roots: gradients fall off so fast that only their peak would be visible.
     shown = np.sqrt(field_ / max(field_.max(), 1e-300))
-    fields.draw_map(panels[0], grey(view.image), shown, cmap="inferno", alpha=0.8, bar=False)
+    fields.draw_map(panels[0], grey(view.ground), shown, cmap="inferno", alpha=0.8, bar=False, size=view.size)
     panels[0].set_title("effective receptive field (root)", fontsize=11, color=INK, pad=5)
     if points:
         at, weight = np.concatenate(points), np.concatenate(weights)
         best = np.argsort(weight)[-STRONGEST:]
-        canvas.show_picture(panels[1], view.paper, "effective sampling locations")
+        canvas.show_picture(panels[1], view.paper, "effective sampling locations", size=view.size)
         alpha = 0.15 + 0.85 * weight[best]
         canvas.scatter(panels[1], at[best], TAPS, size=13, alpha=alpha, outlined=False)
     if pooled is not None:
-        canvas.show_picture(panels[-2], view.paper, "effective bin locations")
+        canvas.show_picture(panels[-2], view.paper, "effective bin locations", size=view.size)
         force = strength[pooled.layer].strength[0].ravel()
         alpha = 0.15 + 0.85 * force / max(force.max(), 1e-300)
         canvas.scatter(panels[-2], pooled.moved[0].reshape(-1, 2), TAPS, size=15, alpha=alpha)
-    hidden = np.where(region.mask[..., None], coloured(view.image), 1.0)
+    hidden = np.where(enlarged(region.mask, view.ground.shape[:2])[..., None], coloured(view.ground), 1.0)
     # The outline separates white parts of the image from what is painted over.
-    canvas.show_picture(panels[-1], hidden, f"saliency region: {region.share:.0%} of the image")
+    canvas.show_picture(panels[-1], hidden, f"saliency region: {region.share:.0%} of the image", size=view.size)
     if region.mask.any() and not region.mask.all():
         panels[-1].contour(region.mask, levels=[0.5], colors=[VERMILION], linewidths=1.2)
     for axes in panels:
@@ -274,7 +308,7 @@ def _bins(view: View) -> Figure:
     found = bins.bins(view.model, view.picture, torch.tensor(boxes[:3]))
     figure = canvas.sheet(3.9 * len(found.boxes), 3.95)
     for i, axes in enumerate(figure.subplots(1, len(found.boxes), squeeze=False)[0]):
-        bins.draw(axes, view.paper, found, i)
+        bins.draw(axes, view.paper, found, i, size=view.size)
     figure.subplots_adjust(0.005, 0.005, 0.995, 0.995, 0.03)
     Ph, Pw = found.regular.shape[1:3]
     caption = (
@@ -316,12 +350,13 @@ def _masks(view: View) -> Iterator[Figure]:
 
 def _dilation(view: View) -> Figure:
     chosen = [(name, step) for name, step in _chosen(view) if step.kernel != (1, 1)]
-    H, W = view.image.shape[:2]
+    unit = "mean distance of adjacent taps, pixels of its map"
+    H, W = view.size
     figure = canvas.sheet(4.2 * len(chosen), height(3.7, H / W) + 0.3)
     figure.set_layout_engine("constrained")
     for axes, (name, step) in zip(figure.subplots(1, len(chosen), squeeze=False)[0], chosen, strict=True):
         values, centres = fields.effective_dilation(step), view.recording.centres(name)
-        fields.draw_map(axes, grey(view.image), values, centres, title=name or "the model")
+        fields.draw_map(axes, grey(view.ground), values, centres, title=name or "the model", size=view.size, unit=unit)
     caption = (
         "Effective dilation: the mean distance of adjacent taps, in pixels of the map that the layer samples. Without "
         "offsets it is everywhere the dilation of the layer."

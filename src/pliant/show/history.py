@@ -65,20 +65,22 @@ def draw(figure: Figure, records: Iterable[dict[str, Any]], *, step: str = "forw
         bounds = np.concatenate(([steps[0] - first / 2], between, [steps[-1] + last / 2]))
         image = axes.pcolormesh(bounds, edges, np.sqrt(share).T, cmap="Blues", vmin=0, vmax=10)
         means = [np.nan if record["mean"] is None else record["mean"] for record in found]
-        axes.plot(steps, means, color=VERMILION, linewidth=1.6, marker="o", markersize=2.5)
+        axes.plot(steps, means, color=VERMILION, linewidth=1.6, marker="o", markersize=2.5, label="mean")
+        if not units:
+            axes.legend(frameon=False, fontsize=8, loc="upper left")
         axes.set_title(name or "the model", fontsize=9, color=INK)
         axes.tick_params(labelsize=8)
         if len(steps) == 1:
             axes.set_xticks(steps)
         units.append(found[0]["unit"])
         if len(units) % columns == 1 % columns or units[-1] != units[-2]:
-            axes.set_ylabel(f"length, {units[-1]}", fontsize=9)
+            axes.set_ylabel(f"length of offsets, {units[-1]}", fontsize=9)
         if len(units) > len(layers) - columns:
             axes.set_xlabel(step, fontsize=9)
     for axes in cells[len(layers) :]:
         axes.set_axis_off()
     bar = figure.colorbar(image, ax=cells.tolist(), fraction=0.03, pad=0.02, ticks=[0, 1, np.sqrt(10), 5, 10])
     bar.ax.set_yticklabels(["0", "1", "10", "25", "100"])
-    bar.ax.set_title("%", fontsize=8)
+    bar.set_label("% of the offsets", fontsize=8, color=INK)
     bar.ax.tick_params(labelsize=8)
     bar.outline.set_visible(False)

@@ -25,6 +25,17 @@ def grey(image: np.ndarray) -> np.ndarray:
     return shade
 
 
+def enlarged(mask: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
+    """Return a mask (h, w) at another resolution, (H, W): each pixel is that of the mask in which its centre lies."""
+    import numpy as np
+
+    rows, columns = (
+        ((2 * np.arange(many) + 1) * few) // (2 * many) for many, few in zip(size, mask.shape, strict=True)
+    )
+    whole: np.ndarray = mask[rows][:, columns]
+    return whole
+
+
 def row(point: tuple[float, float]) -> np.ndarray:
     """Return a point as an array of one point."""
     import numpy as np
@@ -48,10 +59,10 @@ def window(image: np.ndarray, points: np.ndarray) -> tuple[float, float, float, 
 
 
 def widened(part: tuple[float, float, float, float], points: np.ndarray) -> tuple[float, float, float, float]:
-    """Return a part with an equal margin on every side for points that lie outside, at most a fifth of its size."""
+    """Return a part with an equal margin on every side for points that lie outside, at most a twelfth of its size."""
     top, bottom, left, right = part
     y, x = points.T
-    most = 0.2 * max(bottom - top, right - left)
+    most = 0.08 * max(bottom - top, right - left)
     away = max(float((top - y).max()), float((y - bottom).max()), float((left - x).max()), float((x - right).max()))
     more = min(away + 0.02 * (right - left), most) if away > 0 else 0.0
     return top - more, bottom + more, left - more, right + more
@@ -86,7 +97,7 @@ def frame(axes: Any, box: Sequence[float], color: str, text: str) -> Any:
             Rectangle((x1 - 0.5, y1 - 0.5), x2 - x1, y2 - y1, fill=False, edgecolor=shade, linewidth=width, zorder=3)
         )
     return axes.text(
-        x1 - 0.5, y1 - 0.5, text, fontsize=7.5, color="white", va="bottom", clip_on=True, zorder=5,
+        x1 - 0.5, y1 - 0.5, text, fontsize=9.5, color="white", va="bottom", clip_on=True, zorder=5,
         bbox={"facecolor": color, "edgecolor": "none", "pad": 1.0},
     ) if text else None  # fmt: skip
 

@@ -91,7 +91,14 @@ def steps(layers: nn.Module | Iterable[nn.Module], picture: Tensor) -> list[Step
 
 
 def draw(
-    axes: Axes, picture: np.ndarray, found: Trace, *, title: str = "", margin: float = 0.0, color: str = TAPS
+    axes: Axes,
+    picture: np.ndarray,
+    found: Trace,
+    *,
+    title: str = "",
+    margin: float = 0.0,
+    color: str = TAPS,
+    size: tuple[int, int] | None = None,
 ) -> None:
     """Draw sampling points over an image: opaque for large weights, grey and hollow for points out of bounds.
 
@@ -102,17 +109,18 @@ def draw(
         title: above the image.
         margin: white border around the image in pixels; points further out are cut off.
         color: of the points.
+        size: (H, W) of the image as the network reads it, where `picture` has another resolution.
     """
-    show_picture(axes, picture, title, margin=margin)
+    show_picture(axes, picture, title, margin=margin, size=size)
     few = len(found.points) <= 100
-    size = 30.0 if len(found.points) <= 9 else 14.0 if few else 7.0
+    dot = 30.0 if len(found.points) <= 9 else 14.0 if few else 7.0
     lost = found.points[~found.inside]
     if len(lost):
-        scatter(axes, lost, "#8A8A8A", size=size, hollow=True, alpha=0.8 if few else 0.35)
+        scatter(axes, lost, "#8A8A8A", size=dot, hollow=True, alpha=0.8 if few else 0.35)
     kept, weights = found.points[found.inside], found.weights[found.inside]
     if len(kept):
         alpha = (0.35 + 0.65 * weights / weights.max()) * (1.0 if few else 0.8)
-        scatter(axes, kept, color, size=size, alpha=alpha, outlined=few)
+        scatter(axes, kept, color, size=dot, alpha=alpha, outlined=few)
     scatter(axes, found.centre[None], CENTRE, size=110, marker="P", layer=6)
 
 

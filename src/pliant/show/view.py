@@ -30,6 +30,8 @@ class View:
         detections: boxes, scores and labels that a detector returns.
         classes: names of the labels.
         call: how the model is called, or None.
+        photograph: the image at its own resolution, (H', W', 3) in 0 … 1, which is drawn under the points; None: the
+            pixels that the model sees.
     """
 
     model: nn.Module
@@ -42,11 +44,27 @@ class View:
     detections: dict[str, Tensor] = field(default_factory=dict)
     classes: Sequence[str] = ()
     call: Callable[[nn.Module, Tensor], Any] | None = None
+    photograph: np.ndarray | None = None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Return (H, W) of the image as the model sees it: coordinates are its pixels."""
+        return self.image.shape[0], self.image.shape[1]
+
+    @property
+    def ground(self) -> np.ndarray:
+        """Return what is drawn under points and boxes: the photograph, or the image."""
+        return self.image if self.photograph is None else self.photograph
+
+    @property
+    def stopped(self) -> str:
+        """Return what stops the paths from the model's own output to the image; "" if nothing does."""
+        return "" if isinstance(self.model, TwoStage) else self.recording.stop()
 
     @property
     def paper(self) -> np.ndarray:
-        """Return the image, pale enough for points on top of it."""
-        return self.image if self.image.ndim == 2 else 0.45 + 0.55 * self.image
+        """Return the ground, pale enough for points on top of it."""
+        return self.ground if self.ground.ndim == 2 else 0.45 + 0.55 * self.ground
 
     @property
     def centre(self) -> tuple[float, float]:
@@ -65,6 +83,7 @@ def view(
     box: tuple[float, float, float, float] | None = None,
     classes: Sequence[str] = (),
     call: Callable[[nn.Module, Tensor], Any] | None = None,
+    photograph: np.ndarray | None = None,
 ) -> View:
     """Run a model on an image and choose the position and the box to explain.
 
@@ -73,11 +92,13 @@ def view(
         picture: the image, (C, H, W), as the model takes it.
         image: what is drawn, (H, W) or (H, W, 3) in 0 … 1; None: `picture`, scaled to 0 … 1.
         layer: name of the module whose map is explained; None: for a detector of `pliant.models` the last stage of the
-            backbone, else as :meth:`pliant.show.recording.Recording.trace` chooses.
+            backbone, else the last deformable convolution, and without one as
+            :meth:`pliant.show.recording.Recording.trace` chooses.
         point: (x, y) in pixels of the image; None: the centre of the box, of the best detection, or of the image.
         box: x1, y1, x2, y2; None: the best detection, if there is one.
         classes: names of a detector's labels.
         call: how the model is called, ``call(model, picture)`` with (1, C, H, W).
+        photograph: the image at its own resolution, drawn under the points; None: `image`.
 
     Raises:
         ValueError: the point or the box is not on the image, or nothing can be traced.
@@ -96,11 +117,15 @@ def view(
         if box is None and len(detections["boxes"]):
             x1, y1, x2, y2 = detections["boxes"][0].tolist()
             box = (x1, y1, x2, y2) if point is None or (x1 <= point[0] < x2 and y1 <= point[1] < y2) else None
-    layer = recording.default_layer() if layer is None else layer
+    if layer is None:
+        # The layers that move their taps are what one wants to see of a network with such layers.
+        moving = [name for name in recording.deformable() if name in recording.layers()]
+        layer = moving[-1] if moving else recording.default_layer()
     if point is None:
         point = (W / 2, H / 2) if box is None else ((box[0] + box[2]) / 2, (box[1] + box[3]) / 2)
     position = recording.nearest((point[1] - 0.5, point[0] - 0.5), layer)
-    return View(model, picture, drawable(picture, image), recording, layer, position, box, detections, classes, call)
+    drawn = drawable(picture, image)
+    return View(model, picture, drawn, recording, layer, position, box, detections, classes, call, photograph)
 
 
 def drawable(picture: Tensor, image: np.ndarray | None) -> np.ndarray:

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pliant._files import replacing
-from pliant.data import Batch, Detection, Target, Transform, batches
+from pliant._files import replacing, sweep
+from pliant.data import Batch, Detection, Target, Transform, batches, matched
 from pliant.data.drawing import seed_of
 from pliant.models import checkpoint
 from pliant.nn.histograms import OffsetHistory, summed
@@ -60,8 +60,9 @@ def fit_detector(
         recipe: settings of the loop and of the optimiser; its `data` and `model` are only recorded.
         transform: of training images.
         resize: of test images.
-        test: data to evaluate on; None evaluates nothing.
-        folder: receives recipe.json, metrics.jsonl, last.pt, and best.pt with the largest AP; None writes nothing.
+        test: data to evaluate on, its categories matched by name to those of `train`; None evaluates nothing.
+        folder: receives recipe.json, metrics.jsonl, last.pt, and best.pt with the largest AP, or without `test` with
+            the weights after the last step; None writes nothing.
         resume: resume the run in `folder`.
         ranks: the processes that train together.
         tensorboard: also write events for TensorBoard.
@@ -74,8 +75,9 @@ def fit_detector(
         images (see :func:`pliant.nn.histograms.summed`).
 
     Raises:
-        ValueError: the batch cannot be divided among the ranks, or is larger than the data; the folder holds another
-            run.
+        ValueError: the batch cannot be divided among the ranks, or is larger than the data; there is no box to learn
+            from; `test` has boxes of other categories than `train`; the folder holds another run, or one of data with
+            other categories.
         FloatingPointError: loss or gradient are not finite; the last checkpoint is kept.
         KeyboardInterrupt: on SIGINT or SIGTERM, after the current step and a checkpoint; on a second one, at once.
         OSError: the folder cannot be written.
@@ -101,13 +103,14 @@ class _Run:
         on_record: Callable[[Record], None],
     ) -> None:
         self.recipe, self.ranks, self.folder, self.on_start, self.on_record = recipe, ranks, folder, on_start, on_record
-        self.train, self.test, self.transform, self.resize = train, test, transform, resize
+        self.train, self.transform, self.resize = train, transform, resize
+        self.test = None if test is None else matched(test, train.classes, train.category_ids, "the training data")
+        if getattr(train, "objects", 1) == 0:
+            first = "".join(f"; {problem}" for problem in getattr(train, "problems", [])[:1])
+            raise ValueError(f"the training data has no box that can be used, so there is nothing to learn{first}")
         if recipe.batch % ranks.world:
             raise ValueError(f"a batch of {recipe.batch} cannot be divided equally among {ranks.world} processes")
-        self.per_epoch = len(train) // recipe.batch
-        if not self.per_epoch:
-            raise ValueError(f"a batch of {recipe.batch} is larger than the data: {len(train)} training images")
-        self.total = recipe.steps or recipe.epochs * self.per_epoch
+        self.per_epoch, self.total, self.every = recipe.length(len(train))
         self.step, self.evaluated, self.saved = 0, 0, 0
         self.best: Record | None = None
         self.records: list[Record] = []
@@ -116,7 +119,13 @@ class _Run:
     def run(self, resume: bool, tensorboard: bool) -> list[Record]:
         state = self._open(resume)
         if state is not None:
-            self.model.load_state_dict(state["model"])
+            try:
+                self.model.load_state_dict(state["model"])
+            except RuntimeError as error:
+                said = " ".join(str(error).split())
+                raise ValueError(
+                    f"{self.folder}/last.pt does not fit the network of its recipe: {said[:200]}"
+                ) from error
             self.step, self.evaluated, self.best = state["step"], state["evaluated"], state["best"]
             self.saved = self.step
         if self.recipe.shard:
@@ -153,6 +162,8 @@ class _Run:
         if self.folder is not None and self.ranks.rank == 0:
             try:
                 state = _prepare(self.folder, self.recipe, resume)
+                if state is not None:
+                    _agree(self.folder / "last.pt", state, self.train)
             except (ValueError, OSError) as e:
                 error = e
         # Every rank must learn of an error, or the others would wait for this one.
@@ -213,9 +224,9 @@ class _Run:
         return self.step % self.per_epoch == 0 or self.step == self.total
 
     def _evaluate_if_due(self) -> None:
-        due = self._at_epoch_end() and (
-            self.step == self.total or self.step // self.per_epoch % self.recipe.evaluate_every == 0
-        )
+        due = self._at_epoch_end() and (self.step == self.total or self.step // self.per_epoch % self.every == 0)
+        if self.test is None and self.step == self.total:
+            self._save("best.pt")
         if self.test is None or not self.step or not due or self.evaluated == self.step:
             return
         began = time.perf_counter()
@@ -292,6 +303,7 @@ def _prepare(folder: Path, recipe: DetectorRecipe, resume: bool) -> dict[str, An
         if last.exists():
             raise ValueError(f"{folder} holds a run; resume it (--resume) or choose another folder (--out)")
         folder.mkdir(parents=True, exist_ok=True)
+        sweep(folder)
         # Left by a run that ended before its first checkpoint.
         (folder / "metrics.jsonl").unlink(missing_ok=True)
         with replacing(written) as part:
@@ -300,13 +312,32 @@ def _prepare(folder: Path, recipe: DetectorRecipe, resume: bool) -> dict[str, An
         return None
     if not last.exists():
         raise ValueError(f"{folder} holds no checkpoint to resume from; start without --resume")
+    sweep(folder)
     state = checkpoint.read(last)
+    kinds = {"step": int, "evaluated": int, "best": dict | None, "optimiser": dict}
+    if not all(name in state and isinstance(state[name], kind) for name, kind in kinds.items()):
+        raise ValueError(f"{last} cannot be resumed from, it lacks what training needs; give the last.pt of a run")
     others = [
         name for name in DetectorRecipe.of(state["recipe"]).differences(recipe) if name not in ("workers", "save_every")
     ]
     if others:
         raise ValueError(f"{folder} holds a run with other settings ({', '.join(others)}); choose another folder")
     return state
+
+
+def _agree(path: Path, state: dict[str, Any], train: Detection) -> None:
+    """Raise unless the labels of a checkpoint are those of the training data: it would learn something else."""
+    kept, found = (
+        list(zip(ids, names, strict=True))
+        for ids, names in ((state["category_ids"], state["classes"]), (train.category_ids, train.classes))
+    )
+    differ = [pair for pair in (*kept, *found) if (pair in kept) != (pair in found)]
+    if kept != found:
+        id, name = (differ or found)[0]
+        raise ValueError(
+            f"{path} was trained on other categories than the training data has now, such as {name!r} with id {id}; "
+            "choose another folder"
+        )
 
 
 def _leave_signals_to_parent(worker: int) -> None:

@@ -71,7 +71,7 @@ def start(device: str = "cpu") -> Iterator[Ranks]:
     """Join the processes of torchrun, if it started this one, and leave them at the end.
 
     Args:
-        device: "cpu", or "cuda": each process on a machine then takes the GPU with its local rank.
+        device: "cpu", "auto", or "cuda": each process on a machine then takes the GPU with its local rank.
 
     Raises:
         ValueError: the device is not available.
@@ -99,11 +99,13 @@ def start(device: str = "cpu") -> Iterator[Ranks]:
 
 
 def resolve(device: str) -> torch.device:
-    """Return the device of a name, after allocating a tensor on it.
+    """Return the device of a name, after allocating a tensor on it; "auto" is a GPU if torch can use one.
 
     Raises:
         ValueError: the device is not available.
     """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:

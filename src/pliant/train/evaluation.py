@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from pliant.data import Detection, Target, Transform
 from pliant.data.coco import AREA_RANGES, LARGEST
+from pliant.data.values import flag, number
 from pliant.models.predictor import detect
 from pliant.train.distributed import Ranks
 
@@ -123,7 +124,8 @@ def average_precision(
     count as missed, and a detection in it does not count as wrong. A class without objects is left out.
 
     Args:
-        truth: ground truth in COCO's format; ``area`` defaults to the area of the box, ``iscrowd`` to 0.
+        truth: ground truth in COCO's format; ``area`` defaults to the area of the box, ``iscrowd`` to 0, and either may
+            be a string, such as "0" or "false".
         detections: in COCO's format of results.
         areas: least and most area of "small", "medium" and "large" objects, square pixels.
         max_detections: detections per image and class that count, those of the highest score.
@@ -131,15 +133,24 @@ def average_precision(
     Returns:
         ``AP``, ``AP50``, ``AP75``, ``APs``, ``APm``, ``APl`` and ``per_class`` (name → AP), between 0 and 1; NaN where
         there are no objects.
+
+    Raises:
+        ValueError: an ``iscrowd`` is no flag, or an ``area`` no number.
     """
     from faster_coco_eval import COCO, COCOeval_faster
 
     truth = copy.deepcopy(truth)
-    for number, annotation in enumerate(truth.setdefault("annotations", []), 1):
+    for position, annotation in enumerate(truth.setdefault("annotations", []), 1):
         # COCO's evaluation takes a match with id 0 for no match.
-        annotation["id"] = number
-        annotation.setdefault("iscrowd", 0)
-        annotation.setdefault("area", annotation["bbox"][2] * annotation["bbox"][3])
+        annotation["id"] = position
+        crowd, area = flag(annotation.get("iscrowd")), annotation.get("area")
+        if crowd is None or (area is not None and number(area) is None):
+            raise ValueError(
+                f"average_precision: annotation number {position} must have a flag as iscrowd and a number as area, "
+                f"got {annotation.get('iscrowd')!r:.60} and {area!r:.60}"
+            )
+        annotation["iscrowd"] = int(crowd)
+        annotation["area"] = annotation["bbox"][2] * annotation["bbox"][3] if area is None else number(area)
     names = {category["id"]: category["name"] for category in truth["categories"]}
     keys = ("AP", "AP50", "AP75", "APs", "APm", "APl")
     if not truth["annotations"]:

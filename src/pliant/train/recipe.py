@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -13,44 +13,78 @@ from torch import nn
 from pliant.models.recipe import ModelRecipe, recorded
 from pliant.nn import parameter_groups
 
+SHORT_SIDE = 256  # pixels to which a user's images are resized, unless a recipe says otherwise
+STEPS = 3000  # of a training for which neither steps nor epochs are given
+
 
 @dataclass(frozen=True)
 class DataRecipe:
     """Which images, and what is done to them.
 
     Args:
-        source: composed scenes, photographs of tree crowns, or a folder of images with annotations in COCO's format.
-        images: folder of the training images (source coco).
-        annotations: their annotation file (source coco).
-        test_images: folder of the test images (source coco); that of the training images by default.
-        test_annotations: annotation file of the test images (source coco); none means no evaluation.
+        source: composed scenes, photographs of tree crowns, or your own folder of images; coco is a folder in COCO's
+            format.
+        format: of a folder: COCO (a JSON file), YOLO (a txt file per image) or Pascal VOC (an xml file per image); auto
+            detects it.
+        images: folder of the training images (source folder).
+        annotations: their annotations (source folder): the JSON file, or the folder of the txt or xml files; null looks
+            for them beside the images.
+        test_images: folder of the test images (source folder); that of the training images by default.
+        test_annotations: annotations of the test images (source folder).
+        hold_out: share of the training images that is kept for the test where no test images are named (source folder);
+            with 0 nothing is evaluated.
         count: training scenes (source composed).
         test_count: test scenes (source composed).
         size: side of a scene (composed) or tile (crowns) in pixels; null takes the usual one.
-        seed: of the scenes (source composed).
-        short_side: images are resized to this shorter side in pixels; 0 leaves them as they are.
+        seed: of the scenes (source composed), and of the images held out (source folder).
+        classes: names of the clothes in the scenes (source composed); null takes all ten.
+        objects: least and most objects per training scene (source composed); test scenes have 1 to 4.
+        short_side: images are resized to this shorter side in pixels; 0 leaves them as they are. null is 256 for a
+            folder and 0 for images that come with the package.
         long_side: images are resized less where their longer side would exceed this many pixels; 0 is no limit.
+        interpolation: how they are resized: ours, or as in torchvision, mmdetection (opencv) and detectron2 (pillow).
         scale: training images are then resized by a random factor between these two, log-uniform.
         crop: a random window of at most this many pixels each way is cut out of training images; 0 keeps all.
         flip: probability that a training image is mirrored.
         colour: largest change of brightness, contrast and saturation of training images, as a share.
     """
 
-    source: Literal["composed", "crowns", "coco"] = "composed"
+    source: Literal["composed", "crowns", "folder", "coco"] = "composed"
+    format: Literal["auto", "coco", "yolo", "voc"] = "auto"
     images: str | None = None
     annotations: str | None = None
     test_images: str | None = None
     test_annotations: str | None = None
+    hold_out: float = 0.0
     count: int = 2000
     test_count: int = 250
     size: int | None = None
     seed: int = 0
-    short_side: int = 0
+    classes: tuple[str, ...] | None = None
+    objects: tuple[int, int] = (1, 4)
+    short_side: int | None = None
     long_side: int = 0
+    interpolation: Literal["antialiased", "torchvision", "opencv", "pillow"] = "antialiased"
     scale: tuple[float, float] = (1.0, 1.0)
     crop: int = 0
     flip: float = 0.5
     colour: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.hold_out < 1:
+            raise ValueError(f"data.hold_out must be at least 0 and less than 1, for example 0.2; got {self.hold_out}")
+
+    @property
+    def own(self) -> bool:
+        """Return whether the images are the user's, in a folder."""
+        return self.source in ("folder", "coco")
+
+    @property
+    def settled(self) -> DataRecipe:
+        """Return the recipe with a number for `short_side`."""
+        if self.short_side is not None:
+            return self
+        return replace(self, short_side=SHORT_SIDE if self.own else 0)
 
 
 @dataclass(frozen=True)
@@ -107,46 +141,94 @@ class OptimiserRecipe:
         return torch.optim.AdamW(groups, lr=self.lr, weight_decay=self.weight_decay)
 
 
+# The first training, without arguments: five classes, because shirts, pullovers and coats, and the kinds of shoes, are
+# hard to tell apart at 14 to 60 pixels; many objects per scene, because the time per scene does not depend on them.
+FIRST_DATA = DataRecipe(
+    count=3000, classes=("trouser", "pullover", "dress", "sneaker", "bag"), objects=(4, 8), hold_out=0.2
+)
+# A small Faster R-CNN whose last three stages and RoI pooling are deformable.
+FIRST_MODEL = ModelRecipe(
+    depth=10,
+    width=16,
+    stem="small",
+    deform=(None, "v2", "v2", "v2"),
+    roi_pool="modulated",
+    options={
+        "levels": [1, 2, 3], "channels": 32, "hidden": 128, "roi_hidden": [128, 128], "roi_canonical": 64.0,
+        "anchor_sizes": [[16], [32], [64], [128]], "rpn_samples": 64, "pre_nms": [300, 300], "post_nms": [100, 50],
+        "rois": 32, "positive_share": 0.5,
+    },
+)  # fmt: skip
+# Offset branches learn at the full rate: the papers' smaller ones are for fine-tuning.
+FIRST_OPTIMISER = OptimiserRecipe("adamw", lr=1e-3, weight_decay=1e-2, offset_lr_mult=1.0, milestones=(0.7, 0.9))
+
+
 @dataclass(frozen=True)
 class DetectorRecipe:
     """Everything that determines a trained detector, except software.
+
+    The defaults train a small deformable detector on composed scenes in minutes, on a CPU.
 
     Args:
         data: which images.
         model: which network.
         optimiser: how weights are updated.
-        epochs: passes over the training images.
+        epochs: passes over the training images; null is as many as 3000 steps need.
         steps: of the optimiser, instead of epochs.
         batch: images per step, of all processes together.
         workers: processes that read images, per training process; 0 reads in the training process itself.
         seed: of weights, order, augmentation and sampling.
         precision: float32, or bfloat16 where autocast uses it.
-        evaluate_every: epochs between evaluations; the end of training is always evaluated.
+        evaluate_every: epochs between evaluations, null is an eighth of all; the end of training is always evaluated.
         save_every: steps between checkpoints, besides those at the end of every epoch; 0 writes only the latter.
         max_detections: most detections per image and class that count in evaluation.
         shard: split the network among processes (FSDP2) instead of keeping a copy in each.
     """
 
-    data: DataRecipe = DataRecipe()
-    model: ModelRecipe = field(default_factory=ModelRecipe)
-    optimiser: OptimiserRecipe = OptimiserRecipe()
-    epochs: int = 12
+    data: DataRecipe = FIRST_DATA
+    model: ModelRecipe = field(default_factory=lambda: FIRST_MODEL)
+    optimiser: OptimiserRecipe = FIRST_OPTIMISER
+    epochs: int | None = None
     steps: int | None = None
-    batch: int = 16
+    batch: int = 8
     workers: int = 0
     seed: int = 0
     precision: Literal["float32", "bfloat16"] = "float32"
-    evaluate_every: int = 1
+    evaluate_every: int | None = None
     save_every: int = 0
     max_detections: int = 100
     shard: bool = False
 
     def __post_init__(self) -> None:
-        for name, least in (("epochs", 1), ("batch", 1), ("workers", 0), ("evaluate_every", 1), ("save_every", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
-        if self.steps is not None and self.steps < 1:
-            raise ValueError(f"steps must be at least 1, got {self.steps}")
+        # A checkpoint says with which sides it was trained.
+        object.__setattr__(self, "data", self.data.settled)
+        for name, least in (
+            ("epochs", 1),
+            ("steps", 1),
+            ("batch", 1),
+            ("workers", 0),
+            ("evaluate_every", 1),
+            ("save_every", 0),
+        ):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"{name} must be at least {least}, got {value}")
+
+    def length(self, images: int) -> tuple[int, int, int]:
+        """Return the steps of an epoch over so many images, those of the training, and the epochs between evaluations.
+
+        >>> DetectorRecipe(batch=8).length(3000), DetectorRecipe(batch=8, epochs=2).length(20)
+        ((375, 3000, 1), (2, 4, 1))
+        """
+        epoch = images // self.batch
+        if not epoch:
+            raise ValueError(
+                f"a batch of {self.batch} is larger than the data: {images} training images; "
+                f"choose one of at most {images} (--batch)"
+            )
+        steps = self.steps or (STEPS if self.epochs is None else self.epochs * epoch)
+        every = self.evaluate_every or max(1, steps // epoch // 8)
+        return epoch, steps, every
 
     @classmethod
     def of(cls, values: dict[str, Any]) -> DetectorRecipe:
@@ -155,6 +237,8 @@ class DetectorRecipe:
         Raises:
             ValueError: `values` were recorded by another version.
         """
+        if not isinstance(values, dict):
+            raise ValueError(f"the recipe is damaged: it is a {type(values).__name__} instead of settings")
         parts: dict[str, Any] = {"data": DataRecipe, "model": ModelRecipe, "optimiser": OptimiserRecipe}
         try:
             made = {name: recorded(part, values[name]) for name, part in parts.items()}

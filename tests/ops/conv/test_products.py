@@ -1,4 +1,4 @@
-"""The matrix products inside: ours where the processor has AVX2 and nothing wider, torch's elsewhere and when asked."""
+"""The matrix products inside: ours where the processor has AVX2 or AVX-512, torch's elsewhere and when asked."""
 
 from __future__ import annotations
 
@@ -9,22 +9,28 @@ import sys
 import pytest
 import torch
 
+from pliant import _native
 from pliant.ops import deform_conv2d
 from pliant.testing import TOLERANCE, error
 
-OURS = torch.backends.cpu.get_cpu_capability() == "AVX2" and os.environ.get("PLIANT_PRODUCTS") != "torch"
+PRODUCTS = os.environ.get("PLIANT_PRODUCTS")
+OURS = PRODUCTS == "wide" or (_native.instruction_level() != "baseline" and PRODUCTS != "torch")
 
-# channels, filters, kernel, groups, offset groups, map. What a product is cut into: rows of 6 positions, panels of 16
-# filters (8 and less in halves), runs of at most 384 of taps × channels; all of them with something left over.
+# channels, filters, kernel, groups, offset groups, map. What a product is cut into: rows of 6 or 12 positions, panels
+# of 16 or 32 filters (the half and less as one vector), runs of at most 384 of taps × channels, or 768 of bfloat16, in
+# pairs; all of them with something left over.
 SHAPES = {
     "one of everything": (1, 2, (1, 1), 1, 1, (3, 3)),
     "a whole panel, whole rows": (16, 16, (3, 3), 1, 1, (6, 8)),
     "half a panel": (8, 8, (3, 3), 1, 2, (5, 5)),
+    "a whole wide panel": (8, 32, (1, 1), 1, 1, (4, 6)),
+    "a wide panel and a bit": (3, 37, (3, 1), 1, 1, (5, 5)),
     "a panel and a bit": (5, 17, (3, 3), 1, 1, (7, 11)),
     "panels and a wide rest": (24, 44, (3, 3), 1, 1, (7, 11)),
     "taps in two pieces, uneven": (70, 20, (3, 3), 1, 2, (5, 9)),
     "one tap a piece": (390, 12, (2, 2), 1, 3, (5, 5)),
     "a tap in three runs": (800, 9, (1, 2), 1, 1, (3, 5)),
+    "an odd tap in three runs": (1559, 5, (1, 2), 1, 1, (3, 3)),
     "more filters than a run": (6, 401, (2, 2), 1, 1, (4, 5)),
     "groups": (60, 34, (3, 3), 2, 3, (7, 7)),
     "groups, taps in pieces": (260, 26, (3, 3), 2, 1, (5, 5)),
@@ -75,7 +81,7 @@ def test_products_are_ours_where_they_are_faster(capfd: pytest.CaptureFixture[st
 
 
 @pytest.mark.skipif("PLIANT_PRODUCTS" in os.environ, reason="this is the inner run")
-@pytest.mark.parametrize("products", ["torch", "bfloat16"])
+@pytest.mark.parametrize("products", ["torch", "bfloat16", "wide"])
 def test_the_other_products(products: str) -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
     ran = subprocess.run(command, env=os.environ | {"PLIANT_PRODUCTS": products}, capture_output=True, text=True)
@@ -88,4 +94,4 @@ def test_other_products_than_there_are_are_refused() -> None:
     ran = subprocess.run(
         [sys.executable, "-c", call], env=os.environ | {"PLIANT_PRODUCTS": "mine"}, capture_output=True, text=True
     )
-    assert "PLIANT_PRODUCTS must be torch or bfloat16, got mine" in ran.stderr
+    assert "PLIANT_PRODUCTS must be torch, bfloat16 or wide, got mine" in ran.stderr

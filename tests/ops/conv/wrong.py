@@ -393,6 +393,8 @@ RAW: list[tuple[str, dict[str, Any]]] = [
     ("deform_conv2d", {"stride": (1,)}),
     ("deform_conv2d", {"padding": (1, 1, 1)}),
     ("deform_conv2d", {"dilation": (1 << 40, 1)}),
+    # A kernel of 2⁵⁸ taps, whose extent overflows.
+    ("deform_conv2d", {"weight": Z(1, 1, 1, 1).expand(4, 2, 1 << 58, 1), "dilation": (1 << 30, 1)}),
     ("deform_conv1d", {"stride": (1, 1)}),
     ("deform_conv3d", {"dilation": (1, 1)}),
     ("deform_conv3d", {"padding": (1, 1, 1 << 40)}),

@@ -96,6 +96,20 @@ def test_boxes_of_no_area_and_inverted_ones(of: SimpleNamespace, ratio: int) -> 
     assert torch.allclose(y.flatten(), x.new_tensor([2.5 * 6 + 3.5, 4.5 * 6 + 4.5]), atol=1e-12)
 
 
+@pytest.mark.parametrize("op", ["roi_align", "ps_roi_align", "deform_roi_pool"])
+def test_an_inverted_box_alone_and_no_box_at_all(of: SimpleNamespace, op: str) -> None:
+    # Nothing is sampled, and still the output depends on the map: its gradient is 0.
+    x = torch.ones(1, 4, 5, 5, dtype=torch.float64, requires_grad=True)
+    for boxes in ([[0.0, 4.0, 4.0, 2.0, 2.0]], []):
+        rois = torch.tensor(boxes, dtype=torch.float64).view(-1, 5)
+        given = (x, rois, None, 2) if op == "deform_roi_pool" else (x, rois, 2)
+        more = {"aligned": True} if op == "roi_align" else {}
+        y = getattr(of, op)(*given, spatial_scale=1.0, sampling_ratio=0, **more)
+        assert len(y) == len(boxes) and not y.any()
+        (gradient,) = torch.autograd.grad(y.sum(), x)
+        assert torch.equal(gradient, torch.zeros_like(x))
+
+
 def test_c_rounds_half_away_from_zero(of: SimpleNamespace) -> None:
     # A ramp of 1 a pixel, one sample a bin at its start: round(x1) − 0.5, moved into the map.
     x = torch.arange(10.0, dtype=torch.float64).expand(1, 1, 10, 10)
@@ -157,3 +171,22 @@ def test_float32_boxes_beside_a_low_map(of: SimpleNamespace, op: str, low: torch
     exact = {k: v.double() for k, v in t.items()}
     expected = getattr(ops, op)(**exact, **boxes, **case.arguments(op), implementation="reference")
     assert error(y, expected) < TOLERANCE[low]
+
+
+def test_the_derivative_at_the_first_row_and_column_is_right_sided(of: SimpleNamespace) -> None:
+    # The sample lies at (0, 0), where the ramp rises by 1 per column and by 4 per row.
+    ramp = torch.arange(16.0, dtype=torch.float64).view(1, 1, 4, 4)
+    box = torch.tensor([[0, 0.5, 0.5, 1.5, 1.5]], dtype=torch.float64)
+    for at, expected in ((-0.5, [1, 4]), (0.5, [1, 4]), (2.5, [0, 0]), (-0.75, [0, 0])):
+        offset = torch.full((1, 2, 1, 1), at, dtype=torch.float64, requires_grad=True)
+        y = of.deform_roi_pool(ramp, box, offset, 1, 1.0, 1, 1.0)
+        (gradient,) = torch.autograd.grad(y.sum(), offset)
+        assert gradient.flatten().tolist() == expected
+    for at, expected in ((0.5, [1, 4]), (-0.5, [0, 0]), (3.5, [0, 0])):
+        # A box of one pixel, whose only sample lies at −½ + offset.
+        offset = torch.full((1, 2, 1, 1), at, dtype=torch.float64, requires_grad=True)
+        y = of.deform_psroi_pool(
+            ramp, torch.zeros(1, 5, dtype=torch.float64), offset, 1, sample_per_part=1, trans_std=1.0
+        )
+        (gradient,) = torch.autograd.grad(y.sum(), offset)
+        assert gradient.flatten().tolist() == expected

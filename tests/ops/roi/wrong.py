@@ -101,6 +101,13 @@ WRONG: list[tuple[str, dict[str, Any], type[Exception], str]] = [
         "sampling_ratio must be an int, got 2.0",
     ),
     (
+        "roi_align ps_roi_align deform_roi_pool",
+        {"sampling_ratio": 2**31 - 1},
+        ValueError,
+        "sampling_ratio must be less than 2¹⁶, got 2147483647",
+    ),
+    ("deform_psroi_pool", {"sample_per_part": 2**16}, ValueError, "sample_per_part must be less than 2¹⁶, got 65536"),
+    (
         "ps_roi_align ps_roi_pool",
         {"output_size": 3},
         ValueError,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from pliant._files import replacing
+from pliant._files import apart, replacing
 from pliant.app.explore import networks
 from pliant.app.explore.networks import Network
 from pliant.app.explore.pictures import Gallery, Picture, read
@@ -42,6 +42,7 @@ def run(args: argparse.Namespace) -> int:
     first = [Picture(f"file-{i}", path.name, "yours", read(path)) for i, path in enumerate(args.picture, 1)]
     gallery = Gallery(first)
     if args.export is not None:
+        apart([args.export], [*args.checkpoints, *args.picture])
         return _export(args.export, chosen, gallery)
     try:
         server = Server(chosen, gallery, args.port)

@@ -9,10 +9,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from pliant._files import load
+from pliant._files import code_in, load
 from pliant.data import Crowns, Transform
 from pliant.data.drawing import CANVAS
 from pliant.data.fashion_mnist import CLASSES
@@ -143,7 +142,7 @@ def read(path: Path) -> Network:
     try:
         state = load(path)
     except ValueError as error:
-        if needs := _code_in(path):
+        if needs := code_in(path):
             raise ValueError(f"{path} holds code ({needs}) that loading would run; {TAKEN}") from error
         raise ValueError(f"{path} is damaged, or not a file of weights that torch.save wrote; {TAKEN}") from error
     if isinstance(state, dict) and "recipe" in state:
@@ -156,18 +155,10 @@ def read(path: Path) -> Network:
     return _of_study(name, state, str(path), path.stem, "Weights of a study.")
 
 
-def _code_in(path: Path) -> str:
-    """Return the classes that loading a pickle would import; "" if there are none or the file is damaged."""
-    try:
-        return ", ".join(sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))[:3])
-    except Exception:  # a damaged file raises any of many exceptions
-        return ""
-
-
 def _of_checkpoint(state: dict[str, Any], id: str, label: str, about: str) -> Network:
     """Return the network of a run's checkpoint, with the side of the images that it was trained on."""
     data = DetectorRecipe.of(state["recipe"]).data
-    side = data.long_side or 2 * data.short_side or data.crop or data.size or SIDES.get(data.source, 320)
+    side = data.long_side or 2 * (data.short_side or 0) or data.crop or data.size or SIDES.get(data.source, 320)
     predictor = Predictor.of(state)
     return Network(id, label, about, predictor.model, predictor.classes, min(side, LONGEST), predictor.resize)
 

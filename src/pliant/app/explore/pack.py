@@ -11,9 +11,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image
 
+from pliant._files import load
 from pliant.app.explore.networks import BUNDLED, SMALL
 from pliant.data import Composed
 from pliant.models import bundled, checkpoint
@@ -43,10 +43,10 @@ def main(geometry: Path, detection: Path) -> None:
     BUNDLED.mkdir(exist_ok=True)
     for name in SMALL:
         if name in bundled.NAMES:
-            state = torch.load(detection / f"models/{name}-composed-0.pt", map_location="cpu", weights_only=True)
+            state = load(detection / f"models/{name}-composed-0.pt")
             bundled.write(bundled.FOLDER / f"{name}.npz", about(name), state, LEVELS["detector"])
         else:
-            state = torch.load(geometry / f"models/{name}-augmented-0.pt", map_location="cpu", weights_only=True)
+            state = load(geometry / f"models/{name}-augmented-0.pt")
             bundled.pack(state, BUNDLED / f"{name}.npz", LEVELS["classifier"])
     scenes = Composed(protocol.TEST_SEED, max(SCENES) + 1, "test", protocol.SIDE, classes=protocol.CLASSES)
     for number, index in enumerate(SCENES, 1):

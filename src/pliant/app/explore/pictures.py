@@ -22,6 +22,7 @@ from pliant.data.fashion_mnist import CLASSES
 
 MOST_BYTES = 20 << 20  # of a file
 MOST_PIXELS = 40_000_000
+MOST_ASPECT = 100  # of the longer to the shorter side
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # none of these is decoded by another program
 KEPT = 16  # most images of users; one more replaces the oldest
 KEPT_SIDE = 1280  # longer side to which images are reduced, in pixels
@@ -111,7 +112,8 @@ def decode(data: bytes) -> Tensor:
     Format and size are checked in the header of the file before its pixels are decoded.
 
     Raises:
-        BadPicture: it is not an image, has more than `MOST_PIXELS`, or is incomplete.
+        BadPicture: it is not an image, has more than `MOST_PIXELS`, is narrower than one in `MOST_ASPECT`, or is
+            incomplete.
     """
     if len(data) > MOST_BYTES:
         raise BadPicture(f"The file is larger than {MOST_BYTES >> 20} MB.")
@@ -126,6 +128,8 @@ def decode(data: bytes) -> Tensor:
         raise BadPicture(
             f"The image has {W} × {H} pixels; at most {MOST_PIXELS // 10**6} million are accepted. Make it smaller."
         )
+    if max(W, H) > MOST_ASPECT * min(W, H):
+        raise BadPicture(f"The image has {W} × {H} pixels; its sides may differ by a factor of {MOST_ASPECT} at most.")
     with tempfile.TemporaryDirectory(prefix="pliant-explore-") as folder:
         path = Path(folder) / "picture"
         path.write_bytes(data)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import SplitResult, parse_qsl, urlsplit
 
 from pliant.app.explore.look import look
 from pliant.app.explore.networks import Network
@@ -108,7 +108,7 @@ class Handler(BaseHTTPRequestHandler):
             raise Refused(HTTPStatus.FORBIDDEN, "This server answers to its own page only.")
 
     def _get(self) -> tuple[str, bytes]:
-        address = urlsplit(self.path)
+        address = _address(self.path)
         if address.path == "/api/catalog":
             return "application/json", _json(catalog(list(self.server.networks.values()), self.server.gallery.all()))
         if address.path == "/api/look":
@@ -133,17 +133,15 @@ class Handler(BaseHTTPRequestHandler):
         return look(network, picture, scale, angle)
 
     def _post(self) -> tuple[str, bytes]:
-        address = urlsplit(self.path)
+        address = _address(self.path)
         if address.path != "/api/pictures":
             raise Refused(HTTPStatus.NOT_FOUND, f"Nothing can be sent to {address.path}.")
         length = self.headers.get("Content-Length", "")
         if not (length.isascii() and length.isdigit()):
             raise Refused(HTTPStatus.LENGTH_REQUIRED, "The request must state the size of the file (Content-Length).")
-        if int(length) > MOST_BYTES:
-            raise Refused(
-                HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-                f"The file has {int(length) / 2**20:.0f} MB; at most {MOST_BYTES >> 20} are accepted.",
-            )
+        # Python refuses to convert thousands of digits.
+        if len(length) > 20 or int(length) > MOST_BYTES:
+            raise Refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"Files of at most {MOST_BYTES >> 20} MB are accepted.")
         data = self.rfile.read(int(length))
         if len(data) < int(length):
             raise ConnectionError("the file ended too early")
@@ -181,6 +179,13 @@ def catalog(networks: Sequence[Network], pictures: Sequence[Picture]) -> dict[st
         "models": [{"id": n.id, "label": n.label, "about": n.about, "detects": n.detects} for n in networks],
         "pictures": [picture.entry() for picture in pictures],
     }
+
+
+def _address(path: str) -> SplitResult:
+    try:
+        return urlsplit(path)
+    except ValueError as error:
+        raise Refused(HTTPStatus.BAD_REQUEST, f"This is no address: {error}.") from error
 
 
 def _number(asked: dict[str, str], name: str, usual: float, least: float, most: float) -> float:

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import json
 import pickle
-import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from pliant._files import replacing
+from pliant import _INSTALL
+from pliant._files import ZIP, code_in, load, replacing, save, weights
 from pliant.interop.checkpoints import mxnet
 
-# Keys under which checkpoints hold their weights, in the order in which they are tried.
-INSIDE = ("state_dict", "model", "model_state_dict", "params_ema", "params")
-READABLE = (".pth", ".pt", ".pkl", ".params", ".safetensors")
 WRITABLE = (".safetensors", ".pth", ".pt")
+# What a file of torch before 1.6 begins with: a number, pickled.
+_OLD_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 _RECORD = "pliant"
 
 
@@ -32,42 +31,36 @@ class File(NamedTuple):
 def read(path: str | Path) -> File:
     """Read the weights in a file.
 
-    Nothing in the file is executed: `.pth` and `.pt` are read with ``weights_only=True``, `.pkl` by an unpickler that
-    knows dictionaries and NumPy arrays, `.params` and `.safetensors` have no code in them. Weights inside a dictionary
-    under "state_dict", "model", "model_state_dict", "params_ema" or "params" are found; a prefix "module." that every
-    name has is removed.
+    Nothing in the file is executed: what torch.save wrote is read with ``weights_only=True``, other pickles by an
+    unpickler that knows dictionaries and NumPy arrays; files of MXNet and safetensors have no code in them. Weights
+    inside nested dictionaries are found, whatever their key; where several hold tensors, names begin with their keys. A
+    prefix "module." that every name has is removed.
 
     Args:
-        path: the file; its suffix determines the format.
+        path: the file. Its first bytes determine the format: `.pkl`, `.bin`, `.ckpt`, `.pth.tar` or any other suffix
+            may stand for several.
 
     Raises:
         OSError: there is no such file.
-        ValueError: the suffix is unknown, the file is damaged or holds no weights, or a pickle needs more than tensors
+        ValueError: the file has another format, is damaged or holds no weights, or a pickle needs more than tensors
             and numbers.
         ImportError: the file is `.safetensors`, and the package of that name is not installed.
     """
     path = Path(path)
     found: Any
     record: dict[str, Any] = {}
-    if path.suffix not in READABLE:
-        raise ValueError(f"{path}: the suffix must be one of {', '.join(READABLE)}, got {path.suffix!r}")
-    with path.open("rb"):
-        pass  # a missing file, a folder and a file without permission raise here, with their names
-    if path.suffix == ".safetensors":
+    kind = _kind(path)
+    if kind == "safetensors":
         found, record = _read_safetensors(path)
-    elif path.suffix in (".pth", ".pt"):
+    elif kind == "torch":
         found = _read_torch(path)
-    elif path.suffix == ".pkl":
+    elif kind == "pickle":
         found = _read_arrays(path)
     else:
         found = dict(mxnet.read(path))
     if isinstance(found, dict) and isinstance(found.get(_RECORD), dict):
         record = found[_RECORD]
-    for key in INSIDE:
-        if isinstance(found, dict) and isinstance(found.get(key), dict):
-            found = found[key]
-            break
-    entries = {str(key): value for key, value in found.items()} if isinstance(found, dict) else {}
+    entries = weights(found)
     state = {name: value for name, value in entries.items() if isinstance(value, Tensor)}
     if not state:
         raise ValueError(f"{path}: holds no weights; a dictionary from names to tensors is expected")
@@ -77,8 +70,26 @@ def read(path: str | Path) -> File:
     return File(state, others, record)
 
 
+def _kind(path: Path) -> str:
+    """Return the format of a file by its first bytes; those of a damaged file may be nothing, then by its suffix."""
+    with path.open("rb") as file:
+        start = file.read(len(_OLD_TORCH))
+    if start.startswith((ZIP, _OLD_TORCH)):
+        return "torch"
+    if int.from_bytes(start[:8], "little") == mxnet.LIST_MAGIC:
+        return "mxnet"
+    if start[8:9] == b"{":  # after the length of a header of JSON
+        return "safetensors"
+    if start.startswith(b"\x80"):
+        return "pickle"
+    kinds = {".safetensors": "safetensors", ".params": "mxnet", ".pkl": "pickle"}
+    return kinds.get(path.suffix, "torch")
+
+
 def write(path: str | Path, state: dict[str, Tensor], record: dict[str, Any] | None = None) -> None:
     """Write weights and a record, which must be plain JSON, to a `.safetensors`, `.pth` or `.pt` file.
+
+    Folders that do not exist are made.
 
     Raises:
         ValueError: the suffix is another one.
@@ -88,8 +99,6 @@ def write(path: str | Path, state: dict[str, Tensor], record: dict[str, Any] | N
     path = Path(path)
     if path.suffix not in WRITABLE:
         raise ValueError(f"{path}: the suffix must be one of {', '.join(WRITABLE)}, got {path.suffix!r}")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"{path}: there is no folder {str(path.parent)!r} to write it to")
     if path.is_dir():
         raise IsADirectoryError(f"{path}: is a folder")
     package = _safetensors(path) if path.suffix == ".safetensors" else None
@@ -103,7 +112,9 @@ def write(path: str | Path, state: dict[str, Tensor], record: dict[str, Any] | N
 
 def _write(path: Path, package: Any, state: dict[str, Tensor], record: dict[str, Any]) -> None:
     if package is None:
-        torch.save({"state_dict": dict(state), _RECORD: record}, path)
+        # A whole detector is a checkpoint like those of training.
+        about = record.get("detector") or {}
+        save({**about, "model" if about else "state_dict": dict(state), _RECORD: record}, path)
     else:
         # safetensors refuses tensors that share memory.
         own = {name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in state.items()}
@@ -114,7 +125,7 @@ def _safetensors(path: Path) -> Any:
     try:
         import safetensors.torch
     except ModuleNotFoundError as error:
-        sentence = f'{path}: needs the package safetensors: pip install "pliant[convert]"'
+        sentence = f"{path}: needs the package safetensors: {_INSTALL.format(extra='convert')}"
         raise ModuleNotFoundError(sentence, name="safetensors") from error
     return safetensors.torch
 
@@ -133,26 +144,14 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 def _read_torch(path: Path) -> Any:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch warns of the pickle's protocol before it fails
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # pickle, zip and torch raise their own; a truncated file raises OSError, too
-        needs = _globals(path)
-        if needs:
+        return load(path)
+    except ValueError as error:
+        if needs := code_in(path):
             raise ValueError(
                 f"{path}: needs {needs} beside tensors and numbers, which loading would run; if you trust it, save "
                 'its tensors alone, such as torch.save(torch.load(path, weights_only=False)["state_dict"], new_path)'
             ) from error
         raise ValueError(f"{path}: is not a file that torch.save wrote, or is damaged") from error
-
-
-def _globals(path: Path) -> str:
-    """Return the names outside torch that a pickle would import, "" if it needs none or cannot be read."""
-    try:
-        names = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
-    except Exception:
-        return ""
-    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
 
 
 class _Arrays(pickle.Unpickler):

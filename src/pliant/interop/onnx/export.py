@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pliant import _INSTALL
 from pliant.interop._program import program, quiet
 
 FIRST = 19  # the first opset with DeformConv
@@ -46,7 +47,8 @@ def export(
         opset: version of ONNX's operators, at least 19.
         kwargs: more inputs, by name.
         dynamic: whether the batch, height and width of every input (N, C, H, W) and the number of rows of every input
-            (R, 5) may change; each must be at least 2 in `args`.
+            (R, 5) or (n, 4) may change, each of which must be at least 2 in `args`, and the size of every input (n,)
+            unless the model determines it.
         dynamic_shapes: those of torch.export, instead of `dynamic`.
         input_names: of the file; by default the arguments' names.
         output_names: of the file.
@@ -56,7 +58,7 @@ def export(
         ValueError: the opset has no DeformConv, or none in bfloat16 where the model has it (torch would write a file
             that no runtime reads, without a warning), or torch cannot write it; the model is in training mode; both
             kinds of dynamic shapes are given; or a size that `dynamic` leaves open is below 2 in `args`.
-        ModuleNotFoundError: onnx or onnxscript is not installed: ``pip install "pliant[export]"``.
+        ModuleNotFoundError: onnx or onnxscript is not installed; the extra `export` has them.
 
     Warns:
         UserWarning: the model has RoI operators and the opset is 22 or more: ONNX Runtime 1.32 has no kernels for them.
@@ -67,7 +69,7 @@ def export(
         try:
             __import__(needed)
         except ModuleNotFoundError as error:
-            sentence = f'onnx.export: needs the package {needed}: pip install "pliant[export]"'
+            sentence = f"onnx.export: needs the package {needed}: {_INSTALL.format(extra='export')}"
             raise ModuleNotFoundError(sentence, name=needed) from error
     from pliant.interop.onnx import translating
 
@@ -95,4 +97,5 @@ def export(
     assert written is not None
     if (version := written.model.opset_imports[""]) != opset:
         raise ValueError(f"onnx.export: torch {torch.__version__} cannot write opset {opset}, it wrote {version}")
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
     written.save(str(path), external_data=external_data)

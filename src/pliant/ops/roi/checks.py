@@ -77,14 +77,14 @@ def _check_images(op: str, name: str, input: Tensor, rois: Tensor) -> None:
     raise ValueError(f"{op}: {name}[{r}, 0] must be the index of one of the {N} images, got {float(index[r]):g}")
 
 
-def whole(op: str, name: str, value: object, least: int | None = None) -> None:
-    """Raise unless `value` is an int, and at least `least`."""
+def whole(op: str, name: str, value: object, least: int | None = None, limit: int = _check.LIMIT) -> None:
+    """Raise unless `value` is an int, at least `least`, and less than `limit`, a limit of ``_check``."""
     if not isinstance(value, int | torch.SymInt) or isinstance(value, bool):
         raise TypeError(f"{op}: {name} must be an int, got {value!r}")
     if least is not None and value < least:
         raise ValueError(f"{op}: {name} must be at least {least}, got {value}")
-    if type(value) is int and value >= _check.LIMIT:
-        raise ValueError(f"{op}: {name} must be less than 2³¹, got {value}")
+    if type(value) is int and value >= limit:
+        raise ValueError(f"{op}: {name} must be less than {_check.SPELLED[limit]}, got {value}")
 
 
 def check_mask(op: str, mask: Tensor | None, rois: Tensor, Ph: int, Pw: int) -> None:

@@ -81,13 +81,9 @@ def deform_psroi_pool(
     """
     rois = checks.boxes(_OP, "rois", rois, input)
     part = output_size if part_size is None else part_size
-    for name, value in (
-        ("output_size", output_size),
-        ("group_size", group_size),
-        ("part_size", part),
-        ("sample_per_part", sample_per_part),
-    ):
+    for name, value in (("output_size", output_size), ("group_size", group_size), ("part_size", part)):
         checks.whole(_OP, name, value, 1)
+    checks.whole(_OP, "sample_per_part", sample_per_part, 1, _check.SAMPLES)
     geometry = (output_size, float(spatial_scale), group_size, part, sample_per_part, float(trans_std))
     return _run(implementation, input, rois, offset, *geometry, mask)
 

@@ -77,7 +77,7 @@ def deform_roi_pool(
     _check.tensors(_OP, input=input)
     rois = checks.boxes(_OP, "rois", rois, input)
     size = _check.pair(_OP, "output_size", output_size, 1)
-    checks.whole(_OP, "sampling_ratio", sampling_ratio)
+    checks.whole(_OP, "sampling_ratio", sampling_ratio, limit=_check.SAMPLES)
     geometry = (size, float(spatial_scale), sampling_ratio, float(gamma))
     return _run(implementation, input, rois, offset, *geometry, mask)
 

@@ -61,7 +61,7 @@ def ps_roi_align(
     """
     rois = checks.boxes(_OP, "boxes", boxes, input)
     size = _check.pair(_OP, "output_size", output_size, 1)
-    checks.whole(_OP, "sampling_ratio", sampling_ratio)
+    checks.whole(_OP, "sampling_ratio", sampling_ratio, limit=_check.SAMPLES)
     return _run(implementation, input, rois, size, float(spatial_scale), sampling_ratio)
 
 

@@ -89,9 +89,15 @@ class Protocol:
         return cls(profile, recipe, train, test, evaluations)
 
     @property
+    def epochs(self) -> int:
+        """Return the passes over the composed scenes."""
+        assert self.recipe.epochs is not None  # every profile names them
+        return self.recipe.epochs
+
+    @property
     def steps(self) -> int:
         """Return the steps of the optimiser, the same for all images."""
-        return self.recipe.epochs * (self.train // self.recipe.batch)
+        return self.epochs * (self.train // self.recipe.batch)
 
     def recipe_of(self, task: Task, images: int, weights: Path | None = None) -> DetectorRecipe:
         """Return how a network is trained on so many `images`, its backbone starting from the file `weights`."""
@@ -124,7 +130,7 @@ class Protocol:
         return {
             "study": "detection",
             "profile": self.profile,
-            "epochs": self.recipe.epochs,
+            "epochs": self.epochs,
             "steps": self.steps,
             "recipe": asdict(self.recipe),
             "options": {**OPTIONS, "anchor_sizes": ANCHORS, "roi_hidden": ROI_HIDDEN},

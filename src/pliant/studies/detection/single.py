@@ -59,7 +59,7 @@ def _network(task: Task, protocol: Protocol, data: Images, device: str, path: Pa
     before = evaluate(build(False).to(ranks.device), test, batch=recipe.batch, ranks=ranks)
     model = build(True)
 
-    parts, seconds = protocol.recipe.epochs, 0.0
+    parts, seconds = protocol.epochs, 0.0
 
     def told(record: Record) -> None:
         nonlocal seconds
@@ -80,7 +80,7 @@ def _network(task: Task, protocol: Protocol, data: Images, device: str, path: Pa
         "multiply_adds": multiply_adds(model.to("cpu"), 3, SIDE, SIDE),
         "train_seconds": round(seconds, 2),
         "image_seconds": _pace(lambda image: model([shown(image).to(ranks.device)]), model.to(ranks.device), test),
-        "epochs": protocol.recipe.epochs,
+        "epochs": protocol.epochs,
         "steps": protocol.steps,
         "untrained": {key: before[key] for key in SCORES[:3]},
         "scores": {key: evaluations[-1][key] for key in SCORES},
@@ -93,7 +93,7 @@ def _network(task: Task, protocol: Protocol, data: Images, device: str, path: Pa
 def _hog(task: Task, protocol: Protocol, data: Images, device: str, path: Path, tell: Tell) -> dict[str, Any]:
     train, test = data.of(task)
     machine = HogMachine(len(train.classes), task.seed)
-    epochs = protocol.recipe.epochs
+    epochs = protocol.epochs
     started = time.perf_counter()
     machine.fit(train, ROUNDS, lambda round, rounds: tell(round * epochs // (rounds + 1), epochs))
     trained = time.perf_counter()

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
+from pliant import _native
 from pliant.ops.conv.deform_conv1d import deform_conv1d
 from pliant.ops.conv.deform_conv2d import deform_conv2d
 from pliant.ops.conv.deform_conv3d import deform_conv3d
 from pliant.ops.conv.modules.predicting import Predicting
+from pliant.ops.conv.packed import PackedWeight
 
 
 class DeformConv1d(Predicting):
@@ -106,17 +110,28 @@ class DeformConv2d(Predicting):
     dilation: tuple[int, int]
 
     def _convolve(self, input: Tensor, offset: Tensor, mask: Tensor | None) -> Tensor:
-        return deform_conv2d(
-            input,
-            offset,
-            self.weight,
-            self.bias,
-            self.stride,
-            self.padding,
-            self.dilation,
-            mask,
-            boundary=self.boundary,
-        )
+        given = (input, offset, self.weight, self.bias, self.stride, self.padding, self.dilation, mask)
+        packed = None if self.training else self._packed
+        if packed is not None and packed.serves(self.weight, input, offset, self.bias, mask):
+            return packed.convolve(*given, self.boundary)
+        return deform_conv2d(*given, boundary=self.boundary)
+
+    # What pliant.nn.prepack keeps between calls, never in a state dict, a copy or a saved model.
+    _packed: PackedWeight | None = None
+
+    def prepack(self) -> bool:
+        """Keep the weight packed for inference; return whether it is. See :func:`pliant.nn.prepack`."""
+        packs = _native.path is not None and self.weight.is_cpu
+        packed = PackedWeight(self.weight, self.groups) if packs else None
+        self._packed = packed if packed is not None and packed.panels.numel() > 0 else None
+        return self._packed is not None
+
+    def unprepack(self) -> None:
+        """Drop the packed weight."""
+        self._packed = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_packed"}
 
 
 class DeformConv3d(Predicting):

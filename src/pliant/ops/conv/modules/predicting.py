@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pliant import _check
+from pliant._check import not_scripted
+from pliant.ops.conv.modules.sliced import SlicedConv2d
 
 Numbers = int | Sequence[int]
 
@@ -20,7 +22,7 @@ class Predicting(nn.Module):
 
     axes = "yx"
     # The convolution that predicts, the shape of what it reads, and the words for one number per axis.
-    plain: Any = nn.Conv2d
+    plain: Any = SlicedConv2d.if_needed
     letters, several = "N C H W", "a pair"
     conv_offset: nn.Conv1d | nn.Conv2d | nn.Conv3d
     kernel_size: tuple[int, ...]
@@ -152,13 +154,15 @@ class Predicting(nn.Module):
     def _check(self, input: Tensor, guide: Tensor | None) -> None:
         # Checked here: the branch would accept an input without a batch, and blame its own weight for wrong channels.
         name = type(self).__name__
-        _check.layer(name, "input", input, self.letters, self.in_channels)
+        _check.layer(name, "input", input, self.letters, self.in_channels, self)
         if self.guide_channels is not None:
             if guide is None:
                 raise TypeError(f"{name}: guide must be a tensor, this layer predicts its offsets from one")
-            _check.layer(name, "guide", guide, self.letters, self.guide_channels)
+            _check.layer(name, "guide", guide, self.letters, self.guide_channels, self)
         elif isinstance(guide, Tensor):
             raise TypeError(f"{name}: guide must be None, this layer was made without guide_channels")
+
+    __prepare_scriptable__ = not_scripted
 
     def _pad(self, input: Tensor) -> Tensor:
         return _pad_end(input, self.extra)

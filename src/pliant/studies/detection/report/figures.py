@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pliant import _files
 from pliant.models import boxes, build_detector, strip_training_only
 from pliant.show import canvas, sampling
 from pliant.studies.detection import measures
@@ -152,7 +153,7 @@ def _finder(results: Results, contestant: str, data: str) -> Callable[[Tensor], 
         return None
     try:
         if not find(contestant).learned:
-            return HogMachine.load(torch.load(path, map_location="cpu", weights_only=True)).detect
+            return HogMachine.load(_files.load(path)).detect
         model = _load(results, task)
     except Exception as error:  # a damaged file raises whatever its missing part happens to raise
         results.notes.append(f"{unreadable(path, error)}.")
@@ -170,7 +171,7 @@ def _load(results: Results, task: Task) -> Any:
     protocol = Protocol.of(results.profile)
     # What mimicking needs is not among the weights.
     model = build_detector(protocol.recipe_of(task, 1).model, len(_test(results, task.data).classes))
-    state = torch.load(weights(results.folder, task), map_location="cpu", weights_only=True)
+    state = _files.load(weights(results.folder, task))
     strip_training_only(model)
     model.load_state_dict(state)
     return model.eval()

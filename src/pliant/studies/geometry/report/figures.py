@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pliant import _files
 from pliant.nn import DeformConv2d, LocalResponseNorm
 from pliant.show import canvas, grids, lrn, sampling
 from pliant.studies.geometry.contestants import CONTESTANTS, build
@@ -134,7 +135,7 @@ def _net(results: Results, wanted: Callable[[str], bool], what: str) -> tuple[An
 
     def load(task: Task) -> tuple[Any, str]:
         net = build(task.contestant)
-        net.load_state_dict(torch.load(weights(results.folder, task), map_location="cpu", weights_only=True))
+        net.load_state_dict(_files.load(weights(results.folder, task)))
         return net.eval(), f"“{results.label(task.contestant)}” ({task.training} training, seed {task.seed})"
 
     there = [c for c in reversed(results.contestants) if c in CONTESTANTS and wanted(c)]
