@@ -44,7 +44,7 @@ Tensor deform_conv_transpose2d(const Tensor& input, const Tensor& offset, const 
   require_fit(!bias || (bias->scalar_type() == input.scalar_type() && has_shape(*bias, {s.C})), kOp);
   const bool last = channels_last(input);
   const Tensor none = torch::stable::new_empty(input, {0});
-  Gradients out{true, false, false, false, empty_map(input, map, last), none, none, none, last, bias};
+  Gradients out{true, false, false, false, empty_map(input, map, last), none, none, none, last, true, bias};
   STD_TORCH_CHECK(differentiate(input, out.input, offset, weight, mask, s, out), kOp, ": a matrix product failed");
   return out.input;
 }

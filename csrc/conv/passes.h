@@ -18,7 +18,8 @@ Tensor pack(const Tensor& weight, const ConvShape& s);
 struct Gradients {
   bool want_input, want_offset, want_weight, want_mask;
   Tensor input, offset, weight, mask;
-  bool last = false;  // the layout of the input's gradient
+  bool last = false;   // the layout of the input's gradient
+  bool alike = false;  // whether that has the same bits for any number of threads
   // Where that is wanted alone, the bias it begins with instead of zeros: transposed convolution's.
   const std::optional<Tensor>& bias = kNone;
 
