@@ -99,7 +99,7 @@ def test_what_is_no_network_gets_a_sentence(tmp_path: Path) -> None:
     for path, match in (
         (text, "damaged, or not a file of weights .*; use best.pt or last.pt of `pliant train detector`"),
         (other, "does not say which network its weights belong to; use best.pt or last.pt"),
-        (module, r"holds code \(pliant.ops.conv.modules.DeformConv2d.*\) that loading would run; use"),
+        (module, r"holds code \(pliant.ops.conv.modules.convolutions.DeformConv2d.*\) that loading would run; use"),
         (unfit, "do not fit the contestant plain"),
     ):
         with pytest.raises(ValueError, match=match):

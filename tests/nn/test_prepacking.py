@@ -11,7 +11,7 @@ from torch import nn
 
 from pliant import _native
 from pliant.nn import DeformConv2d, prepack, unprepack
-from pliant.ops.conv import modules
+from pliant.ops.conv.modules import convolutions
 
 pytestmark = pytest.mark.skipif(_native.path is None, reason="there are no kernels")
 packs = pytest.mark.skipif(_native.instruction_level() == "baseline", reason="products read the weight itself")
@@ -36,7 +36,7 @@ def test_results_are_the_same_bit_for_bit(dtype: torch.dtype, groups: int, monke
         before = layer(given)
         assert prepack(nn.Sequential(layer, nn.ReLU())) == 1
         with monkeypatch.context() as patch:
-            patch.setattr(modules, "deform_conv2d", None)  # the long way is closed
+            patch.setattr(convolutions, "deform_conv2d", None)  # the long way is closed
             assert torch.equal(layer(given), before)
 
 
