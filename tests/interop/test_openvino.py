@@ -12,7 +12,15 @@ from torch import Tensor, nn
 from pliant import ops
 from pliant.interop import openvino as ours
 from pliant.models import ResNet
-from pliant.nn import DeformConv2d, DeformPSRoIPool, DeformRoIPool, LocalResponseNorm
+from pliant.nn import (
+    DeformConv1d,
+    DeformConv2d,
+    DeformConv3d,
+    DeformConvTranspose2d,
+    DeformPSRoIPool,
+    DeformRoIPool,
+    LocalResponseNorm,
+)
 from pliant.testing import error
 
 # Warnings of torch.jit.trace, which OpenVINO calls itself.
@@ -69,6 +77,21 @@ def test_deformable_layers(openvino: Any, layer: nn.Module, way: str) -> None:
         layer = nn.Sequential(nn.Conv2d(8, 8, 1), layer).eval()
         converted = openvino.convert_model(layer, example_input=x, extension=ours.extensions())
     _agree(openvino, converted, layer, (x,), (other,))
+
+
+FAMILY: dict[str, tuple[Callable[..., nn.Module], tuple[int, ...]]] = {
+    "sequence": (lambda **o: DeformConv1d(8, 6, 3, padding=1, groups=2, offset_groups=2, **o), (2, 8, 12)),
+    "volume": (lambda **o: DeformConv3d(4, 6, (2, 3, 2), padding=1, groups=2, **o), (2, 4, 4, 6, 5)),
+    "transposed": (lambda **o: DeformConvTranspose2d(8, 6, 4, 2, 1, groups=2, offset_groups=3, **o), (2, 8, 6, 5)),
+}
+
+
+@pytest.mark.parametrize("boundary", ["zeros", "clamp"])
+@pytest.mark.parametrize("name", FAMILY)
+def test_sequences_volumes_and_transposed(openvino: Any, name: str, boundary: str, moving: Moving) -> None:
+    build, size = FAMILY[name]
+    layer, x = moving(build(boundary=boundary), 0.3), torch.randn(size)
+    _agree(openvino, ours.convert(layer, (x,)), layer, (x,))
 
 
 class Norms(nn.Module):

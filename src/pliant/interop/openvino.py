@@ -125,18 +125,19 @@ def _deform_conv2d(context: Any) -> Any:
     from openvino import opset15 as op
 
     input, offset, weight = (context.get_input(i) for i in range(3))
-    bias, mask = _tensor(context, 3), _tensor(context, 4)
-    sh, sw, ph, pw, dh, dw, clamp = _numbers(context, 5, 12)
+    bias, mask = _tensor(context, 3), _tensor(context, 7)
+    stride, padding, dilation = ([int(n) for n in numbers] for numbers in _numbers(context, 4, 7))
+    (clamp,) = _numbers(context, 8, 9)
     _, Cg, Kh, Kw = weight.get_shape()
     groups = _size("deform_conv2d", "input", input, 1) // Cg
     output = op.deformable_convolution(
         input,
         offset,
         weight,
-        [sh, sw],
-        [ph, pw],
-        [ph, pw],
-        [dh, dw],
+        stride,
+        padding,
+        padding,
+        dilation,
         mask,
         group=groups,
         deformable_group=_size("deform_conv2d", "offset", offset, 1) // (2 * Kh * Kw),
@@ -170,7 +171,7 @@ def _boxes(context: Any) -> Any:
 def _roi_align(context: Any) -> Any:
     from openvino import opset15 as op
 
-    Ph, Pw, scale, ratio, aligned = _numbers(context, 2, 7)
+    (Ph, Pw), scale, ratio, aligned = _numbers(context, 2, 6)
     first, end, step, axis = (op.constant([n]) for n in (1, 5, 1, 1))
     rois = _boxes(context)
     image = op.squeeze(op.slice(rois, op.constant([0]), first, step, axis), axis)
@@ -178,14 +179,14 @@ def _roi_align(context: Any) -> Any:
     boxes = op.slice(rois, first, end, step, axis)
     samples = max(ratio, 0)
     input = context.get_input(0)
-    return op.roi_align(input, boxes, op.convert(image, "i32"), Ph, Pw, samples, scale, "avg", mode).outputs()
+    return op.roi_align(input, boxes, op.convert(image, "i32"), int(Ph), int(Pw), samples, scale, "avg", mode).outputs()
 
 
 def _maxima(context: Any) -> Any:
     from openvino import opset15 as op
 
-    Ph, Pw, scale = _numbers(context, 2, 5)
-    return op.roi_pooling(context.get_input(0), _boxes(context), [Ph, Pw], scale, "max").output(0)
+    (Ph, Pw), scale = _numbers(context, 2, 4)
+    return op.roi_pooling(context.get_input(0), _boxes(context), [int(Ph), int(Pw)], scale, "max").output(0)
 
 
 def _roi_pool(context: Any) -> Any:
