@@ -101,13 +101,13 @@ fi; \
 test -z "$$failed"
 endef
 
-# Torch is installed first and alone, so that its pinned version is there before pip resolves what depends on torch. The
-# build then uses that torch (--no-build-isolation), because -c has no effect in an isolated build environment.
+# Torch is installed first and alone, so that its pinned version is there before pip resolves what depends on torch; it may
+# be hundreds of megabytes, so pip's progress is seen. The build then uses that torch (--no-build-isolation), because -c has no effect in an isolated build environment.
 .venv/.installed: pyproject.toml constraints.txt CMakeLists.txt $(wildcard csrc/* csrc/*/*)
 	$(CHECK)
 	@$(PY) -m pip --version > /dev/null 2>&1 || { echo 'making .venv'; $(PYTHON) -m venv --clear .venv; }
 	@echo 'installing $(TORCH)'
-	@$(PIP) --quiet $(TORCH_ARGS) $(TORCH) \
+	@$(PIP) $(TORCH_ARGS) $(TORCH) \
 	  || { echo 'pliant: $(TORCH) could not be installed; TORCH_ARGS="--index-url ..." points pip elsewhere' >&2; exit 1; }
 	@echo 'installing build tools'
 	@$(PIP) --quiet -c constraints.txt pip scikit-build-core cmake ninja
