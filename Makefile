@@ -2,15 +2,19 @@
 #
 #   PYTHON=python3.12    another Python than python3
 #   TORCH_ARGS=...       where pip finds torch, such as TORCH_ARGS="--index-url https://download.pytorch.org/whl/cpu"
+#   TORCH=2.14.1         another torch than the pinned one, in an environment of its own, such as make test TORCH=2.14.1
 #   ARGS=...             more arguments for the program a target runs, such as make test ARGS="-k lrn"
 
 PYTHON ?= python3
+TORCH ?=
 TORCH_ARGS ?=
 ARGS ?=
 
-PY := .venv/bin/python
+VENV := .venv$(addprefix -torch-,$(TORCH))
+PY := $(VENV)/bin/python
 PIP := $(PY) -m pip install --disable-pip-version-check
-TORCH := $(shell grep '^torch==' constraints.txt)
+PINNED := $(if $(TORCH),torch==$(TORCH),$(shell grep '^torch==' constraints.txt))
+CONSTRAINTS := $(if $(TORCH),$(VENV)/constraints.txt,constraints.txt)
 
 .PHONY: help install demo test test-triton test-rounding test-browser slow lint bench bench-peers count docs wheel clean
 
@@ -29,7 +33,7 @@ help:
 	@echo 'make clean   remove everything that make created, except runs/'
 
 demo: install
-	.venv/bin/pliant study geometry --quick $(ARGS)
+	$(VENV)/bin/pliant study geometry --quick $(ARGS)
 
 test: install
 	$(PY) -m pytest $(ARGS)
@@ -49,7 +53,7 @@ test-rounding: install
 	ONEDNN_MAX_CPU_ISA=SSE41 $(PY) -m pytest $(ARGS)
 	ONEDNN_MAX_CPU_ISA=AVX2 $(PY) -m pytest $(ARGS)
 
-test-browser: .venv/.browser
+test-browser: $(VENV)/.browser
 	$(PY) -m pytest tests/explore/browser $(ARGS)
 
 slow: install
@@ -64,23 +68,23 @@ bench-peers: .venv-peers/.installed
 count: install
 	$(PY) benchmarks/instructions/count.py $(ARGS)
 
-lint: .venv/.lint
-	.venv/bin/ruff check .
-	.venv/bin/ruff format --check .
-	.venv/bin/mypy
+lint: $(VENV)/.lint
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
 
-docs: .venv/.docs
-	.venv/bin/mkdocs build --strict
+docs: $(VENV)/.docs
+	$(VENV)/bin/mkdocs build --strict
 
 wheel: install
 	$(PY) -m pip wheel --no-build-isolation --no-deps --wheel-dir dist .
 
 clean:
-	rm -rf .venv .venv-peers build dist site .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-torch-* .venv-peers build dist site .pytest_cache .mypy_cache .ruff_cache
 
 # The file .venv/.installed stands for the installation: it is out of date when a file that the installation depends on is
 # newer.
-install: .venv/.installed
+install: $(VENV)/.installed
 
 define CHECK
 @failed=; say() { failed=1; printf 'pliant: %s\n' "$$1" >&2; }; \
@@ -101,45 +105,53 @@ fi; \
 test -z "$$failed"
 endef
 
-# Torch is installed first and alone, so that its pinned version is there before pip resolves what depends on torch; it may
-# be hundreds of megabytes, so pip's progress is seen. The build then uses that torch (--no-build-isolation), because -c has no effect in an isolated build environment.
-.venv/.installed: pyproject.toml constraints.txt CMakeLists.txt $(wildcard csrc/* csrc/*/*)
+# Of another torch, what it brought along stays, and the constraints of all other packages hold.
+KEPT := awk -F '[=; ]+' '{ name = tolower($$1); gsub(/[-_.]+/, "-", name) } FILENAME == "-" { have[name] = 1 } \
+  FILENAME == "-" || !(name in have)'
+# CMake remembers where torch is.
+BUILD := $(if $(TORCH),--config-settings build-dir=build/$(VENV))
+
+# Torch is installed first and alone, so that its pinned version is there before pip resolves what depends on torch; pip
+# shows its progress, for it may be hundreds of megabytes. The build then uses that torch (--no-build-isolation), because
+# -c has no effect in an isolated build environment.
+$(VENV)/.installed: pyproject.toml constraints.txt CMakeLists.txt $(wildcard csrc/* csrc/*/*)
 	$(CHECK)
-	@$(PY) -m pip --version > /dev/null 2>&1 || { echo 'making .venv'; $(PYTHON) -m venv --clear .venv; }
-	@echo 'installing $(TORCH)'
-	@$(PIP) $(TORCH_ARGS) $(TORCH) \
-	  || { echo 'pliant: $(TORCH) could not be installed; TORCH_ARGS="--index-url ..." points pip elsewhere' >&2; exit 1; }
+	@$(PY) -m pip --version > /dev/null 2>&1 || { echo 'making $(VENV)'; $(PYTHON) -m venv --clear $(VENV); }
+	@echo 'installing $(PINNED)'
+	@$(PIP) $(TORCH_ARGS) $(PINNED) \
+	  || { echo 'pliant: $(PINNED) could not be installed; TORCH_ARGS="--index-url ..." points pip elsewhere' >&2; exit 1; }
+	$(if $(TORCH),@$(PY) -m pip freeze --all --exclude pip | $(KEPT) - constraints.txt > $(CONSTRAINTS))
 	@echo 'installing build tools'
-	@$(PIP) --quiet -c constraints.txt pip scikit-build-core cmake ninja
+	@$(PIP) --quiet -c $(CONSTRAINTS) pip scikit-build-core cmake ninja
 	@echo 'compiling and installing pliant, with what training, studies and tests need'
-	@$(PIP) --quiet -c constraints.txt --no-build-isolation --group test -e '.[study,convert,export,train]'
+	@$(PIP) --quiet -c $(CONSTRAINTS) --no-build-isolation $(BUILD) --group test -e '.[study,convert,export,train]'
 	@touch $@
 
-.venv/.lint: .venv/.installed
+$(VENV)/.lint: $(VENV)/.installed
 	@echo 'installing ruff and mypy'
-	@$(PIP) --quiet -c constraints.txt --group lint
+	@$(PIP) --quiet -c $(CONSTRAINTS) --group lint
 	@touch $@
 
-.venv/.docs: .venv/.installed
+$(VENV)/.docs: $(VENV)/.installed
 	@echo 'installing mkdocs'
-	@$(PIP) --quiet -c constraints.txt --group docs
+	@$(PIP) --quiet -c $(CONSTRAINTS) --group docs
 	@touch $@
 
 # An installed Chromium is used if there is one; Playwright's own needs the libraries of a desktop system.
-.venv/.browser: .venv/.installed
+$(VENV)/.browser: $(VENV)/.installed
 	@echo 'installing playwright'
-	@$(PIP) --quiet -c constraints.txt --group browser
+	@$(PIP) --quiet -c $(CONSTRAINTS) --group browser
 	@for name in chromium chromium-browser google-chrome chrome; do command -v $$name > /dev/null && exit; done; \
 	  echo 'installing Chromium' && $(PY) -m playwright install chromium \
 	  || { echo 'pliant: there is no Chromium here; install one (Debian: apt install chromium)' >&2; exit 1; }
 	@touch $@
 
 # The other libraries stay out of .venv, whose torch and pliant .venv-peers uses too.
-.venv-peers/.installed: .venv/.installed
+.venv-peers/.installed: $(VENV)/.installed
 	@echo 'installing ONNX Runtime, OpenVINO and ncnn'
 	@$(PYTHON) -m venv --clear .venv-peers
 	@$(PY) -c "import site; print('import site; site.addsitedir(%r)' % site.getsitepackages()[0])" \
 	  > "$$(.venv-peers/bin/python -c 'import site; print(site.getsitepackages()[0])')/pliant-beside.pth"
-	@.venv-peers/bin/python -m pip install --disable-pip-version-check --quiet --upgrade -c constraints.txt pip
-	@.venv-peers/bin/python -m pip install --disable-pip-version-check --quiet -c constraints.txt --no-deps --group peers
+	@.venv-peers/bin/python -m pip install --disable-pip-version-check --quiet --upgrade -c $(CONSTRAINTS) pip
+	@.venv-peers/bin/python -m pip install --disable-pip-version-check --quiet -c $(CONSTRAINTS) --no-deps --group peers
 	@touch $@

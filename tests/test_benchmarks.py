@@ -14,15 +14,31 @@ import torch
 import pliant
 from pliant import _native
 from pliant.ops.table import OPERATORS
-from pliant.testing import NMS_CASES, TOLERANCE, DeformConvCase, LRNCase, NetworkCase, RoICase
+from pliant.testing import (
+    NMS_CASES,
+    TOLERANCE,
+    DCNCase,
+    DeformConvCase,
+    LRNCase,
+    MSDeformAttnCase,
+    NetworkCase,
+    RoICase,
+)
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 ROI = RoICase("small", (1, 4, 9, 8), 5)
+DCN = DCNCase("small", (2, 5, 6, 8), 2)
 SMALL: dict[str, tuple[Any, ...]] = {
     "deform_conv2d": (
         DeformConvCase("small", (2, 4, 7, 6), 6, offset_groups=2),
         DeformConvCase("depthwise", (1, 4, 7, 6), 4, groups=4),
     ),
+    "ms_deform_attn": (
+        MSDeformAttnCase("small", (2, 26, 2, 4), 5, ((4, 5), (2, 3))),
+        MSDeformAttnCase("near", (1, 26, 2, 4), 26, ((4, 5), (2, 3)), near=2.0),
+    ),
+    "dcnv3": (DCN,),
+    "dcnv4": (DCN,),
     "deform_roi_pool": (ROI,),
     "roi_align": (ROI,),
     "roi_pool": (ROI,),

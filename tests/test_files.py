@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from pliant._files import apart, load, replacing, text
+from pliant._files import apart, load, replacing, sweep, text
 
 
 def test_what_was_there_stays_until_the_end(tmp_path: Path) -> None:
@@ -86,6 +88,52 @@ def test_a_file_with_one_wrong_bit_is_refused(tmp_path: Path) -> None:
     whole[len(whole) // 3] ^= 1
     path.write_bytes(whole)
     assert torch.equal(load(path)["weight"], state["weight"])
+
+
+FULL = """
+import errno, os, resource, sys, torch
+from pathlib import Path
+from pliant._files import load, replacing, save
+
+path = Path(sys.argv[1])
+save({"a": torch.zeros(4)}, path)
+before = path.read_bytes()
+# Where the disk is full decides where torch's writer fails: in a record, between two, or at the end.
+for limit in (0, 100, 5000, 300_000, 795_000, 800_500):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+    for write in (lambda: save({"a": torch.randn(100_000), "b": torch.randn(100_000)}, path), None):
+        try:
+            if write is None:
+                with replacing(path) as part:
+                    part.write_bytes(bytes(900_000))
+            else:
+                write()
+        except OSError as error:
+            assert (error.errno, error.filename) == (errno.EFBIG, str(path)), error
+        else:
+            raise AssertionError(limit)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    assert path.read_bytes() == before and os.listdir(path.parent) == [path.name]
+print("done")
+"""
+
+
+def test_a_full_disk_is_what_the_system_says(tmp_path: Path) -> None:
+    """In a process of its own, whose files may not grow: torch's zip writer would end in an exception of its own."""
+    words = [sys.executable, "-c", FULL, str(tmp_path / "file.pt")]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr
+
+
+def test_what_killed_processes_left_is_swept(tmp_path: Path) -> None:
+    killed = subprocess.Popen(["true"])
+    killed.wait()
+    names = [f"a.{killed.pid}.part", f"b.pt.{os.getpid()}.part", f"a.{10**30}.part"]
+    kept = [f"a.{os.getppid()}.part", "a.part", "a.x.part", ".5.part", "a.1"]
+    for name in (*names, *kept):
+        (tmp_path / name).touch()
+    sweep(tmp_path)
+    assert sorted(os.listdir(tmp_path)) == sorted(kept)
 
 
 def test_two_processes_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,14 +11,26 @@ from collections.abc import Callable
 from typing import Any
 
 from measuring import Problem, Setting
-from pliant.testing import DEFORM_CONV_CALL, DEFORM_CONV_SPEED, LRN_SPEED, NETWORK_SPEED, NMS_SPEED, ROI_SPEED
+from pliant.testing import (
+    DCN_SPEED,
+    DEFORM_CONV_CALL,
+    DEFORM_CONV_SPEED,
+    LRN_SPEED,
+    MS_DEFORM_ATTN_SPEED,
+    NETWORK_SPEED,
+    NMS_SPEED,
+    ROI_SPEED,
+)
 
-from . import conv, local_response_norm, networks, nms, roi
+from . import aggregation, conv, local_response_norm, networks, nms, roi
 
 Builder = Callable[[Any, Setting], Problem]
 
 PROBLEMS: dict[str, tuple[tuple[Any, ...], Builder]] = {
     "deform_conv2d": ((*DEFORM_CONV_SPEED, DEFORM_CONV_CALL), conv.problem),
+    "ms_deform_attn": (MS_DEFORM_ATTN_SPEED, aggregation.attention),
+    "dcnv3": (DCN_SPEED, functools.partial(aggregation.dcn, "dcnv3")),
+    "dcnv4": (DCN_SPEED, functools.partial(aggregation.dcn, "dcnv4")),
     "deform_roi_pool": (ROI_SPEED, functools.partial(roi.problem, "deform_roi_pool")),
     "roi_align": (ROI_SPEED, functools.partial(roi.problem, "roi_align")),
     "roi_pool": (ROI_SPEED, functools.partial(roi.problem, "roi_pool")),

@@ -29,7 +29,7 @@ class Backward {
         out_(out),
         plan_(ProductPlan::of<V>(s)),
         pitch_(column_pitch(s, plan_.taps)),
-        tiles_(s.N, s.P, blocking().rows, 3 << 20, s.K * s.C * sizeof(A)),
+        tiles_(s.N, s.P, blocking<V>().rows, 3 << 20, s.K * s.C * sizeof(A)),
         input_(input, s, plan_.taps),
         gradient_(grad, s, out.want_columns() || s.depthwise, out.want_weight && !s.depthwise),
         lanes_(lanes_for(tiles_.count)) {

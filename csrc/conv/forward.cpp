@@ -18,7 +18,7 @@ class Forward {
         plan_(ProductPlan::of<V>(s)),
         pitch_(column_pitch(s, plan_.taps)),
         // torch's product packs the weight for each tile: its tiles are as large as level-3 cache allows.
-        tiles_(s.N, s.P, blocking().rows, plan_.packed ? 384 << 10 : 6 << 20, pitch_ * sizeof(V)),
+        tiles_(s.N, s.P, blocking<V>().rows, plan_.packed ? 384 << 10 : 6 << 20, pitch_ * sizeof(V)),
         input_(input, s, plan_.taps),
         product_(weight, bias, s, plan_, pitch_),
         last_(last),

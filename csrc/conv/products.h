@@ -28,7 +28,7 @@ struct ProductPlan {
   template <class V>
   static ProductPlan of(const ConvShape& s) {
     const bool packed = packed_products<V>() && !s.depthwise;
-    const int64_t taps = packed ? pieces(s.K, pieces(s.K * s.Cg, kDepth * kCell<V>)) : s.K;
+    const int64_t taps = packed ? pieces(s.K, pieces(s.K * s.Cg, blocking<V>().depth * kCell<V>)) : s.K;
     return {packed, s.K, taps, pieces(s.K, taps)};
   }
   int64_t first(int64_t chunk) const { return chunk * taps; }
@@ -56,7 +56,7 @@ class OutputProduct {
     if constexpr (kPacks<V>) {
       const int64_t KCg = s.K * s.Cg;
       panels_ = Panels<V>(
-          s.g, KCg, s.Og, plan.taps * s.Cg, 1, KCg, blocking().width * KCg,
+          s.g, KCg, s.Og, plan.taps * s.Cg, 1, KCg, blocking<V>().width * KCg,
           [&](int64_t q, int64_t n, int64_t count, V* room) { return weights_.filters(q * s.Og + n, count, room); });
     }
   }

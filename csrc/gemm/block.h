@@ -100,16 +100,15 @@ template <int Lanes, class V>
 PLIANT_TARGET void multiply(float* out, int64_t out_stride, const float* start, int64_t start_stride, const V* a,
                             int64_t stride, const V* panel, int64_t rows, int64_t depth, int64_t width) {
   constexpr int64_t kRows = Lanes == 8 ? kEight.rows : kSixteen.rows, kWidth = 2 * Lanes;
-  const int64_t cells = (depth + kCell<V> - 1) / kCell<V>;
+  const int64_t lines = cells<V>(depth) * kWidth / 16;
   for (int64_t i = 0; i < rows; i += kRows) {
     const int64_t n = std::min(kRows, rows - i);
     const float* const from = start + i * start_stride;
     const V* const left = a + i * stride;
     float* const to = out + i * out_stride;
     // Fetch the next panel from level-3 cache meanwhile, a cache line after the other.
-    const char* const next = reinterpret_cast<const char*>(panel) + cells * kWidth * 4;
-    for (int64_t line = cells * kWidth / 16 * i / rows; line < cells * kWidth / 16 * (i + n) / rows; ++line)
-      __builtin_prefetch(next + 64 * line, 0, 2);
+    for (int64_t line = lines * i / rows; line < lines * (i + n) / rows; ++line)
+      __builtin_prefetch(reinterpret_cast<const char*>(panel) + 64 * (lines + line), 0, 2);
     if (width == kWidth) {
       rows_left<Lanes, 2, kRows>(n, to, out_stride, from, start_stride, left, stride, panel, depth);
     } else if (width == Lanes) {

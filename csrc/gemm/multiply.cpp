@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "choice.h"
+#include "tiles.h"
 #if PLIANT_LEVELS
 #include <immintrin.h>
 #endif
@@ -52,19 +53,33 @@ void at_level(float* out, int64_t out_stride, const float* start, int64_t start_
 
 }  // namespace
 
-Blocking blocking() {
+template <>
+Blocking blocking<float>() {
   static const bool wide = level() == Level::v4 || asked_for("wide");
   return wide ? kSixteen : kEight;
 }
+template <>
+Blocking blocking<BFloat16>() {
+  return has_tiles() ? kTiles : blocking<float>();
+}
+template <>
+Blocking blocking<double>() {
+  return kEight;  // torch multiplies, whose tiles may be of any size
+}
 
-#define PLIANT_MULTIPLY_AT_LEVEL(V)                                                             \
-  PLIANT_MULTIPLY(V) {                                                                          \
-    if (blocking().width == kSixteen.width)                                                     \
-      at_level<16>(out, out_stride, start, start_stride, a, stride, panel, rows, depth, width); \
-    else                                                                                        \
-      at_level<8>(out, out_stride, start, start_stride, a, stride, panel, rows, depth, width);  \
-  }
-PLIANT_MULTIPLY_AT_LEVEL(float)
-PLIANT_MULTIPLY_AT_LEVEL(BFloat16)
+PLIANT_MULTIPLY(float) {
+  if (blocking<float>().width == kSixteen.width)
+    at_level<16>(out, out_stride, start, start_stride, a, stride, panel, rows, depth, width);
+  else
+    at_level<8>(out, out_stride, start, start_stride, a, stride, panel, rows, depth, width);
+}
+PLIANT_MULTIPLY(BFloat16) {
+  if (has_tiles())
+    multiply_tiles(out, out_stride, start, start_stride, a, stride, panel, rows, depth, width);
+  else if (blocking<BFloat16>().width == kSixteen.width)
+    at_level<16>(out, out_stride, start, start_stride, a, stride, panel, rows, depth, width);
+  else
+    at_level<8>(out, out_stride, start, start_stride, a, stride, panel, rows, depth, width);
+}
 
 }  // namespace pliant

@@ -15,13 +15,21 @@ namespace pliant {
 template <class V>
 inline constexpr int64_t kCell = 4 / sizeof(V);
 
+// Cells that `depth` values of V fill, the last perhaps by half.
+template <class V>
+constexpr int64_t cells(int64_t depth) {
+  return (depth + kCell<V> - 1) / kCell<V>;
+}
+
 // What is held in registers: the sums of `rows` rows by two vectors of `width` / 2 columns. Six rows by two vectors of
 // eight are twelve sums, as many as sixteen registers hold beside the factors; twelve rows by two vectors of sixteen
-// are 24 sums, for 32 registers.
+// are 24 sums, for 32 registers. A panel has at most `depth` cells of k, so that it fits into level-1 cache together
+// with some rows of that depth. Products of V are blocked by blocking<V>().
 struct Blocking {
-  int64_t rows, width;
+  int64_t rows, width, depth;
 };
-inline constexpr Blocking kEight{6, 16}, kSixteen{12, 32};
+inline constexpr Blocking kEight{6, 16, 384}, kSixteen{12, 32, 256};
+template <class V>
 Blocking blocking();
 
 // out[i][0..width) = start[i][0..width) + Σ_k a[i][k]·panel[k][0..width) for `rows` rows, k < depth. `start` may be

@@ -11,16 +11,6 @@
 
 namespace pliant {
 
-// The most cells of depth that a panel has: with panels of sixteen columns it fits into level-1 cache together with six
-// rows of that depth.
-inline constexpr int64_t kDepth = 384;
-
-// Cells that `depth` values of V fill, the last perhaps by half.
-template <class V>
-int64_t cells(int64_t depth) {
-  return (depth + kCell<V> - 1) / kCell<V>;
-}
-
 // Pack one panel of `panel_width` columns of a matrix whose element (k, n) is at k·sk + n·sn, one of the two being 1;
 // zeros beyond `width` and in the half of a cell that is left.
 inline void pack(float* panel, int64_t panel_width, const float* from, int64_t sk, int64_t sn, int64_t depth,
@@ -47,12 +37,12 @@ inline void pack(BFloat16* panel, int64_t panel_width, const BFloat16* from, int
 // after another into `room`, which holds room_for_panel(depth) values.
 template <class V>
 int64_t room_for_panel(int64_t depth) {
-  return cells<V>(depth) * kCell<V> * blocking().width;
+  return cells<V>(depth) * kCell<V> * blocking<V>().width;
 }
 template <class V>
 void multiply_add(float* sums, int64_t sums_stride, const V* a, int64_t a_stride, const V* b, int64_t b_stride,
                   int64_t rows, int64_t depth, int64_t width, V* room) {
-  const int64_t most = blocking().width;
+  const int64_t most = blocking<V>().width;
   for (int64_t n = 0; n < width; n += most) {
     const int64_t some = std::min(most, width - n);
     pack(room, most, b + n, b_stride, 1, depth, some);
@@ -61,7 +51,7 @@ void multiply_add(float* sums, int64_t sums_stride, const V* a, int64_t a_stride
 }
 
 // Matrices [depth][width] that are multiplied many times, packed by all threads. They are multiplied `chunk` of the
-// depth at a time, in runs of at most kDepth cells.
+// depth at a time, in runs of at most blocking<V>().depth cells.
 template <class V>
 class Panels {
  public:
@@ -73,7 +63,7 @@ class Panels {
       : depth_(depth),
         width_(width),
         chunk_(chunk),
-        panel_width_(blocking().width),
+        panel_width_(blocking<V>().width),
         each_(pieces(width, panel_width_)),
         cells_(pieces(depth, chunk) * cells<V>(chunk)),
         memory_(count * cells_ * kCell<V> * each_ * panel_width_) {
@@ -106,7 +96,7 @@ class Panels {
   // Call f(k, depth) for the runs of one chunk, k counted from its beginning. All runs but the last are whole cells.
   template <class F>
   void for_runs(int64_t c, F&& f) const {
-    const int64_t all = std::min(chunk_, depth_ - c * chunk_), whole = cells<V>(all), count = pieces(whole, kDepth);
+    const int64_t all = std::min(chunk_, depth_ - c * chunk_), whole = cells<V>(all), count = pieces(whole, blocking<V>().depth);
     for (int64_t r = 0; r < count; ++r) {
       const int64_t k = whole * r / count * kCell<V>;
       f(k, std::min(whole * (r + 1) / count * kCell<V>, all) - k);

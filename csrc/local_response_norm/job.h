@@ -40,6 +40,7 @@ struct Job {
   bool by_rows;    // they read rows of the tensor instead of scratch (rows.h)
   bool by_pixels;  // channels-last pixels, by three_quarters.h
   bool estimated;  // powers are estimated, by three_quarters.h
+  int64_t lanes;   // of the vectors that do so
   int64_t batch, chunk, columns, chunks, tiles, blocks;
   int64_t pitch, item;  // distance of rows, and of outer items, in the scratch
 
@@ -87,10 +88,11 @@ struct Job {
   // Cut the tensor into blocks. The cut depends on the shape alone.
   void plan() {
     const bool estimates =
-        std::is_same_v<T, float> && fused && power == Power::three_quarters && level() == Level::v3;
+        std::is_same_v<T, float> && fused && power == Power::three_quarters && level() != Level::baseline;
     by_pixels = estimates && layout.inner == 1 && layout.rows >= 8 && layout.rows <= kBudget;
     by_rows = !by_pixels && std::is_same_v<T, S> && fused && layout.inner >= 48;
     estimated = by_pixels;
+    lanes = lanes_for_run(layout.rows);
     if (by_pixels)
       cut_pixels();
     else if (by_rows)
@@ -98,6 +100,9 @@ struct Job {
     else
       cut_blocks();
   }
+
+  // Lanes of the vectors that estimate powers, in runs of at least `least` elements.
+  static int64_t lanes_for_run(int64_t least) { return level() == Level::v4 && least >= 16 ? 16 : 8; }
 
   void cut_pixels() {
     tiles = columns = chunks = 1;
@@ -115,7 +120,9 @@ struct Job {
     pitch = columns + 16;  // rows a power of two apart would share the same few lines of a cache
     batch = 1, chunk = layout.rows, chunks = 1;
     blocks = layout.outer * tiles;
-    estimated = estimates && inner - (tiles - 1) * columns >= 8;
+    const int64_t least = inner - (tiles - 1) * columns;
+    estimated = estimates && least >= 8;
+    lanes = lanes_for_run(least);
   }
 
   void cut_blocks() {

@@ -21,14 +21,23 @@ def pair(op: str, name: str, value: int | Sequence[int], least: int) -> tuple[in
     """Return `value` as (vertical, horizontal), each at least `least`."""
     if type(value) is int and least <= value < LIMIT:
         return value, value
-    both = tuple(value) if isinstance(value, Sequence) else (value, value)
-    if len(both) != 2 or not all(isinstance(v, int | torch.SymInt) and not isinstance(v, bool) for v in both):
-        raise TypeError(f"{op}: {name} must be an int or a pair of ints, got {value!r}")
-    if both[0] < least or both[1] < least:
+    vertical, horizontal = numbers(op, name, value, least, 2)
+    return vertical, horizontal
+
+
+def numbers(op: str, name: str, value: int | Sequence[int], least: int, count: int) -> tuple[int, ...]:
+    """Return `value` as one number for each of `count` axes, each at least `least`."""
+    if type(value) is int and least <= value < LIMIT:
+        return (value,) * count
+    given = tuple(value) if isinstance(value, Sequence) else (value,) * count
+    if len(given) != count or not all(isinstance(v, int | torch.SymInt) and not isinstance(v, bool) for v in given):
+        several = {1: "a sequence of one", 2: "a pair of ints", 3: "three ints"}[count]
+        raise TypeError(f"{op}: {name} must be an int or {several}, got {value!r}")
+    if any(v < least for v in given):
         raise ValueError(f"{op}: {name} must be at least {least}, got {value!r}")
-    if any(type(v) is int and v >= LIMIT for v in both):
+    if any(type(v) is int and v >= LIMIT for v in given):
         raise ValueError(f"{op}: {name} must be less than 2³¹, got {value!r}")
-    return both
+    return given
 
 
 def shape(op: str, name: str, tensor: Tensor, letters: str, expected: tuple[int, ...], hint: str = "") -> None:
@@ -85,8 +94,11 @@ def wide(predicted: Tensor) -> Tensor:
     return predicted.float() if low and predicted.dtype in LOW else predicted
 
 
-def layer(name: str, argument: str, tensor: Tensor, letters: str, channels: int) -> None:
-    """Raise unless the input of a layer is a tensor of the rank that `letters` names, with the layer's channels."""
+def layer(name: str, argument: str, tensor: Tensor, letters: str, channels: int, own: torch.nn.Module) -> None:
+    """Raise unless the input of a layer is a tensor of the rank that `letters` names, with its channels and dtype.
+
+    The dtype is that of the weight of `own`, if that is a plain parameter; under autocast it may be another one.
+    """
     if isinstance(tensor, torch.fx.Proxy):
         # torch.fx records calls without values; the operators check theirs when the graph runs.
         return
@@ -95,3 +107,13 @@ def layer(name: str, argument: str, tensor: Tensor, letters: str, channels: int)
     if tensor.shape[1] != channels:
         got = tuple(int(n) for n in tensor.shape)
         raise ValueError(f"{name}: {argument} must have {channels} channels, got shape {got}")
+    weight, kind = own._parameters.get("weight"), tensor.device.type
+    if weight is not None and weight.dtype != tensor.dtype and (kind == "meta" or not torch.is_autocast_enabled(kind)):
+        given, has = (str(t.dtype).removeprefix("torch.") for t in (tensor, weight))
+        raise TypeError(f"{name}: {argument} is {given}, the layer {has}; convert one of them")
+
+
+def not_scripted(layer: torch.nn.Module) -> torch.nn.Module:
+    """Raise when `torch.jit.script` asks a layer for what it is to compile: as its ``__prepare_scriptable__``."""
+    name = type(layer).__name__
+    raise TypeError(f"{name}: torch.jit.script cannot compile it; use torch.jit.trace, torch.export or torch.compile")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import contextlib
 import os
+import re
 import warnings
 import zipfile
 from collections.abc import Iterable, Iterator
@@ -32,8 +33,51 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         yield part
         os.replace(part, path)
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            error.filename = str(path)  # a full disk is reported without the name of the file
+        raise
     finally:
         part.unlink(missing_ok=True)
+
+
+def sweep(folder: Path) -> None:
+    """Remove the temporary files of :func:`replacing` that killed processes of this machine left in a folder.
+
+    Call it where a run starts to write into the folder, before this process writes there itself.
+    """
+    for part in folder.glob("*.part"):
+        found = re.fullmatch(r".+\.(\d+)\.part", part.name)
+        if found and (int(found[1]) == os.getpid() or not _alive(int(found[1]))):
+            part.unlink(missing_ok=True)
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass  # it is another user's
+    return True
+
+
+def save(value: Any, path: Path) -> None:
+    """Write what :func:`load` reads; a crash or a full disk leaves the old file as it was.
+
+    Raises:
+        OSError: it could not be written.
+    """
+    with replacing(path) as part, part.open("wb") as file:
+        try:
+            torch.save(value, file)
+        except RuntimeError as error:
+            # What the system said is behind the exception with which torch's zip writer ends.
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def apart(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:

@@ -244,6 +244,187 @@ ROI_SPEED = (RoICase("R1", (1, 256, 50, 84), 512, (7, 7), 1 / 16, 2),)
 
 
 @dataclass(frozen=True)
+class MSDeformAttnCase:
+    """One shape of multi-scale deformable attention; `tensors` draws its inputs: N(0, 1), weights U(0, 1).
+
+    Locations lie anywhere in the levels and somewhat outside, or `near` pixels, N(0, 1) times that, around the query's
+    own place in the pyramid.
+    """
+
+    name: str
+    # N, and the rest of value: S, M, D.
+    input: tuple[int, int, int, int]
+    queries: int
+    shapes: tuple[tuple[int, int], ...]
+    points: int | tuple[int, ...] = 2
+    starts: tuple[int, ...] | None = None
+    near: float = 0.0
+
+    def tensors(self, dtype: torch.dtype = torch.float32, *, seed: int = 0) -> dict[str, Tensor]:
+        """Return value, sampling_locations and attention_weights, drawn in float64 and rounded to `dtype`."""
+        random = torch.Generator().manual_seed(seed)
+        N, _, M, _ = self.input
+        L, P = len(self.shapes), self.points
+        samples = (L, P) if isinstance(P, int) else (sum(P),)
+        size = (N, self.queries, M, *samples)
+        value = torch.randn(self.input, generator=random, dtype=torch.float64)
+        if self.near:
+            locations = torch.randn(*size, 2, generator=random, dtype=torch.float64) * self.near
+            extent = torch.tensor(self.shapes, dtype=torch.float64).flip(1)
+            locations = self.places().view(1, self.queries, 1, 1, 1, 2) + locations / extent[:, None]
+        else:
+            locations = 1.2 * torch.rand(*size, 2, generator=random, dtype=torch.float64) - 0.1
+        weights = torch.rand(size, generator=random, dtype=torch.float64)
+        tensors = {"value": value, "sampling_locations": locations, "attention_weights": weights}
+        return {name: t.to(dtype) for name, t in tensors.items()}
+
+    def places(self) -> Tensor:
+        """Return the centres of the pixels of all levels, (Q, 2): an encoder asks at each of them."""
+        found = []
+        for H, W in self.shapes:
+            y, x = (torch.arange(n, dtype=torch.float64).add(0.5) / n for n in (H, W))
+            found.append(torch.stack([x.expand(H, W), y[:, None].expand(H, W)], -1).view(-1, 2))
+        return torch.cat(found)
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Return everything but the tensors as keyword arguments."""
+        points = None if isinstance(self.points, int) else self.points
+        return {"spatial_shapes": self.shapes, "level_start_index": self.starts, "points": points}
+
+    def grown(self, step: int) -> MSDeformAttnCase:
+        """Return the case with more images and queries, and pixels that no level covers."""
+        N, S, M, D = self.input
+        return replace(self, input=(N + step, S + 3 * step, M, D), queries=self.queries + 20 * step)
+
+    def empty(self) -> MSDeformAttnCase:
+        """Return the case without an image."""
+        return replace(self, input=(0, *self.input[1:]))
+
+
+def _pyramid(*shapes: tuple[int, int]) -> int:
+    return sum(H * W for H, W in shapes)
+
+
+# Levels of one row, column and pixel, in another order and with gaps; uniform and ragged; channels that no vector
+# divides.
+MS_DEFORM_ATTN_CASES = (
+    MSDeformAttnCase("pyramid", (2, 32, 2, 5), 7, ((4, 5), (2, 3), (2, 3))),
+    MSDeformAttnCase("ragged", (2, 41, 3, 8), 6, ((5, 6), (3, 3), (1, 2)), (3, 1, 2)),
+    MSDeformAttnCase("reordered", (2, 40, 2, 3), 5, ((3, 4), (2, 2), (1, 5)), 3, (20, 1, 33)),
+    MSDeformAttnCase("one_level", (3, 42, 4, 16), 30, ((6, 7),), 4),
+    MSDeformAttnCase("lines", (1, 14, 1, 1), 9, ((1, 6), (7, 1), (1, 1)), 1),
+    MSDeformAttnCase("detector", (2, 85, 8, 32), 11, ((8, 8), (4, 4), (2, 2), (1, 1)), 4),
+    MSDeformAttnCase("wide", (1, 20, 1, 107), 4, ((4, 5),), 3),
+    MSDeformAttnCase("many_points", (1, 24, 2, 4), 3, ((4, 6),), 301),
+    MSDeformAttnCase("none", (2, 12, 2, 4), 0, ((3, 4),)),
+)
+
+# So small that finite differences take every entry.
+MS_DEFORM_ATTN_SMALL = (
+    MSDeformAttnCase("levels", (1, 8, 1, 2), 2, ((2, 3), (1, 2)), 1),
+    MSDeformAttnCase("ragged", (2, 9, 2, 1), 2, ((2, 3), (1, 2)), (1, 2), (3, 1)),
+)
+
+# Value has more than 2³¹ elements.
+MS_DEFORM_ATTN_HUGE = MSDeformAttnCase("huge", (2, 1 << 20, 32, 64), 4, ((1024, 1024),))
+
+# The shapes on which speed is promised: the encoder of Deformable DETR on an image of 800×1066, with samples around
+# every query's place and anywhere; decoders of Deformable DETR, RT-DETR, Grounding DINO and RF-DETR; the pixel decoder
+# of Mask2Former on 1024×1024.
+_DETR = ((100, 134), (50, 67), (25, 34), (13, 17))
+_RT_DETR = ((80, 80), (40, 40), (20, 20))
+_MASK2FORMER = ((128, 128), (64, 64), (32, 32))
+MS_DEFORM_ATTN_SPEED = (
+    MSDeformAttnCase("E1", (1, _pyramid(*_DETR), 8, 32), _pyramid(*_DETR), _DETR, 4, near=2.0),
+    MSDeformAttnCase("E2", (1, _pyramid(*_DETR), 8, 32), _pyramid(*_DETR), _DETR, 4),
+    MSDeformAttnCase("D1", (1, _pyramid(*_DETR), 8, 32), 300, _DETR, 4),
+    MSDeformAttnCase("D2", (1, _pyramid(*_RT_DETR), 8, 32), 300, _RT_DETR, 4),
+    MSDeformAttnCase("D3", (1, _pyramid(*_DETR), 8, 32), 900, _DETR, 4),
+    MSDeformAttnCase("D4", (1, 1600, 16, 16), 300, ((40, 40),), 2),
+    MSDeformAttnCase("E3", (1, _pyramid(*_MASK2FORMER), 8, 32), _pyramid(*_MASK2FORMER), _MASK2FORMER, 4, near=2.0),
+)
+
+
+@dataclass(frozen=True)
+class DCNCase:
+    """One shape of DCNv3 and DCNv4; `tensors` draws its inputs: N(0, 1), offsets and masks N(0, 1)."""
+
+    name: str
+    # N, H, W, C.
+    input: tuple[int, int, int, int]
+    groups: int = 1
+    kernel: tuple[int, int] = (3, 3)
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int] = (1, 1)
+    dilation: tuple[int, int] = (1, 1)
+    offset_scale: float = 1.0
+    remove_center: bool = False
+
+    def tensors(self, op: str, dtype: torch.dtype = torch.float32, *, seed: int = 0) -> dict[str, Tensor]:
+        """Return the tensors of "dcnv3" or "dcnv4", drawn in float64 and rounded to `dtype`."""
+        random = torch.Generator().manual_seed(seed)
+        N, H, W, _ = self.input
+        sizes = zip((H, W), self.padding, self.dilation, self.kernel, self.stride, strict=True)
+        Ho, Wo = ((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, p, d, k, s in sizes)
+        G, K = self.groups, self.kernel[0] * self.kernel[1] - self.remove_center
+
+        def draw(*shape: int) -> Tensor:
+            return torch.randn(shape, generator=random, dtype=torch.float64).to(dtype)
+
+        input, offset, mask = draw(*self.input), draw(N, Ho, Wo, G * K * 2), draw(N, Ho, Wo, G * K)
+        if op == "dcnv3":
+            return {"input": input, "offset": offset, "mask": mask}
+        parts = [offset.unflatten(-1, (G, 2 * K)), mask.unflatten(-1, (G, K))]
+        packed = torch.cat(parts, -1).flatten(-2)
+        return {"input": input, "offset_mask": torch.nn.functional.pad(packed, (0, -packed.shape[-1] % 8), value=99.0)}
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Return everything but the tensors as keyword arguments."""
+        names = ("stride", "padding", "dilation", "groups", "offset_scale", "remove_center")
+        return {"kernel_size": self.kernel, **{name: getattr(self, name) for name in names}}
+
+    def grown(self, step: int) -> DCNCase:
+        """Return the case with more images on larger maps."""
+        N, H, W, C = self.input
+        return replace(self, input=(N + step, H + 2 * step, W + 3 * step, C))
+
+    def empty(self) -> DCNCase:
+        """Return the case without an image."""
+        return replace(self, input=(0, *self.input[1:]))
+
+
+DCN_CASES = (
+    DCNCase("groups", (2, 5, 6, 8), 2),
+    DCNCase("crooked", (2, 9, 7, 6), 3, (3, 2), (2, 1), (1, 0), (1, 2), 2.0),
+    DCNCase("centre", (1, 7, 8, 10), 2, padding=(2, 2), dilation=(2, 2), offset_scale=0.5, remove_center=True),
+    DCNCase("pointwise", (2, 4, 5, 3), 1, (1, 1), padding=(0, 0)),
+    DCNCase("one_pixel", (3, 1, 1, 4), 4),
+    DCNCase("depthwise", (1, 6, 5, 7), 7, (2, 2), offset_scale=1.5),
+    DCNCase("image", (2, 9, 11, 64), 4),
+    DCNCase("wide", (1, 6, 7, 107), 1),
+    DCNCase("many_taps", (1, 8, 9, 4), 1, (17, 19), padding=(8, 9)),
+)
+
+# So small that finite differences take every entry.
+DCN_SMALL = (
+    DCNCase("tiny", (1, 2, 2, 2), 1, (2, 1), padding=(1, 0)),
+    DCNCase("crooked", (2, 3, 4, 2), 2, (1, 2), (2, 1), (0, 1), (1, 2), 1.5),
+)
+
+# Input has more than 2³¹ elements.
+DCN_HUGE = DCNCase("huge", (2, 1024, 1024, 2048), 1, (1, 1), (512, 512), (0, 0))
+
+# The shapes on which speed is promised: the four stages of InternImage-T, on one image and on eight.
+DCN_SPEED = tuple(
+    DCNCase(f"I{stage + 1}x{images}", (images, 56 >> stage, 56 >> stage, 64 << stage), 4 << stage)
+    for images in (1, 8)
+    for stage in range(4)
+)
+
+
+@dataclass(frozen=True)
 class LRNCase:
     """One shape of local response normalization; `tensors` draws its input and the gradient: 3·N(0, 1) and N(0, 1).
 
@@ -395,3 +576,41 @@ class NetworkCase:
 
 
 NETWORK_SPEED = (NetworkCase("N1", 50, (800, 1333)),)
+
+
+def deform_conv_at_integers() -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return tensors and settings of a deformable convolution whose samples all lie at whole pixels."""
+    case = DeformConvCase("integers", (2, 3, 5, 6), 4)
+    tensors = case.tensors(torch.float64)
+    return {**tensors, "offset": tensors["offset"].round()}, dict(case.geometry)
+
+
+def roi_pool_at_integers() -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return tensors and settings of `deform_roi_pool` whose samples all lie at whole pixels."""
+    # A box of 2×2 bins of one pixel, whose samples lie in their middle, half a pixel or one and a half away.
+    rois, offset, mask, random = _boxes_at_integers(start=0.5, side=2.0, moves=(-0.75, -0.25, 0.25, 0.75))
+    input = torch.randn(1, 2, 5, 6, generator=random, dtype=torch.float64)
+    settings = {"output_size": 2, "spatial_scale": 1.0, "sampling_ratio": 1, "gamma": 1.0}
+    return {"input": input, "rois": rois, "offset": offset, "mask": mask}, settings
+
+
+def psroi_pool_at_integers() -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return tensors and settings of `deform_psroi_pool` whose samples all lie at whole pixels."""
+    # Boxes of four pixels begin half a pixel before a whole one; samples are one pixel apart.
+    rois, offset, mask, random = _boxes_at_integers(start=0.0, side=3.0, moves=(-0.25, 0.25))
+    input = torch.randn(1, 8, 5, 6, generator=random, dtype=torch.float64)
+    settings = {"output_size": 2, "spatial_scale": 1.0, "sample_per_part": 2, "trans_std": 0.5}
+    return {"input": input, "rois": rois, "offset": offset, "mask": mask}, settings
+
+
+def _boxes_at_integers(
+    start: float, side: float, moves: tuple[float, ...]
+) -> tuple[Tensor, Tensor, Tensor, torch.Generator]:
+    """Return boxes around every pixel of a map of 5×6 and beyond its borders, offsets drawn from `moves`, and masks."""
+    random = torch.Generator().manual_seed(0)
+    y, x = torch.meshgrid(torch.arange(-3.0, 6), torch.arange(-3.0, 7), indexing="ij")
+    corner = torch.stack([x.flatten(), y.flatten()], 1).double() + start
+    rois = torch.cat([torch.zeros(len(corner), 1), corner, corner + side], 1)
+    drawn = torch.randint(len(moves), (len(rois), 2, 2, 2), generator=random)
+    mask = torch.rand(len(rois), 1, 2, 2, generator=random, dtype=torch.float64)
+    return rois, torch.tensor(moves, dtype=torch.float64)[drawn], mask, random

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from pliant import app
+from pliant import _files, app
 from pliant.app import arguments, eval, predict
 from pliant.app.progress import Bar, Plain
 from pliant.data import Composed
@@ -496,7 +496,7 @@ def test_full_disk_is_a_sentence(
     def full(_: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint.os, "fsync", full)
+    monkeypatch.setattr(_files.os, "fsync", full)
     assert app.main(["train", "detector", "--config", config, "--out", str(tmp_path / "x")]) == 1
     assert capsys.readouterr().err == "\nThe disk is full: nothing is kept.\n"
 

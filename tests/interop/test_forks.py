@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from pliant import ops
 from pliant.interop import dcnv2, detectron2
+from pliant.nn import DeformConv2d
 from pliant.testing import DEFORM_CONV_CASES, DeformConvCase, error
 
 # detectron2 tests/layers/test_deformable.py: 5×5 consecutive numbers, taps moved by half a pixel.
@@ -113,3 +115,43 @@ def test_dcnv2_layers() -> None:
         free(x, torch.zeros(2, 18, 9, 8), torch.zeros(2, 8, 9, 8))
     with pytest.raises(AssertionError, match="DCNv2: offset must have 18 channels, got 9"):
         free(x, torch.zeros(2, 9, 9, 8), torch.zeros(2, 9, 9, 8))
+
+
+def test_pooling_reads_as_many_offsets_as_there_are_rois() -> None:
+    torch.manual_seed(0)
+    x, offset = torch.randn(1, 8, 9, 9), torch.randn(5, 2, 3, 3)
+    rois = torch.tensor([[0.0, 0, 0, 20, 30], [0, 8, 4, 30, 30]])
+    settings = (0.25, 3, 8, False, 1, 3, 4, 0.1)
+    assert torch.equal(
+        dcnv2.dcn_v2_pooling(x, rois, offset, *settings), dcnv2.dcn_v2_pooling(x, rois, offset[:2], *settings)
+    )
+    with pytest.raises(RuntimeError, match=r"^dcn_v2_pooling: offset must"):
+        dcnv2.dcn_v2_pooling(x, rois, offset[:1], *settings)
+
+
+def test_layers_that_predict_from_a_second_map() -> None:
+    # EDVR's and basicsr's layers: names of their state dicts, and what they read.
+    torch.manual_seed(0)
+    sep = dcnv2.DCN_sep(16, 6, (3, 2), (2, 1), (2, 1), deformable_groups=2)
+    pack = dcnv2.DCNv2Pack(16, 6, (3, 2), (2, 1), (2, 1), groups=2, deformable_groups=2)
+    assert list(sep.state_dict()) == ["weight", "bias", "conv_offset_mask.weight", "conv_offset_mask.bias"]
+    assert list(pack.state_dict()) == ["weight", "bias", "conv_offset.weight", "conv_offset.bias"]
+    x, other = torch.randn(2, 2, 16, 9, 8)
+    for layer, branch in ((sep, sep.conv_offset_mask), (pack, pack.conv_offset)):
+        assert layer.bias is not None
+        plain = F.conv2d(x, layer.weight, None, (2, 1), (2, 1), 1, layer.groups)
+        assert error(2 * (layer(x, other) - layer.bias.view(6, 1, 1)), plain) < 1e-5
+        nn.init.normal_(branch.weight)
+        offset, mask = branch(other).split((24, 12), 1)
+        expected = ops.deform_conv2d(x, offset, layer.weight, layer.bias, (2, 1), (2, 1), 1, mask.sigmoid())
+        assert torch.equal(layer(x, other), expected)
+
+
+def test_our_layer_with_a_guide_loads_basicsr() -> None:
+    torch.manual_seed(0)
+    pack = dcnv2.DCNv2Pack(16, 8, 3, padding=1, deformable_groups=4)
+    nn.init.normal_(pack.conv_offset.weight)
+    ours = DeformConv2d(16, 8, 3, padding=1, offset_groups=4, mask_scale=1.0, guide_channels=16)
+    ours.load_state_dict(pack.state_dict())
+    x, feat = torch.randn(2, 2, 16, 9, 8)
+    assert torch.equal(ours(x, feat), pack(x, feat))

@@ -58,6 +58,13 @@ def test_known_values_of_version_2() -> None:
     assert layer.conv_offset.bias.grad[8:].tolist() == [4.5] * 4
 
 
+def test_who_has_a_bias() -> None:
+    # mmcv's layers of version 1 have no such attribute.
+    assert not hasattr(mmcv.DeformConv2d(4, 4, 3), "bias") and not hasattr(mmcv.DeformConv2dPack(4, 4, 3), "bias")
+    assert mmcv.ModulatedDeformConv2d(4, 4, 3, bias=False).bias is None
+    assert "bias=False" in repr(mmcv.DeformConv2dPack(4, 4, 3))
+
+
 def test_a_pack_is_our_layer() -> None:
     torch.manual_seed(0)
     for version, kind in ((1, mmcv.DeformConv2dPack), (2, mmcv.ModulatedDeformConv2dPack)):
@@ -122,7 +129,7 @@ def test_small_maps_of_version_1() -> None:
 
 def test_what_layers_look_like() -> None:
     layer = mmcv.DeformConv2d(4, 8, 3, 2, 1, im2col_step=64)
-    assert (layer.transposed, layer.output_padding, layer.bias, layer.im2col_step) == (False, (0,), None, 64)
+    assert (layer.transposed, layer.output_padding, layer.im2col_step) == (False, (0,), 64)
     assert "kernel_size=(3, 3), stride=(2, 2), padding=(1, 1), dilation=(1, 1), groups=1, deform_groups=1" in repr(
         layer
     )

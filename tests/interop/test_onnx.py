@@ -241,6 +241,36 @@ def test_rfcn(moving: Moving, tmp_path: Path) -> None:
     _agree(net, tmp_path)
 
 
+class Suppression(nn.Module):
+    """Non-maximum suppression, beside a vector whose size cannot change."""
+
+    def __init__(self, classes: bool) -> None:
+        super().__init__()
+        self.classes = classes
+
+    def forward(self, boxes: Tensor, scores: Tensor, classes: Tensor, weights: Tensor) -> Tensor:
+        scores = scores + 0 * (weights * torch.ones(3)).sum()
+        if self.classes:
+            return ops.batched_nms(boxes, scores, classes, 0.4)
+        return ops.nms(boxes, scores + 0 * classes, 0.4)
+
+
+@pytest.mark.parametrize("classes", [False, True])
+def test_suppression_of_any_number_of_boxes(classes: bool, tmp_path: Path) -> None:
+    random = torch.Generator().manual_seed(0)
+
+    def boxes(n: int) -> tuple[Tensor, ...]:
+        corner, side = 40 * torch.rand(n, 2, generator=random), 1 + 20 * torch.rand(n, 2, generator=random)
+        # Some scores are equal.
+        scores = torch.randint(-5, 6, (n,), generator=random) / 4
+        labels = torch.randint(3, (n,), generator=random)
+        return torch.cat([corner, corner + side], 1), scores, labels, torch.ones(3)
+
+    others = [boxes(n) for n in (1, 2, 7, 64)]
+    kinds = _compare(Suppression(classes), boxes(20), tmp_path, *others, dynamic=True)
+    assert "NonMaxSuppression" in kinds
+
+
 def test_settings_that_are_refused(tmp_path: Path) -> None:
     layer, x = DeformConv2d(4, 4, 3), torch.randn(2, 4, 8, 8)
     path = tmp_path / "model.onnx"

@@ -59,6 +59,20 @@ def test_scripts(name: str) -> None:
         )
 
 
+def test_suppression_scripts() -> None:
+    # Detectors of torchvision are scripted with these two inside.
+    generator = torch.Generator().manual_seed(0)
+    corners = 20 * torch.rand(40, 2, generator=generator)
+    boxes = torch.cat((corners, corners + 10 * torch.rand(40, 2, generator=generator)), 1).requires_grad_()
+    scores, classes = torch.rand(40, generator=generator), torch.randint(3, (40,), generator=generator)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # torch.jit is deprecated
+        one, two = torch.jit.script(torchvision.nms), torch.jit.script(torchvision.batched_nms)
+    assert torch.equal(one(boxes, scores, 0.3), ops.nms(boxes, scores, 0.3))
+    assert torch.equal(two(boxes, scores, classes.int(), 0.3), ops.batched_nms(boxes, scores, classes, 0.3))
+    assert two(boxes[:0], scores[:0], classes[:0], 0.3).tolist() == []
+
+
 def test_is_one_node_for_fx() -> None:
     traced = torch.fx.symbolic_trace(torchvision.RoIAlign(2, 0.5, 2))
     assert [node.target for node in traced.graph.nodes if node.op == "call_function"] == [torchvision.roi_align]

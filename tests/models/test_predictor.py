@@ -102,6 +102,26 @@ def test_recorded_settings_are_those_of_the_recipe() -> None:
         recorded(ModelRecipe, {**settings, "colours": 3})
 
 
+@pytest.mark.parametrize(
+    ("part", "damaged"),
+    [
+        ("model", {}),
+        ("model", {"more": torch.zeros(1)}),
+        ("classes", ("a",)),
+        ("recipe", {"model": None}),
+        ("recipe", {"model": {"width": "16"}}),
+        ("recipe", {"model": {"deform": 3}}),
+        ("recipe", {"data": []}),
+        ("recipe", {"data": {"short_side": "x", "long_side": None}}),
+    ],
+)
+def test_parts_that_do_not_fit_get_a_sentence(part: str, damaged: Any) -> None:
+    state = checkpoint.read(RECORDED)
+    state[part] = {**state[part], **damaged} if part == "recipe" or "more" in damaged else damaged
+    with pytest.raises(ValueError, match=r"the recipe is damaged|do not fit the recipe|ResNet: |Resize: "):
+        Predictor.of(state)
+
+
 @pytest.mark.parametrize("missing", ["model", "data"])
 def test_recipes_of_another_version_get_a_sentence(missing: str) -> None:
     state = checkpoint.read(RECORDED)

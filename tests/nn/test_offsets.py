@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import io
 import pickle
 import warnings
 import weakref
@@ -12,7 +13,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pliant.nn import DeformConv2d, DeformPSRoIPool, DeformRoIPool, OffsetStatistics, parameter_groups
+from pliant.nn import (
+    DeformConv2d,
+    DeformPSRoIPool,
+    DeformRoIPool,
+    OffsetHistory,
+    OffsetStatistics,
+    parameter_groups,
+)
 
 
 def _model() -> nn.Sequential:
@@ -265,11 +273,25 @@ def test_does_not_change_the_training() -> None:
 def test_copies_of_a_watched_model() -> None:
     model = _model()
     x = torch.randn(1, 3, 8, 8)
-    with OffsetStatistics(model) as statistics:
-        for copied in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+    with OffsetStatistics(model, every=1) as statistics, OffsetHistory(model, every=1) as history:
+        model(x)
+        size = len(pickle.dumps(model))
+        for _ in range(9):
+            model(x)
+        # What was seen is not part of the network.
+        assert len(pickle.dumps(model)) == size
+        saved = io.BytesIO()
+        torch.save(model, saved)
+        saved.seek(0)
+        copies = (copy.deepcopy(model), pickle.loads(pickle.dumps(model)), torch.load(saved, weights_only=False))
+        for copied in copies:
             assert torch.equal(copied(x), model(x))
             assert copied[1].conv_offset(x.new_zeros(1, 4, 8, 8)).shape == (1, 18, 8, 8)
-    assert statistics.report()["1"]["measured"] == 1
+        # A copy is not watched.
+        assert statistics.report()["1"]["measured"] == 13
+        assert len(history.records) == 26
+        again = pickle.loads(pickle.dumps((statistics, history)))
+    assert again[0].report() == statistics.report() and again[1].records == history.records
 
 
 def test_low_precision_autocast_and_empty_batches() -> None:

@@ -68,7 +68,7 @@ def test_hostile_values_beside_the_map(problem: Problem, dtype: torch.dtype) -> 
     tensors = problem.tensors(dtype)
     for which in problem.op.beside(tensors):
         # A factor that is not finite makes what it multiplies NaN or infinite; a coordinate reads nothing.
-        factor = which == "mask"
+        factor = which in ("mask", "attention_weights")
         given = _spoilt(problem, tensors, which, (math.nan,) if factor else HOSTILE)
         found, expected = (differentiate(problem, given, i) for i in IMPLEMENTATIONS)
         for name in ("output",) if factor else found:
@@ -83,7 +83,7 @@ def test_hostile_values_beside_the_map(problem: Problem, dtype: torch.dtype) -> 
 
 @on_each_implementation
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@each([p for p in problems(cases=2) if p.gradients])
+@each([p for p in problems(cases=2) if p.gradients and p.op.follows])
 def test_output_and_gradient_have_the_format_of_the_map(
     problem: Problem, dtype: torch.dtype, implementation: str
 ) -> None:

@@ -12,13 +12,14 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch.autograd.graph import saved_tensors_hooks
 
 from pliant.ops.table import Operator
-from pliant.testing import error
+from pliant.testing import TOLERANCE, error
 
 from .contract import (
     DIFFERENTIABLE,
     IMPLEMENTATIONS,
     Problem,
     above,
+    channels_last,
     differentiate,
     each,
     each_operator,
@@ -47,6 +48,25 @@ def _function(
         return problem.call({**tensors, **dict(zip(names, values, strict=True))}, implementation)
 
     return function, tuple(tensors[name] for name in names)
+
+
+@pytest.mark.parametrize("operator", [op for op in DIFFERENTIABLE if op.integers], ids=lambda op: op.name)
+def test_derivatives_where_they_are_one_sided(operator: Operator) -> None:
+    """At whole pixels, on the borders of the map and beyond: kernels take the side that the references write out."""
+    tensors, settings = operator.integers()
+    for variant in operator.variants:
+        found = []
+        for implementation in ("native", "reference"):
+            leaf = {name: t.clone().requires_grad_(name in operator.gradients) for name, t in tensors.items()}
+            values = [leaf[name] for name in operator.gradients]
+            output = operator.function(**leaf, **{**settings, **variant}, implementation=implementation)
+            along = torch.linspace(-1, 1, output.numel(), dtype=output.dtype).view(output.shape).requires_grad_()
+            first = torch.autograd.grad(output, values, along, create_graph=True)
+            total = torch.stack([g.square().sum() for g in first]).sum()
+            found.append([output, *first, *torch.autograd.grad(total, [*values, along], materialize_grads=True)])
+        assert all(error(a, e) <= TOLERANCE[torch.float64] for a, e in zip(*found, strict=True))
+        # A sample at a whole pixel has a derivative: the test would pass if all were 0.
+        assert all((g != 0).double().mean() > 0.1 for g in found[0][1 : 1 + len(operator.gradients)])
 
 
 @on_each_implementation
@@ -160,7 +180,7 @@ def test_any_layout_of_the_gradient_above(problem: Problem, implementation: str)
         lambda y: y.new_ones([1] * y.dim()).expand_as(y),
         lambda y: y.new_ones(y.mT.shape).mT,
         lambda y: y.new_ones(*y.shape, 2)[..., 0],
-        lambda y: torch.ones_like(y, memory_format=torch.channels_last),
+        lambda y: channels_last(torch.ones_like(y)),
     ):
         for name, found in differentiate(problem, tensors, implementation, grad=layout).items():
             assert error(found, expected[name]) < 1e-12, name

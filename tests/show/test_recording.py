@@ -293,3 +293,25 @@ def test_many_positions_of_a_large_picture_are_cheap():
     for position in product(range(4, 11, 3), range(4, 16, 3)):
         assert len(recording.trace(position, None, 3).points) == 729
     assert not calls
+
+
+@pytest.mark.parametrize("implementation", ["native", "reference"])
+def test_a_layer_with_a_guide_is_followed(implementation, monkeypatch):
+    class Aligned(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.feature = nn.Conv2d(3, 4, 3, padding=1)
+            self.align = DeformConv2d(3, 4, 3, padding=1, guide_channels=4)
+
+        def forward(self, image):
+            return self.align(image, guide=self.feature(image))
+
+    torch.manual_seed(0)
+    net = Aligned().eval()
+    nn.init.normal_(net.align.conv_offset.weight, std=0.1)
+    if implementation == "reference":
+        monkeypatch.setattr(_native, "chosen", lambda *_: False)
+    image = torch.rand(1, 3, 9, 8)
+    offset, _ = net.align.predict(image, net.feature(image))
+    found = record(net, image).deformable()["align"].offset
+    np.testing.assert_allclose(found, offset[0].detach().unflatten(0, (9, 2)), rtol=1e-6)

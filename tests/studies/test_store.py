@@ -66,6 +66,44 @@ def test_other_settings_are_refused(tmp_path: Path) -> None:
         Store(tmp_path, SETTINGS)
 
 
+@pytest.mark.parametrize("content", [b"", b"null", b"[]", b"[" * 5000, b"\x81"])
+def test_settings_of_another_shape_are_named(tmp_path: Path, content: bytes) -> None:
+    Store(tmp_path, SETTINGS)
+    (tmp_path / "settings.json").write_bytes(content)
+    with pytest.raises(ValueError, match=r"settings\.json is damaged"):
+        Store(tmp_path, SETTINGS)
+
+
+@pytest.mark.parametrize(
+    "line", [b"null", b"[]", b"[" * 5000, b"\x81", b'{"contestant": [], "training": 1, "seed": {}}']
+)
+def test_results_of_another_shape_are_named(tmp_path: Path, line: bytes) -> None:
+    kept = Store(tmp_path, SETTINGS)
+    kept.append(_result(0))
+    kept.path.write_bytes(kept.path.read_bytes() + line + b"\n")
+    with pytest.raises(ValueError, match=r"line 2 of .*results\.jsonl is damaged; remove that line"):
+        Store(tmp_path, SETTINGS)
+
+
+def test_of_two_results_of_a_run_the_later_counts(tmp_path: Path) -> None:
+    kept = Store(tmp_path, SETTINGS)
+    kept.append(_result(0))
+    kept.append(_result(1))
+    kept.append(_result(0, "later"))
+    again = Store(tmp_path, SETTINGS)
+    assert [(result["seed"], result["label"]) for result in again.results] == [(0, "later"), (1, "plain")]
+    assert again.notes == [f"{kept.path}: line 3 is of a run that stands there already, and replaces it"]
+
+
+def test_what_a_killed_study_left_is_removed(tmp_path: Path) -> None:
+    (tmp_path / "models").mkdir()
+    left = [tmp_path / f"settings.json.{os.getpid()}.part", tmp_path / "models" / f"a.pt.{os.getpid()}.part"]
+    for path in left:
+        path.touch()
+    Store(tmp_path, SETTINGS)
+    assert not any(path.exists() for path in left)
+
+
 def test_results_without_settings_are_refused(tmp_path: Path) -> None:
     Store(tmp_path, SETTINGS).append(_result(0))
     (tmp_path / "settings.json").unlink()

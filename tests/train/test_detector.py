@@ -4,6 +4,7 @@ import json
 import math
 import os
 import signal
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from pliant import _files
 from pliant.models import checkpoint
 from pliant.train import DetectorRecipe, OptimiserRecipe, detector, fit_detector
 
@@ -291,6 +293,59 @@ def test_other_runs_are_refused(detector: Any, scenes: Any, tmp_path: Path) -> N
         fit_detector(made(detector), scenes(8), other, folder=run, resume=True)
 
 
+def test_what_a_killed_run_left_is_removed(detector: Any, scenes: Any, tmp_path: Path) -> None:
+    killed = subprocess.Popen(["true"])
+    killed.wait()
+    left = [tmp_path / f"{name}.{pid}.part" for name in ("last.pt", "best.pt") for pid in (killed.pid, os.getpid())]
+    alive, other = tmp_path / f"last.pt.{os.getppid()}.part", tmp_path / "mine.part"
+    one = replace(RECIPE, epochs=1)
+    for resume in (False, True):
+        for path in (*left, alive, other):
+            path.touch()
+        fit_detector(made(detector), scenes(8), one, folder=tmp_path, resume=resume)
+        assert [path.exists() for path in (*left, alive, other)] == [False] * 4 + [True] * 2
+
+
+def test_a_run_whose_files_are_damaged_is_named(detector: Any, scenes: Any, tmp_path: Path) -> None:
+    one = replace(RECIPE, epochs=1)
+    fit_detector(made(detector), scenes(8), one, folder=tmp_path)
+
+    def resumed() -> list[dict[str, Any]]:
+        return fit_detector(made(detector), scenes(8), one, folder=tmp_path, resume=True)
+
+    metrics, last = tmp_path / "metrics.jsonl", tmp_path / "last.pt"
+    whole, state = metrics.read_bytes(), checkpoint.read(last)
+    for damaged in (
+        b"null\n",
+        b"[]\n",
+        b'{"step": 1}\n',
+        b'{"kind": "step", "step": "1"}\n',
+        b"\x81\n",
+        b"[" * 5000 + b"\n",
+    ):
+        metrics.write_bytes(whole + damaged)
+        with pytest.raises(ValueError, match=rf"line {len(whole.splitlines()) + 1} of .*metrics\.jsonl is"):
+            resumed()
+    # A line that stands there twice is one record.
+    metrics.write_bytes(b"".join(line + b"\n" + line + b"\n" for line in whole.splitlines()))
+    assert resumed() == [] and metrics.read_bytes() == whole
+    for name in ("step", "evaluated", "best", "optimiser"):
+        for wrong in ({**state, name: "3"}, {key: value for key, value in state.items() if key != name}):
+            checkpoint.write(last, wrong)
+            with pytest.raises(ValueError, match=r"last\.pt cannot be resumed from, it lacks what training needs"):
+                resumed()
+    model = state["model"]
+    first = next(iter(model))
+    for weights in ({}, {**model, "more": torch.zeros(1)}, {**model, first: torch.zeros(1)}):
+        checkpoint.write(last, {**state, "model": weights})
+        with pytest.raises(ValueError, match=r"last\.pt does not fit the network of its recipe: Error"):
+            resumed()
+    for recipe in ({}, {**state["recipe"], "data": None}, {**state["recipe"], "model": []}):
+        checkpoint.write(last, {**state, "recipe": recipe})
+        with pytest.raises(ValueError, match=r"the recipe (is damaged|was recorded by another version)"):
+            resumed()
+
+
 def test_batches_must_fit(detector: Any, scenes: Any) -> None:
     with pytest.raises(ValueError, match="a batch of 4 is larger than the data: 3 training images"):
         fit_detector(made(detector), scenes(3), RECIPE)
@@ -301,7 +356,7 @@ def test_full_disk_keeps_the_last_checkpoint(
 ) -> None:
     def fill(record: dict[str, Any]) -> None:
         if record["step"] == 6:
-            monkeypatch.setattr(checkpoint.os, "fsync", full)
+            monkeypatch.setattr(_files.os, "fsync", full)
 
     def full(_: int) -> None:
         raise OSError(28, "No space left on device")
@@ -312,12 +367,6 @@ def test_full_disk_keeps_the_last_checkpoint(
     assert {p.name for p in tmp_path.iterdir()} == {"recipe.json", "metrics.jsonl", "last.pt"}
 
 
-def test_torch_says_when_the_disk_is_full() -> None:
-    # Not so if it is given a path: then it is a RuntimeError that does not say why.
-    with pytest.raises(OSError, match="No space left"), open("/dev/full", "wb", buffering=0) as file:
-        torch.save({"a": torch.zeros(100_000)}, file)
-
-
 def test_damaged_and_foreign_files_are_named(tmp_path: Path) -> None:
     path = tmp_path / "x.pt"
     path.write_bytes(b"no")
@@ -325,6 +374,15 @@ def test_damaged_and_foreign_files_are_named(tmp_path: Path) -> None:
         checkpoint.read(path)
     torch.save({"weight": torch.zeros(1)}, path)
     with pytest.raises(ValueError, match=r"x\.pt is not a checkpoint of a detector; give the last.pt"):
+        checkpoint.read(path)
+    state = {"format": 1, "recipe": {}, "classes": ("a",), "category_ids": (3,), "model": {}}
+    for name, wrong in (("recipe", None), ("classes", "a"), ("category_ids", 3), ("model", [])):
+        for damaged in ({**state, name: wrong}, {key: value for key, value in state.items() if key != name}):
+            checkpoint.write(path, damaged)
+            with pytest.raises(ValueError, match=rf"x\.pt (is damaged, see its {name}|is not a checkpoint)"):
+                checkpoint.read(path)
+    checkpoint.write(path, {**state, "classes": ("a", "b")})
+    with pytest.raises(ValueError, match=r"x\.pt is damaged, see its classes and category_ids"):
         checkpoint.read(path)
     checkpoint.write(path, {"format": 99, "recipe": {}})
     with pytest.raises(ValueError, match="has format 99, this version of pliant reads format 1"):

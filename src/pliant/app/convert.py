@@ -20,6 +20,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--take", default="", metavar="PART", help='convert only this part, such as "backbone"')
     parser.add_argument(
+        "--style", choices=("pytorch", "caffe"), help="of a detector: where strides lie and how images are normalised"
+    )
+    parser.add_argument("--classes", type=Path, metavar="FILE", help="names of a detector's classes, one per line")
+    parser.add_argument(
+        "--eps", type=float, default=1e-5, help="of a detector's normalization; 0 for torchvision's COCO_V1"
+    )
+    parser.add_argument(
         "--version", type=int, choices=(1, 2), help="of deformable layers whose channels fit both versions"
     )
     parser.add_argument("--verbose", action="store_true", help="print what became of every name")
@@ -32,7 +39,11 @@ def run(args: argparse.Namespace) -> int:
     if "layers" in file.record:
         source = file.record.get("source")
         raise ValueError(f"{args.input}: is converted already, from {source}; checkpoints.load reads it")
-    done = checkpoints.convert(file.state, args.source, version=args.version, take=args.take)
+    classes = None if args.classes is None else args.classes.read_text(encoding="utf-8").split("\n")
+    done = checkpoints.convert(
+        file.state, args.source, version=args.version, take=args.take, style=args.style, eps=args.eps,
+        classes=None if classes is None else [name.strip() for name in classes if name.strip()],
+    )  # fmt: skip
     checkpoints.write(args.output, done.state, done.record)
     summary, *names = done.report().splitlines()
     names += [f"left over  {name}: not a tensor" for name in file.others]
@@ -41,4 +52,6 @@ def run(args: argparse.Namespace) -> int:
     print("\n".join([summary, *(names if args.verbose else quiet)]))
     more = "" if args.verbose else "; --verbose prints every name"
     print(f"{len(done.layers)} deformable layers. Written to {args.output}{more}.")
+    if done.detector:
+        print(f"Next: pliant predict {args.output} IMAGE")
     return 0

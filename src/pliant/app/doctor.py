@@ -7,6 +7,7 @@ import importlib
 import os
 import platform
 import textwrap
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,30 +16,59 @@ import pliant
 from pliant import _native, testing
 from pliant.ops.table import OPERATORS, Operator
 
+# Outputs; first and second derivatives; all of them where samples lie at whole pixels.
+KINDS = ("forward", "backward", "second", "integers")
 
-def errors(operator: Operator) -> tuple[float, float | None]:
-    """Return the error of an operator's kernel against the float64 reference, forward and the largest of the backward.
 
-    The latter is None where the operator has no gradient. The case is the one that the table of operators names.
+def errors(operator: Operator) -> dict[str, float]:
+    """Return the errors of an operator's kernel against the float64 reference, each the largest of several tensors.
+
+    They are those of ``forward``; of the first and ``second`` derivatives, where the operator has some; and of both,
+    with the output, where all samples lie at whole pixels (``integers``), where derivatives are one-sided. The case is
+    the one that the table of operators names.
 
     Raises:
         RuntimeError: there is no kernel.
     """
-    expected, expected_gradients = _run(operator, "reference", torch.float64)
-    actual, gradients = _run(operator, "native", torch.float32)
-    pairs = zip(gradients, expected_gradients, strict=True)
-    return testing.error(actual, expected), max((testing.error(a, e) for a, e in pairs), default=None)
-
-
-def _run(operator: Operator, implementation: str, dtype: torch.dtype) -> tuple[Tensor, tuple[Tensor, ...]]:
     case = next(case for case in operator.cases if case.name == operator.checked)
-    tensors = {name: _as(t, dtype) for name, t in operator.tensors(case).items()}
+    found = _compared(operator, operator.tensors(case, torch.float64), operator.settings(case))
+    if operator.integers is not None:
+        tensors, settings = operator.integers()
+        settings_of = ({**settings, **variant} for variant in operator.variants)
+        found["integers"] = max(max(_compared(operator, tensors, more).values()) for more in settings_of)
+    return found
+
+
+def _compared(operator: Operator, tensors: dict[str, Tensor], settings: dict[str, Any]) -> dict[str, float]:
+    # Both are given the same values, those in float32.
+    tensors = {name: _as(tensor, torch.float32) for name, tensor in tensors.items()}
+    expected = _run(operator, tensors, settings, "reference", torch.float64)
+    actual = _run(operator, tensors, settings, "native", torch.float32)
+    return {
+        name: max(testing.error(a, e) for a, e in zip(actual[name], wanted, strict=True))
+        for name, wanted in expected.items()
+    }
+
+
+def _run(
+    operator: Operator, tensors: dict[str, Tensor], settings: dict[str, Any], implementation: str, dtype: torch.dtype
+) -> dict[str, tuple[Tensor, ...]]:
+    """Return the output and the derivatives along fixed directions."""
+    tensors = {name: _as(tensor, dtype).detach().clone() for name, tensor in tensors.items()}
     leaves = [tensors[name].requires_grad_() for name in operator.gradients]
-    output = operator.function(**tensors, **operator.settings(case), implementation=implementation)
+    output = operator.function(**tensors, **settings, implementation=implementation)
     if not leaves:
-        return output, ()
-    gradient = torch.linspace(-1, 1, output.numel(), dtype=dtype).view(output.shape)
-    return output, torch.autograd.grad(output, leaves, gradient)
+        return {"forward": (output,)}
+    # The derivative in this direction is the operator's own linear part, which no second derivative lacks.
+    gradient = _direction(output).requires_grad_()
+    first = torch.autograd.grad(output, leaves, gradient, create_graph=True)
+    total = torch.stack([(g * _direction(g)).sum() for g in first]).sum()
+    second = torch.autograd.grad(total, [*leaves, gradient], materialize_grads=True)
+    return {"forward": (output,), "backward": first, "second": second}
+
+
+def _direction(tensor: Tensor) -> Tensor:
+    return torch.linspace(-1, 1, tensor.numel(), dtype=tensor.dtype).view(tensor.shape)
 
 
 def _as(tensor: Tensor, dtype: torch.dtype) -> Tensor:
@@ -73,15 +103,15 @@ def _report(operator: Operator, limit: float) -> bool:
     """Print one line about an operator; return whether it agrees with its reference."""
     name = operator.name
     try:
-        forward, backward = errors(operator)
+        found = errors(operator)
     except Exception as error:
         # Whatever went wrong, the other operators are checked too.
         print(f"{name:<20} failed: {textwrap.shorten(str(error), 160)}")
         return False
     # Written so that a NaN fails.
-    agrees = forward <= limit and (backward is None or backward <= limit)
-    second = "none" if backward is None else f"{backward:.0e}"
-    print(f"{name:<20} forward {forward:.0e}  backward {second:>5}  {'ok' if agrees else 'failed'}")
+    agrees = all(value <= limit for value in found.values())
+    columns = [f"{kind} {f'{found[kind]:.0e}' if kind in found else 'none':>5}" for kind in KINDS]
+    print("  ".join([f"{name:<20}", *columns, "ok" if agrees else "failed"]))
     return agrees
 
 

@@ -102,7 +102,7 @@ def _train(recipe: DetectorRecipe, folder: Path, resume: bool, ranks: Ranks, ten
     except FloatingPointError as error:
         status, said = 1, f"Stopped: {error}."
     except OSError as error:
-        if error.errno != errno.ENOSPC:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         status, said = 1, f"The disk is full: {_kept(folder)}."
     if ranks.rank == 0:
@@ -148,7 +148,7 @@ def _kept(folder: Path) -> str:
 def _outcome(folder: Path) -> str:
     """Return the result of a finished run in one sentence, and the commands that come next."""
     scores = [r for r in log.read(folder / "metrics.jsonl") if r["kind"] == "evaluation"]
-    known = [r for r in scores if r["AP"] is not None]
+    known = [r for r in scores if r.get("AP") is not None]
     best, made = max(known, key=lambda r: r["AP"], default=None), shlex.quote(str(folder / "best.pt"))
     result = "no test images" if best is None else f"AP {100 * best['AP']:.1f} after step {best['step']}"
     lines = [

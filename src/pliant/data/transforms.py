@@ -15,6 +15,8 @@ from torch import Tensor
 from pliant.data.coco import Target
 from pliant.data.loader import Transform
 
+# How images are made smaller or larger: by us, in torchvision's detectors, in mmdetection and in detectron2.
+INTERPOLATIONS = ("antialiased", "torchvision", "opencv", "pillow")
 GREY = (0.299, 0.587, 0.114)  # BT.601: the brightness of a colour
 
 
@@ -33,24 +35,31 @@ class Chain:
 class Resize:
     """Resize the shorter side to `short` pixels, or to fewer where the longer side would exceed `long`.
 
-    Interpolation is bilinear, with antialiasing where it shrinks. Boxes are scaled by the exact ratio of the sides.
+    Interpolation is bilinear. Boxes are scaled by the exact ratio of the sides. The image keeps its dtype, and where it
+    is uint8 the values are rounded.
 
     Args:
         short: pixels, at least 1.
         long: pixels, at least `short`; None for no limit.
+        interpolation: "antialiased", where the image shrinks; as it is in "torchvision"'s detectors, without
+            antialiasing and with sides rounded down; or done by "opencv" or "pillow", as in mmdetection and detectron2.
+            Floating-point images are resized by torch in all four, since the last two know only uint8.
     """
 
-    def __init__(self, short: int, long: int | None = None) -> None:
+    def __init__(self, short: int, long: int | None = None, interpolation: str = "antialiased") -> None:
         if short < 1 or (long is not None and long < short):
             raise ValueError(f"Resize: short must be at least 1 and long at least short, got {short} and {long}")
-        self.short, self.long = short, long
+        if interpolation not in INTERPOLATIONS:
+            names = ", ".join(map(repr, INTERPOLATIONS))
+            raise ValueError(f"Resize: interpolation must be one of {names}, got {interpolation!r}")
+        self.short, self.long, self.interpolation = short, long, interpolation
 
     def __call__(self, image: Tensor, target: Target, generator: torch.Generator) -> tuple[Tensor, Target]:
         H, W = image.shape[1:]
         factor = self.short / min(H, W)
         if self.long is not None:
             factor = min(factor, self.long / max(H, W))
-        return _resized(image, target, factor)
+        return _resized(image, target, factor, self.interpolation)
 
 
 class ScaleJitter:
@@ -153,13 +162,43 @@ def cut_out(target: Target, window: tuple[int, int, int, int], visible: float) -
     }
 
 
-def _resized(image: Tensor, target: Target, factor: float) -> tuple[Tensor, Target]:
+def _resized(image: Tensor, target: Target, factor: float, interpolation: str = "antialiased") -> tuple[Tensor, Target]:
     H, W = image.shape[1:]
-    h, w = max(1, round(H * factor)), max(1, round(W * factor))
+    h, w = (max(1, _side(side * factor, interpolation)) for side in (H, W))
     if (h, w) == (H, W):
         return image, target
-    resized = F.interpolate(image[None], (h, w), mode="bilinear", antialias=True)[0]
+    if image.dtype == torch.uint8 and interpolation in ("opencv", "pillow"):
+        resized = _by_library(image, h, w, interpolation)
+    elif interpolation in ("antialiased", "pillow"):
+        resized = F.interpolate(image[None], (h, w), mode="bilinear", antialias=True)[0]
+    else:
+        resized = F.interpolate(image[None], (h, w), mode="bilinear")[0]
     return resized, {**target, "boxes": target["boxes"] * torch.tensor((w / W, h / H, w / W, h / H))}
+
+
+def _side(side: float, interpolation: str) -> int:
+    """Return a scaled side in whole pixels, rounded as the library does."""
+    if interpolation == "antialiased":
+        return round(side)
+    return int(side if interpolation == "torchvision" else side + 0.5)
+
+
+def _by_library(image: Tensor, h: int, w: int, interpolation: str) -> Tensor:
+    """Return an image (3, H, W), uint8, resized by OpenCV or Pillow, whose integers round in their own way."""
+    array = image.permute(1, 2, 0).contiguous().numpy()
+    if interpolation == "opencv":
+        try:
+            import cv2
+        except ModuleNotFoundError as error:
+            sentence = "Resize: images are resized by OpenCV, as in mmdetection: pip install opencv-python-headless"
+            raise ModuleNotFoundError(sentence, name="cv2") from error
+        resized = torch.from_numpy(cv2.resize(array, (w, h), interpolation=cv2.INTER_LINEAR))
+    else:
+        import numpy as np
+        from PIL import Image
+
+        resized = torch.from_numpy(np.array(Image.fromarray(array).resize((w, h), Image.Resampling.BILINEAR)))
+    return resized.permute(2, 0, 1).contiguous()
 
 
 def _grey(image: Tensor) -> Tensor:

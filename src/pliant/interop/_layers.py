@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
+from pliant._check import not_scripted
 from pliant.nn import SlicedConv2d
 from pliant.ops import deform_conv2d
 
@@ -121,6 +122,8 @@ class Convolution(nn.Module):
         self.weight = nn.Parameter(torch.empty(out_channels, in_channels // groups, *self.kernel_size))
         self.bias = nn.Parameter(torch.zeros(out_channels)) if bias else None
 
+    __prepare_scriptable__ = not_scripted
+
     def _draw(self) -> None:
         """Draw the weight uniformly within ``±1/√(C·Kh·Kw)``, and set the bias to zero, as mmcv and the forks do."""
         bound = 1 / math.sqrt(self.in_channels * self.kernel_size[0] * self.kernel_size[1])
@@ -139,7 +142,7 @@ class Convolution(nn.Module):
         """Return the arguments for `repr`; `offset_groups` is the library's name for their number."""
         names = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups")
         text = ", ".join(f"{name}={getattr(self, name)}" for name in (*names, offset_groups))
-        return f"{text}, bias={self.bias is not None}"
+        return f"{text}, bias={getattr(self, 'bias', None) is not None}"
 
 
 def offsets_and_masks(predicted: Tensor) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,7 @@ from torch.export import ExportedProgram
 
 from pliant.interop import _rewriting
 
-# The dimensions that `dynamic` leaves open, by rank: of maps (N, C, H, W) and of RoIs (R, 5).
+# The dimensions that `dynamic` leaves open, by rank: of maps (N, C, H, W) and of RoIs (R, 5) or boxes (n, 4).
 FREE = {4: (0, 2, 3), 2: (0,)}
 
 
@@ -68,6 +68,9 @@ def quiet() -> Iterator[None]:
 
 def _free(op: str, name: str, value: Any) -> Any:
     """Return which dimensions of an argument may change, in the form of torch.export."""
+    if isinstance(value, Tensor) and value.dim() == 1:
+        # The scores or classes of boxes, or a vector whose size the model determines: torch finds out.
+        return {0: torch.export.Dim.AUTO}
     if isinstance(value, Tensor):
         sizes = FREE.get(value.dim(), ())
         if any(value.shape[i] < 2 for i in sizes):

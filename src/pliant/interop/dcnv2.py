@@ -1,4 +1,4 @@
-"""The DCNv2 forks (CharlesShang/DCNv2 and its descendants): their names on our kernels, with nothing to compile."""
+"""The DCNv2 forks (CharlesShang/DCNv2 and its descendants) and basicsr: their names on our kernels."""
 
 from __future__ import annotations
 
@@ -117,6 +117,64 @@ class DCN(DCNv2):
         return super().forward(input, *offsets_and_masks(self.conv_offset_mask(input)))
 
 
+class DCN_sep(DCN):
+    """The forks' layer that predicts offsets and masks from a second map: EDVR aligns frames by it.
+
+    Arguments are those of :class:`DCNv2`. ``layer(input, fea)`` reads `fea`, which has the shape of `input`, through
+    `conv_offset_mask`; :class:`pliant.nn.DeformConv2d` with `guide_channels` takes a map on the grid of the output.
+    """
+
+    def forward(self, input: Tensor, fea: Tensor) -> Tensor:  # type: ignore[override]
+        return DCNv2.forward(self, input, *offsets_and_masks(self.conv_offset_mask(fea)))
+
+
+class DCNv2Pack(Convolution):
+    """basicsr's layer that predicts offsets and masks from a second map: BasicVSR++ and EDVR align frames by it.
+
+    ``layer(x, feat)`` reads `feat`, which has the shape of `x`, through `conv_offset`; the mask is ``sigmoid(·)``.
+    basicsr logs a warning where the mean offset exceeds 50 pixels; :class:`pliant.nn.OffsetStatistics` does so for
+    :class:`pliant.nn.DeformConv2d`, which loads the same state dict with ``guide_channels=in_channels``.
+
+    Args:
+        in_channels: C.
+        out_channels: O.
+        kernel_size: an int or a pair, as are the three that follow.
+        stride: distance between adjacent output pixels, in pixels of the map.
+        padding: rows and columns of zeros on each side of the map.
+        dilation: distance between adjacent taps.
+        groups: convolution groups.
+        deformable_groups: G, the number of offset groups.
+        bias: learn a bias (O,).
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Pair,
+        stride: Pair = 1,
+        padding: Pair = 0,
+        dilation: Pair = 1,
+        groups: int = 1,
+        deformable_groups: int = 1,
+        bias: bool = True,
+    ) -> None:
+        super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias)
+        self.deformable_groups = deformable_groups
+        self.conv_offset = self._branch(3 * deformable_groups * self.kernel_size[0] * self.kernel_size[1])
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        """Draw the weight uniformly within ``±1/√(C·Kh·Kw)``, and set the bias and the branch to zero."""
+        self._draw()
+        zero(self.conv_offset)
+
+    def forward(self, x: Tensor, feat: Tensor) -> Tensor:
+        offset, mask = offsets_and_masks(self.conv_offset(feat))
+        geometry = (self.stride, self.padding, self.dilation, self.groups, self.deformable_groups)
+        return convolve("DCNv2Pack", x, offset, mask, self.weight, self.bias, *geometry)
+
+
 def dcn_v2_pooling(
     input: Tensor,
     rois: Tensor,
@@ -135,7 +193,7 @@ def dcn_v2_pooling(
     Args:
         input: (N, C, H, W).
         rois: (R, 5), image index and ``x1 y1 x2 y2``.
-        offset: (R, 2·classes, part, part), x first; not read with `no_trans`.
+        offset: (R, 2·classes, part, part), x first; rows beyond the RoIs are not read, nor any with `no_trans`.
         spatial_scale: pixels of the map per pixel of the image.
         pooled_size: P, bins in each direction.
         output_dim: channels of the output, ``C/group_size²``.
@@ -157,7 +215,7 @@ def dcn_v2_pooling(
         return deform_psroi_pool(
             input,
             rois,
-            None if no_trans else offset,
+            None if no_trans else offset[: len(rois)],
             pooled_size,
             spatial_scale,
             group_size=group_size,

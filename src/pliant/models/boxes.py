@@ -90,10 +90,12 @@ def encode(boxes: Tensor, anchors: Tensor, std: Sequence[float] = (1.0, 1.0, 1.0
     return torch.cat([shift, (to.clamp(min=SMALLEST) / side).log()], -1) / boxes.new_tensor(std)
 
 
-def decode(deltas: Tensor, anchors: Tensor, std: Sequence[float] = (1.0, 1.0, 1.0, 1.0)) -> Tensor:
+def decode(
+    deltas: Tensor, anchors: Tensor, std: Sequence[float] = (1.0, 1.0, 1.0, 1.0), *, limit_shrinking: bool = False
+) -> Tensor:
     """Return the boxes (…, 4) that `deltas` and `anchors` encode: the inverse of :func:`encode`.
 
-    No side grows by more than 1000/16.
+    No side grows by a factor of more than 1000/16, or, with `limit_shrinking`, shrinks by more.
 
     >>> anchors, boxes = torch.tensor([[0.0, 0, 4, 4]]), torch.tensor([[1.0, 1, 9, 3]])
     >>> decode(encode(boxes, anchors), anchors)
@@ -102,7 +104,7 @@ def decode(deltas: Tensor, anchors: Tensor, std: Sequence[float] = (1.0, 1.0, 1.
     deltas = deltas * deltas.new_tensor(std)
     side, centre = anchors[..., 2:] - anchors[..., :2], (anchors[..., :2] + anchors[..., 2:]) / 2
     centre = centre + deltas[..., :2] * side
-    half = side * deltas[..., 2:].clamp(max=LARGEST).exp() / 2
+    half = side * deltas[..., 2:].clamp(min=-LARGEST if limit_shrinking else None, max=LARGEST).exp() / 2
     return torch.cat([centre - half, centre + half], -1)
 
 

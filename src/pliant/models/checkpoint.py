@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from pliant._files import load, replacing
+from pliant._files import load, save
 
 FORMAT = 1
+# What a checkpoint holds that prediction needs, and of which kind it is.
+PARTS: dict[str, type | tuple[type, ...]] = {
+    "recipe": dict,
+    "classes": (list, tuple),
+    "category_ids": (list, tuple),
+    "model": dict,
+}
 
 
 def write(path: Path, state: dict[str, Any]) -> None:
@@ -19,11 +23,7 @@ def write(path: Path, state: dict[str, Any]) -> None:
     Raises:
         OSError: it could not be written.
     """
-    # Given a path instead of a file, torch says of a full disk only that its writer failed.
-    with replacing(path) as part, part.open("wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
+    save(state, path)
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -44,4 +44,7 @@ def read(path: Path) -> dict[str, Any]:
             f"{path} has format {state['format']}, this version of pliant reads format {FORMAT}; "
             "use the version that wrote it"
         )
+    wrong = [name for name, kind in PARTS.items() if not isinstance(state.get(name), kind)]
+    if wrong or len(state["classes"]) != len(state["category_ids"]):
+        raise ValueError(f"{path} is damaged, see its {' and '.join(wrong) or 'classes and category_ids'}")
     return state

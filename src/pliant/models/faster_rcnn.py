@@ -26,17 +26,20 @@ class RoIPooling(nn.Module):
     The map is the coarsest one whose stride is at most ``16·√(w·h)/canonical``, else the finest: for a pyramid of
     strides 4 to 32 and canonical 224 that is level ``⌊4 + log2(√(w·h)/224)⌋``. RoIs are scaled to the pixels of their
     map, and offsets are in units of the RoI's width and height, so that one branch serves all maps. (The authors'
-    released pyramid has a branch per level.)
+    released pyramid and mmdetection have a branch per map.)
 
     Args:
         kind: "align", "deform" (offsets) or "modulated" (offsets and mask).
         channels: of the maps.
         strides: of the maps, finest first.
         size: bins in each direction.
-        sampling_ratio: samples per bin in each direction.
+        sampling_ratio: samples per bin in each direction; 0: as many as the bin has pixels, rounded up.
         canonical: side of the RoIs that are pooled at stride 16, in pixels.
         hidden: widths of the fully connected layers before the offsets; None takes the papers': no such layer for
             "deform", (1024, 1024) for "modulated".
+        aligned: for "align": the centre of a pixel is at half a pixel, else at its corner.
+        per_map: a branch of offsets for each map, named ``deform.0``, ``deform.1`` …
+        mask_trunk: for "modulated": the mask has its own layers; see :class:`pliant.nn.DeformRoIPool`.
 
     Shape:
         maps, RoIs (R, 5) in pixels of the image → (R, channels, size, size).
@@ -52,6 +55,9 @@ class RoIPooling(nn.Module):
         sampling_ratio: int = 2,
         canonical: float = 224.0,
         hidden: Sequence[int] | None = None,
+        aligned: bool = True,
+        per_map: bool = False,
+        mask_trunk: bool = False,
     ) -> None:
         super().__init__()
         if kind not in VERSIONS:
@@ -60,9 +66,16 @@ class RoIPooling(nn.Module):
             raise ValueError(f"FasterRCNN: roi_canonical must be positive, got {canonical}")
         self.strides, self.size, self.sampling_ratio, self.canonical = tuple(strides), size, sampling_ratio, canonical
         version = VERSIONS[kind]
-        self.deform = None
+        self.aligned = aligned
+        self.deform: DeformRoIPool | nn.ModuleList | None = None
         if version is not None:
-            self.deform = DeformRoIPool(size, channels, 1.0, sampling_ratio, version=version, hidden=hidden)
+            branches = [
+                DeformRoIPool(
+                    size, channels, 1.0, sampling_ratio, version=version, hidden=hidden, separate_mask_trunk=mask_trunk
+                )
+                for _ in (strides if per_map else strides[:1])
+            ]
+            self.deform = nn.ModuleList(branches) if per_map else branches[0]
 
     def forward(self, maps: Sequence[Tensor], rois: Tensor) -> Tensor:
         level = self.levels(rois)
@@ -96,9 +109,10 @@ class RoIPooling(nn.Module):
     def pool(self, x: Tensor, rois: Tensor, stride: int) -> Tensor:
         """Return the RoIs pooled from one map."""
         if self.deform is None:
-            return roi_align(x, rois, self.size, 1 / stride, self.sampling_ratio, True)
-        scale = rois.new_tensor([1.0, *[1 / stride] * 4])
-        pooled: Tensor = self.deform(x, rois * scale)
+            return roi_align(x, rois, self.size, 1 / stride, self.sampling_ratio, self.aligned)
+        branches = self.deform
+        layer = branches[self.strides.index(stride)] if isinstance(branches, nn.ModuleList) else branches
+        pooled: Tensor = layer(x, rois * rois.new_tensor([1.0, *[1 / stride] * 4]))
         return pooled
 
 
@@ -121,18 +135,24 @@ class FasterRCNN(TwoStage):
         anchor_sizes: square roots of the anchors' areas in pixels, for each map of the RPN, finest first; None: 8 times
             the stride (pyramid), or 2, 4, 8, 16 and 32 times the stride (conv4), which is 32 to 512.
         anchor_ratios: height / width.
+        anchor_rule: where anchors are: "middle", "corner" or "torchvision"; see :class:`pliant.models.rpn.Anchors`.
         rpn_channels: of the RPN's 3×3 convolution; None: as many as the pyramid has, 512 on conv4.
         rpn_samples: anchors per image that the RPN's losses see.
         pre_nms: best anchors per map before suppression, in training and in evaluation; None: 2000 and 1000 (pyramid),
             12000 and 6000 (conv4).
         post_nms: proposals per image, in training and in evaluation.
         rpn_nms: IoU with a better proposal above which one is dropped.
+        rpn_smallest: a proposal is dropped unless both its sides are longer, in pixels.
+        in_padding: cells in the padding of a batch propose boxes, too.
         rois: proposals per image that the head's losses see.
         positive_share: largest share of positives among them.
         positive_iou: IoU with a true box from which a proposal is positive.
         hard: online hard example mining; see HeadSettings.
         pooled: bins in each direction.
-        sampling_ratio: samples per bin in each direction.
+        sampling_ratio: samples per bin in each direction; 0: as many as the bin has pixels, rounded up.
+        roi_aligned: see RoIPooling, as for the two that follow.
+        roi_per_map: a branch of offsets for each map.
+        roi_mask_trunk: the mask has its own layers.
         roi_canonical: side of the RoIs that are pooled at stride 16 of the pyramid, in pixels.
         roi_hidden: widths of the layers before the offsets of the pooling; see RoIPooling.
         class_agnostic: one set of deltas for all classes.
@@ -140,6 +160,9 @@ class FasterRCNN(TwoStage):
         score_threshold: boxes with a lower score are dropped.
         nms_threshold: IoU with a better detection of the same class above which a box is dropped.
         max_detections: most detections per image.
+        smallest: a detection is dropped unless both its sides are longer, in pixels.
+        limit_shrinking: no side of a proposal or a detection shrinks by a factor of more than 1000/16, as none grows by
+            more.
         mean: of images, per channel.
         std: of images, per channel.
 
@@ -172,17 +195,23 @@ class FasterRCNN(TwoStage):
         levels: Sequence[int] = (0, 1, 2, 3),
         anchor_sizes: Sequence[Sequence[float]] | None = None,
         anchor_ratios: Sequence[float] = (0.5, 1.0, 2.0),
+        anchor_rule: str = "middle",
         rpn_channels: int | None = None,
         rpn_samples: int = 256,
         pre_nms: tuple[int, int] | None = None,
         post_nms: tuple[int, int] = (2000, 1000),
         rpn_nms: float = 0.7,
+        rpn_smallest: float = 1e-3,
+        in_padding: bool = False,
         rois: int = 512,
         positive_share: float = 0.25,
         positive_iou: float = 0.5,
         hard: int | None = None,
         pooled: int = 7,
         sampling_ratio: int = 2,
+        roi_aligned: bool = True,
+        roi_per_map: bool = False,
+        roi_mask_trunk: bool = False,
         roi_canonical: float = 224.0,
         roi_hidden: Sequence[int] | None = None,
         class_agnostic: bool = False,
@@ -190,12 +219,15 @@ class FasterRCNN(TwoStage):
         score_threshold: float = 0.05,
         nms_threshold: float = 0.5,
         max_detections: int = 100,
+        smallest: float = 0.0,
+        limit_shrinking: bool = False,
         mean: Sequence[float] = IMAGENET_MEAN,
         std: Sequence[float] = IMAGENET_STD,
     ) -> None:
         head = HeadSettings(
-            rois, positive_share, positive_iou, hard, box_std, score_threshold, nms_threshold, max_detections
-        )
+            rois, positive_share, positive_iou, hard, box_std, score_threshold, nms_threshold, max_detections,
+            smallest, limit_shrinking,
+        )  # fmt: skip
         super().__init__(backbone, classes, head, mean, std)
         if min(channels, hidden, pooled) < 1:
             raise ValueError(
@@ -229,11 +261,12 @@ class FasterRCNN(TwoStage):
             )
         self.rpn = RPN(
             rpn_in, rpn_strides, anchor_sizes, anchor_ratios, hidden=rpn_channels, samples=rpn_samples,
-            pre_nms=pre_nms, post_nms=post_nms, nms_threshold=rpn_nms,
+            pre_nms=pre_nms, post_nms=post_nms, nms_threshold=rpn_nms, anchor_rule=anchor_rule, in_padding=in_padding,
+            smallest=rpn_smallest, limit_shrinking=limit_shrinking,
         )  # fmt: skip
         self.pool = RoIPooling(
             roi_pool, channels, pool_strides, size=pooled, sampling_ratio=sampling_ratio, canonical=roi_canonical,
-            hidden=roi_hidden,
+            hidden=roi_hidden, aligned=roi_aligned, per_map=roi_per_map, mask_trunk=roi_mask_trunk,
         )  # fmt: skip
         self.fc1 = nn.Linear(channels * pooled**2, hidden)
         self.fc2 = nn.Linear(hidden, hidden)

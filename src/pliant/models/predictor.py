@@ -58,8 +58,9 @@ class Predictor:
         """Return the predictor of a checkpoint.
 
         Args:
-            source: best.pt or last.pt of a run of training; or, as a string, the name of a detector that comes with
-                the package (`pliant.models.bundled.NAMES`), unless a file has that name.
+            source: best.pt or last.pt of a run of training; a detector of another library that ``pliant convert``
+                wrote; or, as a string, the name of a detector that comes with the package
+                (`pliant.models.bundled.NAMES`), unless a file has that name.
             device: where the model runs.
 
         Raises:
@@ -77,9 +78,11 @@ class Predictor:
         """
         try:
             data = state["recipe"]["data"]
-            resize = resizing(data["short_side"], data["long_side"])
+            resize = resizing(data["short_side"], data["long_side"], data.get("interpolation", "antialiased"))
         except KeyError as error:
             raise ValueError(f"the recipe was recorded by another version: {error} is missing") from error
+        except TypeError as error:
+            raise ValueError(f"the recipe is damaged: {error}") from error
         return cls(load_detector(state), state["classes"], state["category_ids"], resize=resize, device=device)
 
     def __call__(self, images: Sequence[ImageLike]) -> list[dict[str, Tensor]]:
@@ -152,26 +155,32 @@ def load_detector(state: dict[str, Any]) -> nn.Module:
     """Return the detector of a checkpoint, in evaluation mode.
 
     Raises:
-        ValueError: the checkpoint is one of another version.
+        ValueError: the checkpoint is one of another version, or its parts do not fit each other.
     """
     try:
         settings = state["recipe"]["model"]
     except KeyError as error:
         raise ValueError(f"the recipe was recorded by another version: {error} is missing") from error
-    model = build_detector(recorded(ModelRecipe, settings), len(state["classes"]), pretrained=False)
-    model.load_state_dict(state["model"])
+    try:
+        model = build_detector(recorded(ModelRecipe, settings), len(state["classes"]), pretrained=False)
+        model.load_state_dict(state["model"])
+    except (AttributeError, TypeError, RuntimeError) as error:
+        said = " ".join(str(error).split())
+        raise ValueError(f"the weights do not fit the recipe that is recorded with them: {said[:200]}") from error
     return model.eval()
 
 
-def resizing(short_side: int, long_side: int) -> Transform | None:
-    """Return what a recipe with these two settings does to the size of every image; None leaves it."""
-    return Resize(short_side, long_side or None) if short_side else None
+def resizing(short_side: int, long_side: int, interpolation: str) -> Transform | None:
+    """Return what a recipe with these settings does to the size of every image; None leaves it."""
+    return Resize(short_side, long_side or None, interpolation) if short_side else None
 
 
 def resized(image: Tensor, resize: Transform | None) -> Tensor:
     """Return an image (3, H, W), resized by a transform of images with boxes."""
     if resize is None:
         return image
+    if isinstance(resize, Resize) and resize.interpolation == "torchvision" and not image.is_floating_point():
+        image = image.float() / 255  # torchvision does not round
     nothing = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}
     nothing["ignore"] = torch.zeros(0, dtype=torch.bool)
     return resize(image, nothing, torch.Generator())[0]

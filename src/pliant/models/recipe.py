@@ -35,6 +35,7 @@ class ModelRecipe:
         frozen_stages: the first 0 to 5 of stem, conv2 … conv5 are not trained; needs frozen_bn.
         stride: of conv5; 16 is with dilation 2, as in the papers.
         dilations: of the 3×3 convolutions of conv2, conv3, conv4 and conv5; null is 1, and 2 in conv5 at stride 16.
+        stride_in: which convolution of a bottleneck has its stride, "3x3" or the first "1x1", as in Caffe's networks.
         neck: feature pyramid or conv4 (Faster R-CNN).
         roi_pool: "align", "deform" or "modulated" (Faster R-CNN), "ps" or "deform_ps" (R-FCN); null is the first.
         mimic: R-CNN feature mimicking on foreground proposals, background proposals or both (Faster R-CNN).
@@ -54,6 +55,7 @@ class ModelRecipe:
     frozen_stages: int = 0
     stride: Literal[16, 32] = 32
     dilations: tuple[int, int, int, int] | None = None
+    stride_in: Literal["3x3", "1x1"] = "3x3"
     neck: Literal["fpn", "c4"] = "fpn"
     roi_pool: Literal["align", "deform", "modulated", "ps", "deform_ps"] | None = None
     mimic: Literal["foreground", "background", "both"] | None = None
@@ -66,11 +68,13 @@ def recorded(kind: type[Recorded], values: Mapping[str, Any]) -> Recorded:
     """Return the recipe of which :func:`dataclasses.asdict` made `values`, directly or through JSON.
 
     Raises:
-        ValueError: `values` were recorded by another version.
+        ValueError: `values` were recorded by another version, or are damaged.
 
     >>> recorded(ModelRecipe, {"deform": [None, None, None, "v2"]}).deform
     (None, None, None, 'v2')
     """
+    if not isinstance(values, Mapping):
+        raise ValueError(f"the recipe is damaged: it has a {type(values).__name__} instead of settings")
     try:
         # JSON has lists where the recipe has tuples.
         return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
@@ -98,7 +102,7 @@ def build_detector(recipe: ModelRecipe, classes: int, *, seed: int = 0, pretrain
         backbone = ResNet(
             recipe.depth, deform=recipe.deform, offset_groups=recipe.offset_groups, mask_scale=recipe.mask_scale,
             width=recipe.width, stem=recipe.stem, frozen_bn=recipe.frozen_bn, frozen_stages=recipe.frozen_stages,
-            stride=recipe.stride, dilations=recipe.dilations,
+            stride=recipe.stride, dilations=recipe.dilations, stride_in=recipe.stride_in,
         )  # fmt: skip
         try:
             model = _detector(recipe, backbone, classes)

@@ -70,11 +70,14 @@ class RFCN(TwoStage):
         bins: k, parts in each direction.
         anchor_sizes: square roots of the anchors' areas in pixels; None: 4, 8, 16 and 32 times the stride of conv4.
         anchor_ratios: height / width.
+        anchor_rule: where anchors are: "middle", "corner" or "torchvision"; see :class:`pliant.models.rpn.Anchors`.
         rpn_channels: of the RPN's 3×3 convolution.
         rpn_samples: anchors per image that the RPN's losses see.
         pre_nms: best anchors before suppression, in training and in evaluation.
         post_nms: proposals per image, in training and in evaluation.
         rpn_nms: IoU with a better proposal above which one is dropped.
+        rpn_smallest: a proposal is dropped unless both its sides are longer, in pixels.
+        in_padding: cells in the padding of a batch propose boxes, too.
         hard: proposals per image that count, those of largest loss; None draws `rois` of them instead.
         rois: see `hard`.
         positive_share: largest share of positives among `rois`.
@@ -83,6 +86,9 @@ class RFCN(TwoStage):
         score_threshold: boxes with a lower score are dropped.
         nms_threshold: IoU with a better detection of the same class above which a box is dropped.
         max_detections: most detections per image.
+        smallest: a detection is dropped unless both its sides are longer, in pixels.
+        limit_shrinking: no side of a proposal or a detection shrinks by a factor of more than 1000/16, as none grows by
+            more.
         mean: of images, per channel.
         std: of images, per channel.
 
@@ -108,11 +114,14 @@ class RFCN(TwoStage):
         bins: int = 7,
         anchor_sizes: Sequence[float] | None = None,
         anchor_ratios: Sequence[float] = (0.5, 1.0, 2.0),
+        anchor_rule: str = "middle",
         rpn_channels: int = 512,
         rpn_samples: int = 256,
         pre_nms: tuple[int, int] = (6000, 6000),
         post_nms: tuple[int, int] = (300, 300),
         rpn_nms: float = 0.7,
+        rpn_smallest: float = 1e-3,
+        in_padding: bool = False,
         hard: int | None = 128,
         rois: int = 128,
         positive_share: float = 0.25,
@@ -121,12 +130,15 @@ class RFCN(TwoStage):
         score_threshold: float = 0.05,
         nms_threshold: float = 0.5,
         max_detections: int = 100,
+        smallest: float = 0.0,
+        limit_shrinking: bool = False,
         mean: Sequence[float] = IMAGENET_MEAN,
         std: Sequence[float] = IMAGENET_STD,
     ) -> None:
         head = HeadSettings(
-            rois, positive_share, positive_iou, hard, box_std, score_threshold, nms_threshold, max_detections
-        )
+            rois, positive_share, positive_iou, hard, box_std, score_threshold, nms_threshold, max_detections,
+            smallest, limit_shrinking,
+        )  # fmt: skip
         super().__init__(backbone, classes, head, mean, std)
         if roi_pool not in ("ps", "deform_ps"):
             raise ValueError(f"RFCN: roi_pool must be 'ps' or 'deform_ps', got {roi_pool!r}")
@@ -136,7 +148,8 @@ class RFCN(TwoStage):
         sizes = [factor * conv4 for factor in (4, 8, 16, 32)] if anchor_sizes is None else anchor_sizes
         self.rpn = RPN(
             backbone.channels[2], [conv4], [sizes], anchor_ratios, hidden=rpn_channels, samples=rpn_samples,
-            pre_nms=pre_nms, post_nms=post_nms, nms_threshold=rpn_nms,
+            pre_nms=pre_nms, post_nms=post_nms, nms_threshold=rpn_nms, anchor_rule=anchor_rule, in_padding=in_padding,
+            smallest=rpn_smallest, limit_shrinking=limit_shrinking,
         )  # fmt: skip
         self.neck = nn.Conv2d(backbone.channels[3], width, 1)
         nn.init.kaiming_normal_(self.neck.weight, nonlinearity="relu")

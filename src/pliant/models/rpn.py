@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -12,12 +13,11 @@ from pliant.models import boxes
 from pliant.models.boxes import Truth
 from pliant.ops import batched_nms
 
-# Proposals thinner than this, in pixels, are dropped.
-THINNEST = 1e-3
+RULES = ("middle", "corner", "torchvision")  # of placing anchors
 
 
 class Anchors(nn.Module):
-    """Place boxes of a few sizes and aspect ratios over the cells of every map, each centred on its cell.
+    """Place boxes of a few sizes and aspect ratios over the cells of every map.
 
     Cell (i, j) of a map of stride s covers the pixels ``[j·s, (j+1)·s) × [i·s, (i+1)·s)``. An anchor of size a and
     ratio r is a/√r wide and a·√r high. Order: levels, rows, columns, sizes, ratios.
@@ -26,16 +26,24 @@ class Anchors(nn.Module):
         strides: of the maps.
         sizes: for each map the square roots of its anchors' areas, in pixels; the same number for all maps.
         ratios: height / width.
+        rule: "middle": an anchor is centred on its cell. "corner": its centre is the upper left corner of its cell, as
+            in mmdetection and detectron2. "torchvision": as "corner", half its sides are rounded to whole pixels, and
+            cells of a map of H·W cells are ⌊rows/H⌋ pixels high and ⌊columns/W⌋ wide.
     """
 
-    def __init__(self, strides: Sequence[int], sizes: Sequence[Sequence[float]], ratios: Sequence[float]) -> None:
+    def __init__(
+        self, strides: Sequence[int], sizes: Sequence[Sequence[float]], ratios: Sequence[float], rule: str = "middle"
+    ) -> None:
         super().__init__()
-        self.strides = tuple(strides)
+        if rule not in RULES:
+            raise ValueError(f"RPN: anchor_rule must be one of {', '.join(map(repr, RULES))}, got {rule!r}")
+        self.strides, self.rule = tuple(strides), rule
         self.count = len(sizes[0]) * len(ratios)
         root = torch.tensor(tuple(ratios)).sqrt()
         for i, level in enumerate(sizes):
             size = torch.tensor(tuple(level), dtype=torch.float32)[:, None]
             half = torch.stack([(size / root).flatten(), (size * root).flatten()], 1) / 2
+            half = half.round() if rule == "torchvision" else half
             self.register_buffer(f"shapes{i}", torch.cat([-half, half], 1), persistent=False)
         self._made: tuple[object, Tensor, Tensor] | None = None
 
@@ -49,13 +57,16 @@ class Anchors(nn.Module):
 
     def _make(self, maps: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         device, anchors, corners = maps[0].device, [], []
+        # The sides of padded images are multiples of the finest stride.
+        rows, columns = (side * self.strides[0] for side in maps[0].shape[-2:])
         for i, (x, stride) in enumerate(zip(maps, self.strides, strict=True)):
             H, W = x.shape[-2:]
-            rows, columns = torch.meshgrid(
-                torch.arange(H, device=device) * stride, torch.arange(W, device=device) * stride, indexing="ij"
+            high, wide = (rows // H, columns // W) if self.rule == "torchvision" else (stride, stride)
+            down, right = torch.meshgrid(
+                torch.arange(H, device=device) * high, torch.arange(W, device=device) * wide, indexing="ij"
             )
-            corner = torch.stack([columns, rows], 2).reshape(-1, 1, 2).float()
-            middle = (corner + stride / 2).repeat(1, 1, 2)
+            corner = torch.stack([right, down], 2).reshape(-1, 1, 2).float()
+            middle = (corner + (stride / 2 if self.rule == "middle" else 0)).repeat(1, 1, 2)
             anchors.append((middle + self.get_buffer(f"shapes{i}")).reshape(-1, 4))
             corners.append(corner.expand(-1, self.count, -1).reshape(-1, 2))
         return torch.cat(anchors), torch.cat(corners)
@@ -83,9 +94,13 @@ class RPN(nn.Module):
         post_nms: best proposals kept per image after suppression, in training and in evaluation.
         nms_threshold: IoU with a better proposal of the same map above which one is dropped.
         beta: error at which smooth L1 changes from quadratic to linear.
+        anchor_rule: where anchors are; see :class:`Anchors`.
+        in_padding: cells in the padding of a batch count, too.
+        smallest: proposals are dropped unless both sides are longer, in pixels.
+        limit_shrinking: see :func:`pliant.models.boxes.decode`.
 
     Raises:
-        ValueError: a number below 1, a threshold outside of 0 to 1, anchors without size.
+        ValueError: a number below 1, a threshold outside of 0 to 1, anchors without size, an unknown rule.
 
     Source: Ren et al., "Faster R-CNN", NIPS 2015; beta of its released code (σ = 3).
     """
@@ -106,6 +121,10 @@ class RPN(nn.Module):
         post_nms: tuple[int, int] = (2000, 1000),
         nms_threshold: float = 0.7,
         beta: float = 1 / 9,
+        anchor_rule: str = "middle",
+        in_padding: bool = False,
+        smallest: float = 1e-3,
+        limit_shrinking: bool = False,
     ) -> None:
         super().__init__()
         for what, pair in (("pre_nms", pre_nms), ("post_nms", post_nms)):
@@ -119,7 +138,7 @@ class RPN(nn.Module):
             raise ValueError(f"RPN: nms_threshold must be from 0 to 1, got {nms_threshold}")
         if not ratios or min(ratios) <= 0 or min(min(level, default=0) for level in sizes) <= 0:
             raise ValueError(f"RPN: anchors must have positive sizes and ratios, got {sizes!r} and {ratios!r}")
-        self.anchors = Anchors(strides, sizes, ratios)
+        self.anchors = Anchors(strides, sizes, ratios, anchor_rule)
         self.conv = nn.Conv2d(channels, hidden, 3, padding=1)
         # One convolution for logits and deltas is faster than two.
         self.predict = nn.Conv2d(hidden, 5 * self.anchors.count, 1)
@@ -128,6 +147,7 @@ class RPN(nn.Module):
             nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
         self.samples, self.share, self.high, self.low = samples, share, high, low
         self.pre_nms, self.post_nms, self.nms_threshold, self.beta = pre_nms, post_nms, nms_threshold, beta
+        self.in_padding, self.smallest, self.limit_shrinking = in_padding, smallest, limit_shrinking
 
     def forward(
         self, maps: Sequence[Tensor], sizes: Tensor, truth: Truth | None
@@ -144,8 +164,7 @@ class RPN(nn.Module):
         predicted = boxes.wide(torch.cat(found, 1))
         logits, deltas = predicted[..., 0], predicted[..., 1:]
         anchors, corners = self.anchors(maps)
-        # Cells in the padding propose nothing.
-        inside = (corners < sizes[:, None]).all(2)
+        inside = (corners < (sizes.new_full((N, 1, 1), math.inf) if self.in_padding else sizes[:, None])).all(2)
         losses = {} if truth is None else self.losses(logits, deltas, anchors, inside, truth)
         with torch.no_grad():
             proposals, present = self.proposals(
@@ -186,10 +205,11 @@ class RPN(nn.Module):
             levels.append(torch.full((min(n, k),), i, device=here.device))
             start += n
         index, level = torch.cat(kept, 1), torch.cat(levels)
-        found = boxes.clip(boxes.decode(boxes.take(deltas, index), anchors[index]), sizes[:, None])
+        moved = boxes.decode(boxes.take(deltas, index), anchors[index], limit_shrinking=self.limit_shrinking)
+        found = boxes.clip(moved, sizes[:, None])
         scores = boxes.take(logits, index)
-        # A NaN compares as False.
-        good = ((found[..., 2:] - found[..., :2]) > THINNEST).all(2) & scores.isfinite() & boxes.take(inside, index)
+        large = (found[..., 2:] - found[..., :2] > self.smallest).all(2)  # a NaN compares as False
+        good = large & scores.isfinite() & boxes.take(inside, index)
         picture, column = good.nonzero(as_tuple=True)
         flat, scores = found[picture, column], scores[picture, column]
         order = batched_nms(flat, scores, picture * len(cells) + level[column], self.nms_threshold)

@@ -32,6 +32,8 @@ class HeadSettings:
         score_threshold: boxes with a lower score are dropped.
         nms_threshold: IoU with a better detection of the same class above which a box is dropped.
         max_detections: most detections per image.
+        smallest: boxes are dropped unless both sides are longer, in pixels.
+        limit_shrinking: no side of a proposal or a box shrinks by a factor of more than 1000/16, as none grows by more.
     """
 
     rois: int
@@ -42,6 +44,8 @@ class HeadSettings:
     score_threshold: float
     nms_threshold: float
     max_detections: int
+    smallest: float = 0.0
+    limit_shrinking: bool = False
 
     def check(self, name: str) -> None:
         """Raise ValueError in the name of a detector if a setting is out of its range."""
@@ -218,6 +222,10 @@ class TwoStage(nn.Module, HeadSettings):
             entropy, box = entropy[order], box[order]
         return {"classification": boxes.mean(entropy, image, N), "box": boxes.mean(box, image, N)}
 
+    def moved(self, deltas: Tensor, rois: Tensor, sizes: Tensor) -> Tensor:
+        """Return boxes (…, 4) moved by the head's `deltas` (…, 4) and clipped to images of `sizes` (…, 2)."""
+        return boxes.clip(boxes.decode(deltas, rois, self.box_std, limit_shrinking=self.limit_shrinking), sizes)
+
     def detections(self, rois: Tensor, logits: Tensor, deltas: Tensor, sizes: Tensor) -> list[dict[str, Tensor]]:
         """Return the detections of each image, best first."""
         N = len(sizes)
@@ -225,8 +233,9 @@ class TwoStage(nn.Module, HeadSettings):
         row, label = (probability > self.score_threshold).nonzero(as_tuple=True)
         scores, image = probability[row, label], rois[row, 0].long()
         column = label if deltas.shape[1] > 1 else torch.zeros_like(label)
-        found = boxes.clip(boxes.decode(deltas[row, column], rois[row, 1:], self.box_std), sizes[image])
-        good = (boxes.area(found) > 0).nonzero()[:, 0]  # False for NaN, and for boxes outside of the image
+        found = self.moved(deltas[row, column], rois[row, 1:], sizes[image])
+        # False for NaN and, by default, for boxes outside of the image.
+        good = ((found[:, 2:] - found[:, :2]) > self.smallest).all(1).nonzero()[:, 0]
         found, scores, image, label = found[good], scores[good], image[good], label[good]
         order = batched_nms(found, scores, image * self.classes + label, self.nms_threshold)
         image, order, rank = ranked(image[order], order, N)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
@@ -85,6 +85,24 @@ class DeformablePool(DeformableLayer, Protocol):
 
     def boxes(self, rois: Tensor) -> Tensor:
         """Return the boxes (R, 4) that are pooled for `rois` (R, 4), both x1, y1, x2, y2 in pixels of the image."""
+
+
+class BranchHook:
+    """Call a function after every forward of a branch, with the branch, its inputs and its output.
+
+    The hook belongs to whoever watches a network, not to the network: a copy of the network, by pickle, `torch.save` or
+    `copy.deepcopy`, has a hook that does nothing.
+    """
+
+    def __init__(self, look: Callable[[nn.Module, tuple[Any, ...], Tensor], None] | None = None) -> None:
+        self.look = look
+
+    def __call__(self, branch: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+        if self.look is not None:
+            self.look(branch, inputs, output)
+
+    def __reduce__(self) -> tuple[type[BranchHook], tuple[()]]:
+        return BranchHook, ()
 
 
 def deformable_layers(model: nn.Module) -> Iterator[tuple[str, DeformableLayer]]:

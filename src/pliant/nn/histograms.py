@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pliant.nn.deformable import DeformableLayer, deformable_layers, offset_branch
+from pliant.nn.deformable import BranchHook, DeformableLayer, deformable_layers, offset_branch
 
 PIXELS = tuple(i / 4 for i in range(33))
 EXTENTS = tuple(i / 50 for i in range(26))
@@ -74,7 +74,7 @@ class OffsetHistory:
         self._handles = []
         for name, layer in deformable_layers(model):
             limits, unit = (roi_edges, "extents of the RoI") if layer.unit == "extents" else (edges, "map pixels")
-            hook = functools.partial(self._look, name, layer, tuple(limits), unit)
+            hook = BranchHook(functools.partial(self._look, name, layer, tuple(limits), unit))
             self._handles.append(offset_branch(layer).register_forward_hook(hook))
 
     def remove(self) -> None:

@@ -11,7 +11,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from pliant.nn.deformable import DeformableLayer, deformable_layers, offset_branch
+from pliant.nn.deformable import BranchHook, DeformableLayer, deformable_layers, offset_branch
 
 
 def parameter_groups(
@@ -131,7 +131,7 @@ class OffsetStatistics:
         self._warned: set[str] = set()
         self._handles = []
         for name, layer in deformable_layers(model):
-            hook = functools.partial(self._look, name, layer)
+            hook = BranchHook(functools.partial(self._look, name, layer))
             self._handles.append(offset_branch(layer).register_forward_hook(hook))
 
     def __str__(self) -> str:

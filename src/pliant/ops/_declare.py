@@ -63,6 +63,7 @@ def declare(
     lowered: Sequence[str] = ("input",),
     also: Sequence[str] = (),
     elementwise: bool = False,
+    contiguous: bool = False,
     forgotten: str = "",
     extra: Extra | None = None,
     linear: Callable[..., Tensor] | bool = False,
@@ -81,6 +82,7 @@ def declare(
         lowered: tensors that run in the low precision under autocast.
         also: other public names of the operator.
         elementwise: the output has the shape and the strides of the first tensor; else its memory format.
+        contiguous: the output and all gradients are contiguous, whatever the memory format of the first tensor.
         forgotten: a tensor that backward does not read and that is not kept: the backward kernel gets
             ``SymInt[] {forgotten}_size, bool channels_last`` instead.
         extra: a second output of the kernel for its own backward.
@@ -93,7 +95,7 @@ def declare(
         a function that runs the operator. It takes an implementation (see ``_native.chosen``), the arguments, and as
         `called` the public function's name where that is not the operator's.
     """
-    what = Declaration(name, arguments, gradients, bias, forgotten, extra, elementwise)
+    what = Declaration(name, arguments, gradients, bias, forgotten, extra, elementwise, contiguous)
     if (forgotten != "") != (linear is not False):
         raise ValueError(f"{name}: a tensor that is forgotten needs `linear`, and nothing else does")
     what.define()
@@ -102,7 +104,7 @@ def declare(
         if elementwise:
             return torch.empty_like(given[0])
         size = shape(*given)
-        output = given[0].new_empty(size).to(memory_format=torch._prims_common.suggest_memory_format(given[0]))
+        output = given[0].new_empty(size).to(memory_format=what.format(given[0]))
         return output if extra is None else (output, given[0].new_empty(size, dtype=extra.dtype))
 
     torch.library.register_fake(f"pliant::{name}", fake or fake_forward, lib=_native.library)
@@ -133,8 +135,10 @@ class Declaration:
         forgotten: str,
         extra: Extra | None,
         elementwise: bool,
+        contiguous: bool,
     ) -> None:
-        self.name, self.schema, self.extra, self.elementwise = name, arguments, extra, elementwise
+        self.name, self.schema, self.extra = name, arguments, extra
+        self.elementwise, self.contiguous = elementwise, contiguous
         self.types, self.names = zip(*(part.rsplit(" ", 1) for part in arguments.split(", ")), strict=True)
         self.tensors = [i for i, kind in enumerate(self.types) if kind in ("Tensor", "Tensor?")]
         self.bias = self.names.index(bias) if bias else -1
@@ -151,6 +155,10 @@ class Declaration:
         self.kept = [self.slot[i] for i in self.tensors if i not in (self.bias, self.forgotten)]
         if extra is not None:
             self.kept.append(len(self.read) + (forgotten != ""))
+
+    def format(self, first: Tensor) -> torch.memory_format:
+        """Return the memory format of the output and of the first tensor's gradient."""
+        return torch.contiguous_format if self.contiguous else torch._prims_common.suggest_memory_format(first)
 
     def define(self) -> None:
         """Define the schemas of both kernels."""
@@ -195,7 +203,7 @@ class Backward:
             elif what.elementwise:
                 found.append(torch.empty_like(t))
             else:
-                format = torch._prims_common.suggest_memory_format(t) if i == 0 else torch.contiguous_format
+                format = what.format(t) if i == 0 else torch.contiguous_format
                 found.append(t.new_empty(t.shape).to(memory_format=format))
         return tuple(found) if what.several else found[0]
 
@@ -397,7 +405,7 @@ def _runner(
         output = reference(*given)
         if what.elementwise or backward is None:
             return output
-        return output.contiguous(memory_format=torch._prims_common.suggest_memory_format(given[0]))
+        return output.contiguous(memory_format=what.format(given[0]))
 
     return run
 

@@ -29,12 +29,15 @@ class Operator:
         speed: the cases on which speed is promised.
         checked: the name of the case that ``pliant doctor`` checks.
         gradients: the tensors it can be differentiated in, twice.
+        integers: tensors in float64 and settings with which all samples lie at whole pixels, on the borders of the map
+            and beyond them, where derivatives are one-sided; None where no position has a gradient.
         variants: settings beside those of a case; what is tested holds with each of them.
         wide: tensors that may be float32 beside an input in low precision, and stay so under autocast.
         beside: views of what may hold any value and is not the map: coordinates and masks.
         alone: one image of a batch: (tensors, image) to (its tensors, its rows of the output).
         jumps: whether the last bit of a coordinate may decide about the output, as it does where boxes are
             rounded: the reference is then asked in the precision that the kernel computes in.
+        follows: whether the output and the gradient of the map have its memory format; else they are contiguous.
         any_threads: whether gradients are the same bit for bit for any number of threads.
         layer: the layer of :mod:`pliant.nn` built on it, or nothing.
         meaning: what it does, in half a sentence; `meaning_zh` the same in Chinese.
@@ -73,6 +76,8 @@ class Operator:
     wide: tuple[str, ...] = ()
     jumps: bool = False
     any_threads: bool = True
+    integers: Callable[[], tuple[dict[str, Tensor], dict[str, Any]]] | None = None
+    follows: bool = True
 
     @property
     def name(self) -> str:
@@ -91,6 +96,14 @@ def _conv(case: testing.DeformConvCase, dtype: torch.dtype, seed: int, last: boo
 
 def _roi(name: str) -> Callable[[testing.RoICase, torch.dtype, int, bool], dict[str, Tensor]]:
     return lambda case, dtype, seed, last: case.tensors(name, dtype, seed=seed, channels_last=last)
+
+
+def _attention(case: testing.MSDeformAttnCase, dtype: torch.dtype, seed: int, last: bool) -> dict[str, Tensor]:
+    return case.tensors(dtype, seed=seed)
+
+
+def _dcn(name: str) -> Callable[[testing.DCNCase, torch.dtype, int, bool], dict[str, Tensor]]:
+    return lambda case, dtype, seed, last: case.tensors(name, dtype, seed=seed)
 
 
 def _lrn(case: testing.LRNCase, dtype: torch.dtype, seed: int, last: bool) -> dict[str, Tensor]:
@@ -135,6 +148,7 @@ def _of_roi(
     traceable: bool = True,
     variants: tuple[dict[str, Any], ...] = ({},),
     exports: tuple[str, ...] = ("ONNX", "OpenVINO"),
+    integers: Callable[[], tuple[dict[str, Tensor], dict[str, Any]]] | None = None,
 ) -> Operator:
     name = function.__name__
     taken = inspect.signature(function).parameters
@@ -167,6 +181,35 @@ def _of_roi(
         source=source,
         page="roi_pooling.md",
         exports=exports,
+        integers=integers,
+    )
+
+
+def _of_dcn(function: Callable[..., Tensor], layer: str, meaning: str, meaning_zh: str, source: str) -> Operator:
+    name = function.__name__
+    moved = ("offset", "mask") if name == "dcnv3" else ("offset_mask",)
+    return Operator(
+        function=function,
+        family="aggregation",
+        inputs=_dcn(name),
+        settings=lambda case: dict(case.arguments),
+        cases=testing.DCN_CASES,
+        checked="crooked",
+        small=testing.DCN_SMALL,
+        huge=testing.DCN_HUGE,
+        speed=testing.DCN_SPEED,
+        gradients=("input", *moved),
+        wide=moved,
+        # The first channel of all is an offset, in either layout.
+        beside=lambda tensors: {n: t[..., :1] if n == "offset_mask" else t for n, t in tensors.items() if n != "input"},
+        alone=_image("input", *moved),
+        follows=False,
+        layer=layer,
+        meaning=meaning,
+        meaning_zh=meaning_zh,
+        source=source,
+        page="dcn.md",
+        exports=(),
     )
 
 
@@ -219,11 +262,50 @@ OPERATORS = (
         alone=_image("input", "offset", "mask"),
         # Sums over images and tiles are split among threads.
         any_threads=False,
+        integers=testing.deform_conv_at_integers,
         layer="DeformConv2d",
         meaning="convolution whose taps are moved by learned offsets (v1) and weighted by a learned mask (v2)",
         meaning_zh="每个采样点按学到的偏移量移动的卷积（v1），并可乘以学到的调制系数（v2）",
         source="Dai et al. 2017, Zhu et al. 2019",
         page="deform_conv2d.md",
+    ),
+    Operator(
+        function=ops.ms_deform_attn,
+        family="aggregation",
+        inputs=_attention,
+        settings=lambda case: dict(case.arguments),
+        cases=testing.MS_DEFORM_ATTN_CASES,
+        checked="detector",
+        small=testing.MS_DEFORM_ATTN_SMALL,
+        huge=testing.MS_DEFORM_ATTN_HUGE,
+        speed=testing.MS_DEFORM_ATTN_SPEED,
+        gradients=("value", "sampling_locations", "attention_weights"),
+        variants=({}, {"method": "discrete"}),
+        wide=("sampling_locations", "attention_weights"),
+        beside=lambda tensors: {n: t for n, t in tensors.items() if n != "value"},
+        alone=_image("value", "sampling_locations", "attention_weights"),
+        follows=False,
+        layer="",
+        meaning="weighted sum of a few samples of every level of a pyramid, per query and head: multi-scale deformable "
+        "attention",
+        meaning_zh="多尺度可变形注意力：每个查询、每个头在金字塔各层取少量采样点并加权求和",
+        source="Zhu et al. 2021",
+        page="ms_deform_attn.md",
+        exports=(),
+    ),
+    _of_dcn(
+        ops.dcnv3,
+        "",
+        "masked sum of samples moved by learned offsets, per group of channels, without a weight (InternImage)",
+        "按通道组对带偏移的采样点加权求和，不含卷积核权重（InternImage）",
+        "Wang et al. 2023",
+    ),
+    _of_dcn(
+        ops.dcnv4,
+        "",
+        "`dcnv3` with offsets and masks in one packed tensor (FlashInternImage)",
+        "偏移与调制系数打包在同一张量中的 `dcnv3`（FlashInternImage）",
+        "Xiong et al. 2024",
     ),
     _of_roi(
         ops.deform_roi_pool,
@@ -231,6 +313,7 @@ OPERATORS = (
         "对框内各格取平均，每格按学到的偏移量移动（v1），并可乘以学到的调制系数（v2）",
         "Dai et al. 2017, Zhu et al. 2019",
         layer="DeformRoIPool",
+        integers=testing.roi_pool_at_integers,
         timed=True,
     ),
     _of_roi(
@@ -239,6 +322,7 @@ OPERATORS = (
         "位置敏感的 `deform_roi_pool`：每格只读取属于自己的通道",
         "Dai et al. 2017, Zhu et al. 2019",
         layer="DeformPSRoIPool",
+        integers=testing.psroi_pool_at_integers,
         own_channels=True,
         # Boxes are rounded to whole pixels, and samples right at the border are left out or not.
         jumps=True,

@@ -132,8 +132,9 @@ class Watch(TorchDispatchMode):
     def _deformed(self, name: str, layer: DeformableConvolution, below: Map, inputs: Any, output: Tensor) -> None:
         """Record where a layer sampled that ran on its reference, whose operators do not show its offsets."""
         input = tree_leaves(inputs)[0]
+        args, kwargs = inputs
         with _disable_current_modes():
-            offset, mask = layer.predict(input)
+            offset, mask = layer.predict(*args, **kwargs)
         geometry = operators.deformed(
             below, input, output, offset, mask, kernel=layer.kernel_size, stride=layer.stride, padding=layer.padding,
             dilation=layer.dilation, boundary=layer.boundary,

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pliant._files import replacing
+from pliant._files import replacing, sweep
 
 # Settings that may change when a study is resumed: it may move to another machine.
 LOCAL = ("machine", "started")
@@ -41,6 +41,8 @@ class Store:
         self.notes: list[str] = []
         self.results: list[dict[str, Any]] = []
         (folder / "models").mkdir(parents=True, exist_ok=True)
+        for place in (folder, folder / "models"):
+            sweep(place)
         self._agree(settings)
         if self.path.exists():
             self._read()
@@ -81,7 +83,9 @@ class Store:
             return
         try:
             there = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
+            if not isinstance(there, dict):
+                raise ValueError(f"it holds a {type(there).__name__} instead of settings")
+        except (ValueError, RecursionError) as error:
             raise ValueError(
                 f"{self.title}: {path} is damaged ({error}); remove the folder or choose another"
             ) from error
@@ -102,15 +106,20 @@ class Store:
                 f"{self.path}: the last line is torn (an earlier run was cut off while writing) and was dropped"
             )
             os.truncate(self.path, whole)
+        finished: dict[Any, dict[str, Any]] = {}
         for number, line in enumerate(data[:whole].splitlines(), 1):
             try:
                 result = json.loads(line)
-                self.task_of(result)
-            except (ValueError, KeyError, TypeError) as error:
+                task = self.task_of(result)
+                again = task in finished
+            except (ValueError, KeyError, TypeError, RecursionError) as error:
                 raise ValueError(
                     f"{self.title}: line {number} of {self.path} is damaged; remove that line to run it again"
                 ) from error
-            self.results.append(result)
+            if again:
+                self.notes.append(f"{self.path}: line {number} is of a run that stands there already, and replaces it")
+            finished[task] = result
+        self.results = list(finished.values())
 
 
 def weights(folder: Path, task: Any) -> Path:

@@ -65,7 +65,7 @@ def _path(name: str | None) -> Path | None:
 
 def resizing(recipe: DataRecipe) -> Transform | None:
     """Return the resizing of every image; None leaves images as they are."""
-    return predictor.resizing(recipe.settled.short_side or 0, recipe.long_side)
+    return predictor.resizing(recipe.settled.short_side or 0, recipe.long_side, recipe.interpolation)
 
 
 def augmentation(recipe: DataRecipe) -> Transform:

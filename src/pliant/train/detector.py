@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pliant._files import replacing
+from pliant._files import replacing, sweep
 from pliant.data import Batch, Detection, Target, Transform, batches, matched
 from pliant.data.drawing import seed_of
 from pliant.models import checkpoint
@@ -119,7 +119,13 @@ class _Run:
     def run(self, resume: bool, tensorboard: bool) -> list[Record]:
         state = self._open(resume)
         if state is not None:
-            self.model.load_state_dict(state["model"])
+            try:
+                self.model.load_state_dict(state["model"])
+            except RuntimeError as error:
+                said = " ".join(str(error).split())
+                raise ValueError(
+                    f"{self.folder}/last.pt does not fit the network of its recipe: {said[:200]}"
+                ) from error
             self.step, self.evaluated, self.best = state["step"], state["evaluated"], state["best"]
             self.saved = self.step
         if self.recipe.shard:
@@ -297,6 +303,7 @@ def _prepare(folder: Path, recipe: DetectorRecipe, resume: bool) -> dict[str, An
         if last.exists():
             raise ValueError(f"{folder} holds a run; resume it (--resume) or choose another folder (--out)")
         folder.mkdir(parents=True, exist_ok=True)
+        sweep(folder)
         # Left by a run that ended before its first checkpoint.
         (folder / "metrics.jsonl").unlink(missing_ok=True)
         with replacing(written) as part:
@@ -305,7 +312,11 @@ def _prepare(folder: Path, recipe: DetectorRecipe, resume: bool) -> dict[str, An
         return None
     if not last.exists():
         raise ValueError(f"{folder} holds no checkpoint to resume from; start without --resume")
+    sweep(folder)
     state = checkpoint.read(last)
+    kinds = {"step": int, "evaluated": int, "best": dict | None, "optimiser": dict}
+    if not all(name in state and isinstance(state[name], kind) for name, kind in kinds.items()):
+        raise ValueError(f"{last} cannot be resumed from, it lacks what training needs; give the last.pt of a run")
     others = [
         name for name in DetectorRecipe.of(state["recipe"]).differences(recipe) if name not in ("workers", "save_every")
     ]

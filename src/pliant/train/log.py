@@ -70,13 +70,18 @@ def read(path: Path) -> list[Record]:
     """
     if not path.exists():
         return []
-    whole = path.read_text(encoding="utf-8").rpartition("\n")[0]
-    records = []
-    for number, text in enumerate(whole.splitlines(), 1):
+    whole = path.read_bytes().rpartition(b"\n")[0]
+    records: list[Record] = []
+    for number, text in enumerate(whole.split(b"\n") if whole else [], 1):
         try:
-            records.append(json.loads(text))
-        except ValueError as error:
+            record = json.loads(text)
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"line {number} of {path} is damaged; remove it to go on") from error
+        if not isinstance(record, dict) or not {"kind", "step"} <= record.keys() or type(record["step"]) is not int:
+            raise ValueError(f"line {number} of {path} is no record of a run; remove it to go on")
+        # A line that stands there twice, one after the other, is one record.
+        if not records or record != records[-1]:
+            records.append(record)
     return records
 
 

@@ -42,6 +42,7 @@ class DataRecipe:
         short_side: images are resized to this shorter side in pixels; 0 leaves them as they are. null is 256 for a
             folder and 0 for images that come with the package.
         long_side: images are resized less where their longer side would exceed this many pixels; 0 is no limit.
+        interpolation: how they are resized: ours, or as in torchvision, mmdetection (opencv) and detectron2 (pillow).
         scale: training images are then resized by a random factor between these two, log-uniform.
         crop: a random window of at most this many pixels each way is cut out of training images; 0 keeps all.
         flip: probability that a training image is mirrored.
@@ -63,6 +64,7 @@ class DataRecipe:
     objects: tuple[int, int] = (1, 4)
     short_side: int | None = None
     long_side: int = 0
+    interpolation: Literal["antialiased", "torchvision", "opencv", "pillow"] = "antialiased"
     scale: tuple[float, float] = (1.0, 1.0)
     crop: int = 0
     flip: float = 0.5
@@ -235,6 +237,8 @@ class DetectorRecipe:
         Raises:
             ValueError: `values` were recorded by another version.
         """
+        if not isinstance(values, dict):
+            raise ValueError(f"the recipe is damaged: it is a {type(values).__name__} instead of settings")
         parts: dict[str, Any] = {"data": DataRecipe, "model": ModelRecipe, "optimiser": OptimiserRecipe}
         try:
             made = {name: recorded(part, values[name]) for name, part in parts.items()}

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pliant.nn import DeformConv2d
+from pliant.nn import DeformConv2d, OffsetStatistics
 from pliant.ops import deform_conv2d
 from pliant.testing import TOLERANCE, error
 
@@ -99,6 +99,55 @@ def test_equals_its_parts(version: int) -> None:
         assert torch.equal(mask, 1.5 * raw[:, 24:].sigmoid())
     y = deform_conv2d(x, offset, layer.weight, layer.bias, 2, 1, 1, mask, boundary="clamp")
     assert torch.equal(layer(x), y)
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_guide_predicts_instead_of_the_input(version: int) -> None:
+    torch.manual_seed(0)
+    layer = DeformConv2d(4, 6, (3, 2), 2, 1, 2, offset_groups=2, version=version, guide_channels=5)
+    assert "guide_channels=5" in repr(layer)
+    branch = layer.conv_offset
+    assert (branch.in_channels, branch.stride, branch.padding, branch.dilation) == (5, (1, 1), (2, 1), (2, 2))
+    x, guide = torch.randn(2, 4, 9, 8), torch.randn(2, 5, 4, 4)
+    assert error(layer(x, guide), F.conv2d(x, layer.weight, layer.bias, 2, 1, 2)) < 1e-5
+    nn.init.normal_(branch.weight, std=0.1)
+    offset, mask = layer.predict(x, guide)
+    assert offset.shape == (2, 24, 4, 4)
+    assert torch.equal(layer(x, guide), deform_conv2d(x, offset, layer.weight, layer.bias, 2, 1, 2, mask))
+    assert not torch.equal(layer(x, guide), layer(x, guide.flip(3)))
+    gradient = torch.autograd.grad(layer(x, guide.requires_grad_()).sum(), guide)[0]
+    assert gradient.abs().max() > 0
+
+
+def test_guides_are_checked() -> None:
+    x, guide = torch.zeros(1, 4, 8, 8), torch.zeros(1, 5, 8, 8)
+    layer = DeformConv2d(4, 4, 3, padding=1, guide_channels=5)
+    with pytest.raises(TypeError, match=r"^DeformConv2d: guide must be a tensor, this layer predicts"):
+        layer(x)
+    with pytest.raises(ValueError, match=r"^DeformConv2d: guide must have 5 channels, got shape \(1, 4, 8, 8\)$"):
+        layer(x, x)
+    with pytest.raises(ValueError, match=r"^deform_conv2d: offset must have shape .* = \(1, 18, 8, 8\), got"):
+        layer(x, guide[..., :7])
+    with pytest.raises(TypeError, match=r"^DeformConv2d: guide must be None, this layer was made without"):
+        DeformConv2d(4, 4, 3, padding=1)(x, guide)
+    with pytest.raises(ValueError, match="guide_channels must be at least 1 or None, got 0"):
+        DeformConv2d(4, 4, 3, guide_channels=0)
+
+
+def test_a_layer_with_a_guide_knows_the_map_where_it_keeps_sizes() -> None:
+    guide = torch.zeros(1, 5, 8, 7)
+    same = DeformConv2d(4, 4, (4, 3), padding="same", guide_channels=5)
+    assert same(torch.zeros(1, 4, 8, 7), guide).shape == (1, 4, 8, 7)
+    assert same.map_size(F.pad(guide, (0, 0, 0, 1))) == (8, 7)
+    strided = DeformConv2d(4, 4, 3, 2, 1, guide_channels=5)
+    assert strided.map_size(guide) == ()
+    with OffsetStatistics(nn.ModuleList([same, strided])) as statistics:
+        same(torch.zeros(1, 4, 8, 7), guide)
+        strided(torch.zeros(1, 4, 16, 14), guide)
+    report = statistics.report()
+    # Of 8·4 rows of samples, one lies above the map and three below; of 7·3 columns, one on each side.
+    assert report["0"]["outside"] == pytest.approx(1 - 28 / 32 * 19 / 21)
+    assert "outside" not in report["1"]
 
 
 def test_the_branch_follows_the_geometry() -> None:

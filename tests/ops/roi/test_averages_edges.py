@@ -171,3 +171,22 @@ def test_float32_boxes_beside_a_low_map(of: SimpleNamespace, op: str, low: torch
     exact = {k: v.double() for k, v in t.items()}
     expected = getattr(ops, op)(**exact, **boxes, **case.arguments(op), implementation="reference")
     assert error(y, expected) < TOLERANCE[low]
+
+
+def test_the_derivative_at_the_first_row_and_column_is_right_sided(of: SimpleNamespace) -> None:
+    # The sample lies at (0, 0), where the ramp rises by 1 per column and by 4 per row.
+    ramp = torch.arange(16.0, dtype=torch.float64).view(1, 1, 4, 4)
+    box = torch.tensor([[0, 0.5, 0.5, 1.5, 1.5]], dtype=torch.float64)
+    for at, expected in ((-0.5, [1, 4]), (0.5, [1, 4]), (2.5, [0, 0]), (-0.75, [0, 0])):
+        offset = torch.full((1, 2, 1, 1), at, dtype=torch.float64, requires_grad=True)
+        y = of.deform_roi_pool(ramp, box, offset, 1, 1.0, 1, 1.0)
+        (gradient,) = torch.autograd.grad(y.sum(), offset)
+        assert gradient.flatten().tolist() == expected
+    for at, expected in ((0.5, [1, 4]), (-0.5, [0, 0]), (3.5, [0, 0])):
+        # A box of one pixel, whose only sample lies at −½ + offset.
+        offset = torch.full((1, 2, 1, 1), at, dtype=torch.float64, requires_grad=True)
+        y = of.deform_psroi_pool(
+            ramp, torch.zeros(1, 5, dtype=torch.float64), offset, 1, sample_per_part=1, trans_std=1.0
+        )
+        (gradient,) = torch.autograd.grad(y.sum(), offset)
+        assert gradient.flatten().tolist() == expected

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from pliant.app.explore.networks import Network
 from pliant.app.explore.pictures import Picture, canvas, png_address
-from pliant.models import boxes
 from pliant.models.two_stage import TwoStage, listed
 from pliant.nn import DeformPSRoIPool
 from pliant.show.bins import bins, layers
@@ -130,7 +129,7 @@ def _detection(network: Network, seen: Tensor) -> dict[str, Any]:
     (found,) = model.detections(rois, logits, deltas, sizes)
     kept = found["scores"] >= LEAST
     found = {key: value[kept] for key, value in found.items()}
-    moved = boxes.clip(boxes.decode(deltas, rois[:, None, 1:], model.box_std), sizes[:1, None])
+    moved = model.moved(deltas, rois[:, None, 1:], sizes[:1, None])
     columns = found["labels"] if deltas.shape[1] > 1 else torch.zeros_like(found["labels"])
     away = (moved[:, columns] - found["boxes"]).abs().sum(-1)  # (R, n)
     origins = rois[away.argmin(0) if len(rois) else columns, 1:]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pliant.interop.checkpoints import detectors
 from pliant.interop.checkpoints.files import read
 from pliant.interop.checkpoints.names import SOURCES, layouts, rename, suspicion
 from pliant.nn.deformable import DeformableConvolution, DeformablePool
@@ -30,6 +31,8 @@ class Conversion:
             ``mask_scale`` (version 2) and ``boundary``; for RoI pooling ``version``, ``hidden``,
             ``separate_mask_trunk`` and ``mask_scale`` (version 2).
         note: what the file does not hold and its user must know.
+        detector: what makes the file a detector that :class:`pliant.models.Predictor` reads: the network's settings,
+            classes, how images are resized. Empty if only parts of a network were converted.
     """
 
     source: str
@@ -38,11 +41,12 @@ class Conversion:
     made: list[str] = field(default_factory=list)
     layers: dict[str, dict[str, Any]] = field(default_factory=dict)
     note: str = ""
+    detector: dict[str, Any] = field(default_factory=dict)
 
     @property
     def record(self) -> dict[str, Any]:
         """Return what :func:`write` stores beside the weights."""
-        return {"source": self.source, "layers": self.layers, "note": self.note}
+        return {"source": self.source, "layers": self.layers, "note": self.note, "detector": self.detector}
 
     def report(self) -> str:
         """Return one line per name, with what became of it, and one per deformable layer."""
@@ -59,27 +63,49 @@ class Conversion:
         lines += [f"made       {name}: zeros" for name in self.made]
         for name, settings in self.layers.items():
             lines.append(f"deformable {name}: " + ", ".join(f"{k} {v}" for k, v in settings.items()))
+        if self.detector:
+            model = self.detector["recipe"]["model"]
+            said = ", ".join(f"{k} {v}" for k, v in model["options"].items())
+            count = len(self.detector["classes"])
+            lines.append(f"detector   Faster R-CNN, ResNet-{model['depth']}, {count} classes: {said}")
         return "\n".join([*lines, *([f"note: {self.note}"] if self.note else [])])
 
 
-def convert(state: Mapping[str, Tensor], source: str, *, version: int | None = None, take: str = "") -> Conversion:
+def convert(
+    state: Mapping[str, Tensor],
+    source: str,
+    *,
+    version: int | None = None,
+    take: str = "",
+    style: str | None = None,
+    classes: Sequence[str] | None = None,
+    eps: float = 1e-5,
+) -> Conversion:
     """Convert the weights of another library to the names and layouts of `pliant`.
 
-    Tensors stay as they are: all these libraries order offsets and masks as we do, which is checked for every layer.
-    Names are changed; the scale of the masks and the boundary, which differ, are recorded.
+    Tensors of layers stay as they are: all these libraries order offsets and masks as we do, which is checked for every
+    layer. Names are changed; the scale of the masks and the boundary, which differ, are recorded. A Faster R-CNN on a
+    pyramid, of mmdetection, detectron2 or torchvision, is converted as a whole: its heads take our layout and order of
+    classes, and all settings with which it detects the same are recorded.
 
     Args:
         state: names and tensors, as :func:`read` returns them.
         source: one of :data:`SOURCES`.
         version: of deformable layers whose number of channels fits both, such as 54 beside 96 input channels.
         take: a part of the model such as "backbone": only its weights are kept, and its name is removed.
+        style: of a whole detector: "pytorch" (strides in the 3×3 convolutions, images RGB with ImageNet's mean and
+            standard deviation) or "caffe" (strides in the 1×1 convolutions, images BGR with the mean subtracted); None:
+            "caffe" for detectron2, else "pytorch".
+        classes: of a whole detector: their names; None: COCO's, if there are as many.
+        eps: of a whole detector: what its batch normalization adds to variances. torchvision's own weights for COCO of
+            2019 (COCO_V1) are run with 0.
 
     Returns:
         The converted weights, what became of every name, and the settings of the deformable layers.
 
     Raises:
         ValueError: the source is unknown, an offset branch's channels or kernel do not fit its layer or fit two
-            versions, two names become the same, or no name is left.
+            versions, two names become the same, or no name is left; an unknown style, another number of classes.
     """
     if source not in SOURCES:
         raise ValueError(f"convert: source must be one of {', '.join(SOURCES)}, got {source!r}")
@@ -106,7 +132,24 @@ def convert(state: Mapping[str, Tensor], source: str, *, version: int | None = N
             _layer(result, layer, version)
     for branch in [name for name in made if re.fullmatch(r"(.+\.)?offset_fc\.0\.weight", name)]:
         _roi_layer(result, branch.removesuffix("offset_fc.0.weight"))
+    if not take and detectors.has_heads(source, state):
+        _whole(result, state, style, classes, eps)
     return result
+
+
+def _whole(
+    result: Conversion, state: Mapping[str, Tensor], style: str | None, classes: Sequence[str] | None, eps: float
+) -> None:
+    """Convert the heads, too, or say why they are left over."""
+    try:
+        found = detectors.convert(
+            result.source, state, result.names, result.state, result.layers, style=style, classes=classes, eps=eps
+        )
+    except detectors.Unfit as error:
+        result.note = "; ".join(filter(None, [f"only parts are converted, not the detector: {error}", result.note]))
+        return
+    result.state, result.names, result.layers = found.state, found.names, found.layers
+    result.detector, result.note = found.about, found.note
 
 
 def _layer(result: Conversion, layer: str, version: int | None) -> None:
@@ -197,6 +240,12 @@ def load(model: nn.Module, path: str | Path) -> list[str]:
     unknown = [name for name in state if name not in wanted]
     other = [name for name in state if name in wanted and state[name].shape != wanted[name].shape]
     needed = [n for n in missing if ".conv_offset." not in n and not n.endswith("num_batches_tracked")]
+    heads = {name.partition(".")[0] for name in needed}
+    if needed and heads <= {"rpn", "fc1", "fc2", "classifier", "regressor", "pool"}:
+        raise ValueError(
+            f"load: {path} has no heads, which the model needs ({', '.join(sorted(heads))}): convert the whole "
+            f"detector, pliant convert IN OUT --from {record.get('source')} without --take, or load the parts it has"
+        )
     for names, what in ((needed, "lacks"), (unknown, "has beside the model"), (other, "has in another shape")):
         if names:
             some = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pliant import _INSTALL
-from pliant._files import ZIP, code_in, load, replacing, weights
+from pliant._files import ZIP, code_in, load, replacing, save, weights
 from pliant.interop.checkpoints import mxnet
 
 WRITABLE = (".safetensors", ".pth", ".pt")
@@ -112,7 +112,9 @@ def write(path: str | Path, state: dict[str, Tensor], record: dict[str, Any] | N
 
 def _write(path: Path, package: Any, state: dict[str, Tensor], record: dict[str, Any]) -> None:
     if package is None:
-        torch.save({"state_dict": dict(state), _RECORD: record}, path)
+        # A whole detector is a checkpoint like those of training.
+        about = record.get("detector") or {}
+        save({**about, "model" if about else "state_dict": dict(state), _RECORD: record}, path)
     else:
         # safetensors refuses tensors that share memory.
         own = {name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in state.items()}

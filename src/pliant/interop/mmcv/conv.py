@@ -156,6 +156,7 @@ class DeformConv2d(_Convolution):
         deform_groups = _groups(self, deform_groups, options)
         assert not bias, f"bias={bias} is not supported in DeformConv2d."
         super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias=False)
+        del self.bias  # mmcv's layer has no such attribute, and its users ask for it
         self.deform_groups, self.im2col_step = deform_groups, im2col_step
         self.reset_parameters()
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pliant import ops
-from pliant.interop.mmcv import conv, roi
+from pliant.interop.mmcv import compiled, conv, roi
 
 _EXTENSION = "mmcv._ext"
 # By their names in configurations.
@@ -38,8 +38,8 @@ def register() -> None:
     Configurations with ``dcn=dict(type="DCNv2")`` then run on our kernels, and so do RoI extractors with
     ``roi_layer=dict(type="DeformRoIPoolPack")``. Where mmcv is installed without its compiled part (mmcv-lite),
     `mmcv.ops`, and with it mmdetection, can be imported afterwards: ``mmcv._ext`` is replaced by a module that has
-    `nms` and `roi_align` on our kernels, and whose other functions raise NotImplementedError when they are called. Call
-    it before models are built; a second call changes nothing.
+    `nms` and `roi_align` on our kernels, and `roi_pool`, `soft_nms` and `nms_match` in PyTorch; its other functions
+    raise NotImplementedError when they are called. Call it before models are built; a second call changes nothing.
 
     Raises:
         ModuleNotFoundError: mmengine is not installed.
@@ -64,6 +64,11 @@ def register() -> None:
 
 class _Extension(ModuleType):
     """Replace mmcv's compiled module: the functions that mmcv calls, on our kernels."""
+
+    roi_pool_forward = staticmethod(compiled.roi_pool_forward)
+    roi_pool_backward = staticmethod(compiled.roi_pool_backward)
+    softnms = staticmethod(compiled.softnms)
+    nms_match = staticmethod(compiled.nms_match)
 
     def __init__(self, name: str) -> None:
         super().__init__(name)

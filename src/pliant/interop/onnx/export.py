@@ -45,7 +45,8 @@ def export(
         opset: version of ONNX's operators, at least 19.
         kwargs: more inputs, by name.
         dynamic: whether the batch, height and width of every input (N, C, H, W) and the number of rows of every input
-            (R, 5) may change; each must be at least 2 in `args`.
+            (R, 5) or (n, 4) may change, each of which must be at least 2 in `args`, and the size of every input (n,)
+            unless the model determines it.
         dynamic_shapes: those of torch.export, instead of `dynamic`.
         input_names: of the file; by default the arguments' names.
         output_names: of the file.

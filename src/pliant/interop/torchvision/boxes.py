@@ -111,6 +111,13 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
     Raises:
         RuntimeError: a shape does not fit; the words are torchvision's.
     """
+    if not torch.jit.is_scripting():  # type: ignore[attr-defined]
+        return _nms(boxes, scores, iou_threshold)
+    result: Tensor = torch.ops.pliant.nms(boxes.detach(), scores.detach(), None, iou_threshold)
+    return result
+
+
+def _nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
     if boxes.dim() != 2:
         raise RuntimeError(f"boxes should be a 2d tensor, got {boxes.dim()}D")
     if boxes.shape[1] != 4:
@@ -131,6 +138,13 @@ def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: floa
     """Suppress within classes: :func:`pliant.ops.batched_nms`, which compares classes and shifts no boxes."""
     if boxes.numel() == 0:
         return torch.empty(0, dtype=torch.int64, device=boxes.device)
+    if not torch.jit.is_scripting():  # type: ignore[attr-defined]
+        return _batched_nms(boxes, scores, idxs, iou_threshold)
+    result: Tensor = torch.ops.pliant.nms(boxes.detach(), scores.detach(), idxs.to(torch.int64), iou_threshold)
+    return result
+
+
+def _batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float) -> Tensor:
     with as_runtime_error("torchvision.ops.batched_nms"):
         return ops.batched_nms(boxes, scores, idxs, iou_threshold)
 

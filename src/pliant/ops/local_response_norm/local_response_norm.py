@@ -74,13 +74,7 @@ def local_response_norm(
     spatial = region == "spatial"
     least, letters = (4, "(N, C, ..., H, W)") if spatial else (2, "(N, C, ...)")
     _check_input(_OP, input, least, letters)
-    if spatial:
-        before = after = int(size) // 2
-        count = int(size) ** 2
-    else:
-        before, after, count = int(size) // 2, (int(size) - 1) // 2, int(size)
-        if even == "right":
-            before, after = after, before
+    before, after, count = window(int(size), spatial, even == "right")
     numbers = float(alpha / count), float(beta), float(k)
     return _run(implementation, input, 1, before, after, spatial, *numbers)
 
@@ -138,6 +132,18 @@ def lrn(
     r = int(depth_radius)
     numbers = float(alpha), float(beta), float(bias)
     return _run(implementation, input, input.dim() - 1, r, r, False, *numbers, called=op)
+
+
+def window(size: int, spatial: bool, right: bool) -> tuple[int, int, int]:
+    """Return how many elements of a window lie before and after its middle, and how many it has.
+
+    TorchScript compiles this function as part of the layer.
+    """
+    if spatial:
+        return size // 2, size // 2, size * size
+    if right:
+        return (size - 1) // 2, size // 2, size
+    return size // 2, (size - 1) // 2, size
 
 
 def check_arguments(op: str, size: int, alpha: float, beta: float, k: float, region: str, even: str) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
-from pliant.ops.local_response_norm.local_response_norm import check_arguments, local_response_norm
+from pliant.ops.local_response_norm.local_response_norm import check_arguments, local_response_norm, window
 
 
 class LocalResponseNorm(nn.Module):
@@ -50,6 +51,13 @@ class LocalResponseNorm(nn.Module):
         self.region, self.even = region, even
 
     def forward(self, input: Tensor) -> Tensor:
+        if torch.jit.is_scripting():  # type: ignore[attr-defined]
+            # TorchScript compiles no checks, and the operator alone.
+            spatial = self.region == "spatial"
+            before, after, count = window(self.size, spatial, self.even == "right")
+            numbers = (float(self.alpha) / count, float(self.beta), float(self.k))
+            output: Tensor = torch.ops.pliant.local_response_norm(input, 1, before, after, spatial, *numbers)
+            return output
         return local_response_norm(input, self.size, self.alpha, self.beta, self.k, region=self.region, even=self.even)
 
     def extra_repr(self) -> str:

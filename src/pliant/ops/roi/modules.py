@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pliant import _check
+from pliant._check import not_scripted
 from pliant.ops import _declare
 from pliant.ops.roi.deform_psroi_pool import deform_psroi_pool
 from pliant.ops.roi.deform_roi_pool import deform_roi_pool
@@ -134,7 +135,9 @@ class DeformRoIPool(nn.Module):
 
     def _check(self, input: Tensor) -> None:
         # Checked here: the fully connected layer would blame its own weight for wrong channels.
-        _check.layer(_NAME, "input", input, "N C H W", self.channels)
+        _check.layer(_NAME, "input", input, "N C H W", self.channels, self.offset_fc[0])
+
+    __prepare_scriptable__ = not_scripted
 
     def extra_repr(self) -> str:
         text = f"output_size={self.output_size}, channels={self.channels}, spatial_scale={self.spatial_scale}"
@@ -275,7 +278,7 @@ class DeformPSRoIPool(nn.Module):
 
         Under autocast the convolution runs in the low precision, the offsets are pooled in float32.
         """
-        _check.layer(_PS_NAME, "features", features, "N channels H W", self.channels)
+        _check.layer(_PS_NAME, "features", features, "N channels H W", self.channels, self.conv_offset)
         part = self.part_size
         return _pool_offsets(self.conv_offset(features), rois, part, self.spatial_scale, self.sample_per_part)
 
@@ -291,6 +294,8 @@ class DeformPSRoIPool(nn.Module):
             sample_per_part=self.sample_per_part,
             trans_std=self.trans_std,
         )
+
+    __prepare_scriptable__ = not_scripted
 
     def extra_repr(self) -> str:
         text = f"output_size={self.output_size}, channels={self.channels}, classes={self.classes}"

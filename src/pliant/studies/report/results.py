@@ -56,7 +56,7 @@ class Results(ABC):
                 run = json.loads(line)
                 name = tuple(str(run[k]) for k in ("contestant", cls.key, "seed", "profile"))
                 whole = isinstance(run["label"], str) and cls.usable(run)
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, RecursionError):
                 whole = False
             if not whole:
                 notes.append(f"Line {number} of results.jsonl is half-written or damaged and was left out.")
@@ -153,11 +153,13 @@ class Results(ABC):
 
 def _settings(folder: Path, notes: list[str]) -> dict[str, Any]:
     try:
-        settings: dict[str, Any] = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
-        return settings
+        settings = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
+        if isinstance(settings, dict):
+            return settings
+        notes.append("settings.json is damaged: the protocol and the machine are not known.")
     except FileNotFoundError:
         notes.append("There is no settings.json: the protocol and the machine are not known.")
-    except ValueError:
+    except (ValueError, RecursionError):
         notes.append("settings.json is damaged: the protocol and the machine are not known.")
     return {}
 

@@ -73,7 +73,7 @@ def deform_psroi_pool(
         origin = (start + place * (size / P) + shift).unsqueeze(-1)
         position = origin + torch.arange(samples, device=origin.device) * (size / P / samples).unsqueeze(-1)
         inside = (position >= -0.5) & (position <= extent - 0.5) & valid.view(-1, 1, 1, 1, 1)
-        return torch.where(inside, position.clamp(0, extent - 1), torch.nan)
+        return torch.where(inside, into_map(position, extent), torch.nan)
 
     y, x = line(y1, height, dy, bins.view(P, 1), H), line(x1, width, dx, bins, W)
     counted = (~y.isnan()).sum(-1) * (~x.isnan()).sum(-1)
@@ -101,6 +101,14 @@ def round_away(x: Tensor) -> Tensor:
     """Round half away from zero, as C does; torch rounds half to even."""
     whole = x.trunc()
     return whole + torch.where((x - whole).abs() >= 0.5, x.sign(), 0)
+
+
+def into_map(position: Tensor, extent: int) -> Tensor:
+    """Move positions outside ``[0, extent − 1]`` onto its ends, where they have no gradient; at the ends it is 1.
+
+    ``clamp`` has another gradient at its bounds in torch 2.14 than before.
+    """
+    return torch.where(position < 0, 0, torch.where(position > extent - 1, extent - 1, position))
 
 
 def average_of_grid(
@@ -182,7 +190,7 @@ def _grid(
     origin, skipped = origin.unsqueeze(-1), skipped.unsqueeze(-1)
     position = origin + skipped * step + (j + 0.5) * bin / some
     inside = (skipped + j < total) & (position >= -1) & (position <= extent)
-    return torch.where(inside, position.clamp(0, extent - 1), torch.nan), samples
+    return torch.where(inside, into_map(position, extent), torch.nan), samples
 
 
 def sums(input: Tensor, image: Tensor, y: Tensor, x: Tensor, size: Sequence[int], groups: Sequence[int]) -> Tensor:

@@ -1,0 +1,53 @@
+// Loops over the channels of a sample.
+#pragma once
+
+#include "../sampling/rows.h"
+#include "samples.h"
+
+namespace pliant {
+
+// Call f(width, c) for blocks of channels [c, c + width) that cover n channels. The width is a compile-time constant,
+// so that sums of a block stay in registers.
+template <class F>
+PLIANT_INLINE void over_channels(int64_t n, F&& f) {
+  int64_t c = 0;
+  for (; c + 64 <= n; c += 64) f(std::integral_constant<int, 64>{}, c);
+  if (c + 32 <= n) f(std::integral_constant<int, 32>{}, c), c += 32;
+  if (c + 16 <= n) f(std::integral_constant<int, 16>{}, c), c += 16;
+  if (c + 8 <= n) f(std::integral_constant<int, 8>{}, c), c += 8;
+  if (c + 4 <= n) f(std::integral_constant<int, 4>{}, c), c += 4;
+  for (; c < n; ++c) f(std::integral_constant<int, 1>{}, c);
+}
+
+// A value of a map as a sum. float16 is widened in integers, which compilers turn into vectors.
+template <class A, class M>
+PLIANT_INLINE A widen(M value) {
+  if constexpr (std::is_same_v<M, Half>) {
+    const uint32_t bits = value.x, sign = (bits & 0x8000) << 16, rest = (bits & 0x7fff) << 13;
+    // Exponents of float are larger by 112; that of infinity and NaN by twice as much. Below the smallest exponent, a
+    // half one above it is subtracted.
+    const uint32_t least = 113u << 23;
+    const uint32_t large = rest + (rest >= 0x0f800000 ? 224u << 23 : 112u << 23), small = rest + least;
+    float s, half;
+    __builtin_memcpy(&s, &small, sizeof s);
+    __builtin_memcpy(&half, &least, sizeof half);
+    s -= half;
+    uint32_t low;
+    __builtin_memcpy(&low, &s, sizeof low);
+    const uint32_t found = sign | (rest < 0x00800000 ? low : large);
+    __builtin_memcpy(&s, &found, sizeof s);
+    return s;
+  } else {
+    return A(value);
+  }
+}
+
+// How many samples ahead of the current one corners are fetched into the cache.
+inline constexpr int64_t kAhead = 8;
+
+template <class M>
+PLIANT_INLINE void fetch(const M* corner, int64_t D) {
+  for (int64_t c = 0; c < D; c += 64 / int64_t(sizeof(M))) __builtin_prefetch(corner + c);
+}
+
+}  // namespace pliant

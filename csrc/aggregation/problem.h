@@ -1,0 +1,138 @@
+// What the operators of the family have in common: queries whose samples are weighted and added, per head.
+#pragma once
+
+#include <vector>
+
+#include "../memory.h"
+#include "../threads.h"
+#include "samples.h"
+
+namespace pliant {
+
+// Where numbers of a query and head stand in a tensor: from element `n·image + q·query + m·head + first` on.
+struct Source {
+  const void* data;
+  ScalarType type;
+  int64_t image, query, head, first = 0;
+
+  int64_t at(int64_t n, int64_t m, int64_t q) const { return n * image + q * query + m * head + first; }
+};
+
+// Queries (N, Q) with K samples of D channels for each of M heads, in images of S pixels of M·D channels.
+struct Problem {
+  int64_t N, S, M, D, Q, K;
+  Source places, factors;  // (x, y) of every sample, and its factor
+  bool discrete = false;
+  // Queries on a grid start at `query % width·step_x, query / width·step_y`; no grid: width 0.
+  int64_t width = 0, step_x = 0, step_y = 0;
+  // Per sample of a query: its pixel is start + scale·(x, y), in a level of `rows` × `columns` pixels from `first` on.
+  std::vector<double> start_x, start_y, scale_x, scale_y;
+  std::vector<int32_t> rows, columns, first;
+
+  // Queries of a tile: their samples stay in the first cache.
+  int64_t tile() const { return std::clamp<int64_t>(256 / std::max<int64_t>(K, 1), 1, std::max<int64_t>(Q, 1)); }
+  int64_t tiles() const { return pieces(Q, tile()) * (Q > 0); }
+};
+
+// One thread's samples.
+template <class A>
+class Tile {
+ public:
+  explicit Tile(const Problem& s) : s_(s) {
+    const int64_t count = s.tile() * s.K;
+    for (auto* array : {&asked_.x, &asked_.y, &asked_.factor, &asked_.start_x, &asked_.start_y, &scale_x_, &scale_y_})
+      arena_.reserve(*array, count);
+    for (auto* array : {&rows_, &columns_, &first_}) arena_.reserve(*array, count);
+    for (auto& pixel : placed_.pixel) arena_.reserve(pixel, count);
+    for (auto& weight : placed_.weight) arena_.reserve(weight, count);
+    for (auto* array : {&placed_.fx, &placed_.fy}) arena_.reserve(*array, count);
+    arena_.allocate();
+    for (int64_t q = 0; q < s.tile(); ++q) {
+      const int64_t at = q * s.K;
+      std::copy(s.start_x.begin(), s.start_x.end(), asked_.start_x + at);
+      std::copy(s.start_y.begin(), s.start_y.end(), asked_.start_y + at);
+      std::copy(s.scale_x.begin(), s.scale_x.end(), scale_x_ + at);
+      std::copy(s.scale_y.begin(), s.scale_y.end(), scale_y_ + at);
+      std::copy(s.rows.begin(), s.rows.end(), rows_ + at);
+      std::copy(s.columns.begin(), s.columns.end(), columns_ + at);
+      std::copy(s.first.begin(), s.first.end(), first_ + at);
+    }
+    asked_.scale_x = scale_x_, asked_.scale_y = scale_y_;
+    asked_.rows = rows_, asked_.columns = columns_, asked_.first = first_;
+  }
+
+  // Read and place the samples of queries [q0, q0 + queries) of head m of image n.
+  void set(int64_t n, int64_t m, int64_t q0, int64_t queries) {
+    dispatch_beside(s_.places.type, [&](auto zero) {
+      const auto* from = static_cast<const decltype(zero)*>(s_.places.data) + s_.places.at(n, m, q0);
+      take(asked_.x, asked_.y, from, s_.places.query, s_.K, queries);
+    });
+    dispatch_beside(s_.factors.type, [&](auto zero) {
+      const auto* from = static_cast<const decltype(zero)*>(s_.factors.data) + s_.factors.at(n, m, q0);
+      take(asked_.factor, from, s_.factors.query, s_.K, queries);
+    });
+    if (s_.width > 0) start_on_grid(q0, queries);
+    place(placed_, asked_, queries * s_.K, s_.discrete);
+  }
+
+  const Asked<A>& asked() const { return asked_; }
+  const Placed<A>& placed() const { return placed_; }
+
+ private:
+  // Sums of double are for tensors of double alone.
+  template <class F>
+  static void dispatch_beside(ScalarType type, F&& f) {
+    if constexpr (std::is_same_v<A, double>) {
+      f(double{});
+    } else {
+      if (type == ScalarType::Float) return f(float{});
+      if (type == ScalarType::BFloat16) return f(BFloat16{});
+      f(Half{});
+    }
+  }
+
+  void start_on_grid(int64_t q0, int64_t queries) {
+    int64_t row = q0 / s_.width, column = q0 % s_.width, i = 0;
+    for (int64_t q = 0; q < queries; ++q) {
+      const A y = A(row * s_.step_y), x = A(column * s_.step_x);
+      for (int64_t k = 0; k < s_.K; ++k, ++i) {
+        asked_.start_x[i] = x + A(s_.start_x[k]);
+        asked_.start_y[i] = y + A(s_.start_y[k]);
+      }
+      if (++column == s_.width) column = 0, ++row;
+    }
+  }
+
+  const Problem& s_;
+  Arena arena_;
+  Asked<A> asked_;
+  Placed<A> placed_;
+  A *scale_x_, *scale_y_;
+  int32_t *rows_, *columns_, *first_;
+};
+
+// Write the output (N, Q, M·D) of a map (N, S, M, D); both are contiguous.
+void aggregate_all(const Problem& s, const Tensor& map, Tensor& output);
+
+// Where a gradient goes; nothing where it is not wanted.
+struct Sink {
+  void* data = nullptr;
+  ScalarType type = ScalarType::Float;
+};
+
+// An empty gradient of a tensor; without elements, in the dtype of the input, where it is not wanted.
+inline Tensor gradient(const Tensor& of, bool wanted, const Tensor& input) {
+  if (!wanted) return torch::stable::new_empty(input, {0});
+  const auto sizes = of.sizes();
+  return torch::stable::new_empty(of, {sizes.begin(), sizes.end()});
+}
+
+inline Sink sink(const Tensor& gradient, bool wanted) {
+  return {wanted ? gradient.mutable_data_ptr() : nullptr, gradient.scalar_type()};
+}
+
+// Write the gradients of the map, and of the samples' coordinates and factors, laid out like `places` and `factors`.
+void differentiate_all(const Problem& s, const Tensor& map, const Tensor& grad, const Sink& map_grad,
+                       const Sink& places_grad, const Sink& factors_grad);
+
+}  // namespace pliant
