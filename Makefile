@@ -111,13 +111,14 @@ KEPT := awk -F '[=; ]+' '{ name = tolower($$1); gsub(/[-_.]+/, "-", name) } FILE
 # CMake remembers where torch is.
 BUILD := $(if $(TORCH),--config-settings build-dir=build/$(VENV))
 
-# Torch is installed first and alone, so that its pinned version is there before pip resolves what depends on torch. The
-# build then uses that torch (--no-build-isolation), because -c has no effect in an isolated build environment.
+# Torch is installed first and alone, so that its pinned version is there before pip resolves what depends on torch; pip
+# shows its progress, for it may be hundreds of megabytes. The build then uses that torch (--no-build-isolation), because
+# -c has no effect in an isolated build environment.
 $(VENV)/.installed: pyproject.toml constraints.txt CMakeLists.txt $(wildcard csrc/* csrc/*/*)
 	$(CHECK)
 	@$(PY) -m pip --version > /dev/null 2>&1 || { echo 'making $(VENV)'; $(PYTHON) -m venv --clear $(VENV); }
 	@echo 'installing $(PINNED)'
-	@$(PIP) --quiet $(TORCH_ARGS) $(PINNED) \
+	@$(PIP) $(TORCH_ARGS) $(PINNED) \
 	  || { echo 'pliant: $(PINNED) could not be installed; TORCH_ARGS="--index-url ..." points pip elsewhere' >&2; exit 1; }
 	$(if $(TORCH),@$(PY) -m pip freeze --all --exclude pip | $(KEPT) - constraints.txt > $(CONSTRAINTS))
 	@echo 'installing build tools'

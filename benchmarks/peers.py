@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from pliant.testing import DeformConvCase, LRNCase, RoICase
+from pliant.testing import DeformConvCase, LRNCase, MSDeformAttnCase, RoICase
 
 Call = Callable[[], tuple[Tensor, ...]]
 Made = TypeVar("Made")
@@ -45,6 +45,23 @@ def onnxruntime_deform_conv2d(case: DeformConvCase, t: dict[str, Tensor]) -> Cal
         "dilations": case.dilation, "group": case.groups, "offset_group": case.offset_groups,
     }  # fmt: skip
     return _onnxruntime("DeformConv", {name: t[name] for name in names}, {"weight", "bias"}, attributes)
+
+
+def torch_ms_deform_attn(case: MSDeformAttnCase) -> Callable[..., Tensor]:
+    """Return torch-ms-deform-attn's operator, written in C++ for CPUs; it takes levels that follow each other."""
+    from torch_ms_deform_attn import ms_deform_attn
+
+    if case.starts is not None or not isinstance(case.points, int):
+        raise LookupError("it takes as many points of every level")
+    shapes = torch.tensor(case.shapes)
+    sizes = shapes.prod(1)
+    starts = sizes.cumsum(0) - sizes
+
+    def run(value: Tensor, sampling_locations: Tensor, attention_weights: Tensor) -> Tensor:
+        found: Tensor = ms_deform_attn(value, shapes, starts, sampling_locations, attention_weights)
+        return found
+
+    return run
 
 
 def onnxruntime_lrn(case: LRNCase, t: dict[str, Tensor]) -> Call:

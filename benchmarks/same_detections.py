@@ -1,12 +1,15 @@
 """Does a converted detector detect what it detects in its own library?
 
-    python benchmarks/same_detections.py [NAME …]
+    python benchmarks/same_detections.py [--double] [NAME …]
 
 Every detector gets random weights, statistics of normalization and offset branches, and is saved as its library saves
 it. ``pliant convert`` converts the file, a :class:`pliant.models.Predictor` reads the result, and both read the same
 files of photographs, of two sizes: each alone, and both in one padded batch. Maps are compared at the pyramid, and
 detections one to one. The operators under the other libraries are torchvision's; pliant is neither registered nor
 patched anywhere.
+
+Random networks decide much on a hair's breadth: where two scores or an overlap and its threshold differ by less than
+the rounding of float32, libraries choose differently. With --double both compute in float64, where that is rarer.
 
 Needs torch and torchvision of one build, mmdet 3.3.0 with mmengine and mmcv-lite 2.1.0, and the Python of detectron2;
 what is not installed is skipped. Run with torch 2.14.1 and torchvision 0.29.1.
@@ -118,7 +121,8 @@ def of_torchvision(name: str) -> Theirs:
     model = torchvision.models.detection.fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None).eval()
 
     def read(paths: Sequence[str]) -> list[Tensor]:
-        return [torchvision.io.read_image(path).float() / 255 for path in paths]
+        dtype = next(model.parameters()).dtype
+        return [torchvision.io.read_image(path).to(dtype) / 255 for path in paths]
 
     def maps(paths: Sequence[str]) -> list[Tensor]:
         images, _ = model.transform(read(paths))
@@ -236,25 +240,26 @@ def _compiled_for_mmcv() -> None:
 
 
 def _compiled_for_detectron2() -> None:
-    """Put torchvision's deformable convolution where detectron2 looks for its compiled one."""
+    """Put torchvision's deformable convolution in the place of detectron2's, which runs on GPUs alone."""
     import detectron2
     import PIL.Image
 
-    def v1(
-        input: Tensor, weight: Tensor, offset: Tensor, output: Tensor, columns: Tensor, ones: Tensor, *k: int
-    ) -> None:
-        _, _, dW, dH, padW, padH, dilW, dilH, *_ = k
-        output.copy_(deform_conv2d(input, offset, weight, None, (dH, dW), (padH, padW), (dilH, dilW)))
-
-    def v2(input: Tensor, weight: Tensor, bias: Tensor, ones: Tensor, offset: Tensor, mask: Tensor, output: Tensor,
-           columns: Tensor, *k: Any) -> None:  # fmt: skip
-        _, _, dH, dW, padH, padW, dilH, dilW, _, _, with_bias = k
-        assert not with_bias
-        result = deform_conv2d(input, offset, weight, None, (dH, dW), (padH, padW), (dilH, dilW), mask)
-        output.resize_(result.shape).copy_(result)
-
-    detectron2._C = _module("detectron2._C", deform_conv_forward=v1, modulated_deform_conv_forward=v2)
+    detectron2._C = _module("detectron2._C")
     PIL.Image.LINEAR = PIL.Image.BILINEAR  # Pillow 10 removed the name
+    from detectron2.layers import deform_conv
+
+    def v1(
+        input: Tensor, offset: Tensor, weight: Tensor, stride: Any, padding: Any, dilation: Any, *rest: Any
+    ) -> Tensor:
+        return deform_conv2d(input, offset, weight, None, stride, padding, dilation)
+
+    def v2(
+        input: Tensor, offset: Tensor, mask: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, padding: Any,
+        dilation: Any, *rest: Any,
+    ) -> Tensor:  # fmt: skip
+        return deform_conv2d(input, offset, weight, bias, (stride,) * 2, (padding,) * 2, (dilation,) * 2, mask)
+
+    deform_conv.deform_conv, deform_conv.modulated_deform_conv = v1, v2
 
 
 def _module(name: str, **functions: Any) -> types.ModuleType:
@@ -327,7 +332,7 @@ def quiet() -> Iterator[None]:
 
 
 @torch.no_grad()
-def prove(name: str, folder: Path) -> str:
+def prove(name: str, folder: Path, double: bool) -> str:
     """Return the result of one detector in words."""
     import skimage
 
@@ -345,6 +350,9 @@ def prove(name: str, folder: Path) -> str:
         assert main(["convert", str(folder / "in.pth"), str(folder / "out.pt"), "--from", theirs.source]) == 0
         predictor = Predictor.load(folder / "out.pt")
     model: Any = predictor.model
+    if double:
+        model.double()
+        theirs.model.double()
     batch = [predictor_image(predictor, path) for path in files]
     _, maps = model.maps(model.batch(batch)[0])
     wanted = theirs.maps(files)[: len(maps)]
@@ -366,12 +374,12 @@ def predictor_image(predictor: Predictor, path: str) -> Tensor:
     return image if image.is_floating_point() else image.float() / 255
 
 
-def run(names: Sequence[str]) -> int:
+def run(names: Sequence[str], double: bool) -> int:
     failed = 0
     for name in names:
         with tempfile.TemporaryDirectory() as folder:
             try:
-                print(f"{name}: {prove(name, Path(folder))}", flush=True)
+                print(f"{name}: {prove(name, Path(folder), double)}", flush=True)
             except ModuleNotFoundError as error:
                 print(f"{name}: skipped, {error.name} is not installed", flush=True)
             except AssertionError as error:
@@ -382,4 +390,5 @@ def run(names: Sequence[str]) -> int:
 
 if __name__ == "__main__":
     print(f"torch {torch.__version__}, torchvision {torchvision.__version__}")
-    sys.exit(1 if run(sys.argv[1:] or list(CASES)) else 0)
+    given = [word for word in sys.argv[1:] if word != "--double"]
+    sys.exit(1 if run(given or list(CASES), "--double" in sys.argv) else 0)

@@ -90,7 +90,7 @@ inline void require_fit(bool fits, const char* op) {
 template <size_t n>
 std::array<int64_t, n> numbers(const std::vector<int64_t>& list, const char* op) {
   require_fit(list.size() == n, op);
-  std::array<int64_t, n> found;
+  std::array<int64_t, n> found{};
   std::copy(list.begin(), list.end(), found.begin());
   return found;
 }

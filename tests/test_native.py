@@ -77,7 +77,7 @@ def test_what_the_kernel_refuses_goes_to_the_checks(tensors: list[Tensor], monke
     assert asked
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit", "ignore::torch.jit.TracerWarning")
 def test_a_trace_holds_the_operator_itself(tensors: list[Tensor]) -> None:
     traced = torch.jit.trace(lambda *t: deform_conv2d(*t, padding=1), tuple(t.detach() for t in tensors))
     assert "pliant::deform_conv2d" in str(traced.graph)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from measuring import Problem, Setting
+from pliant import testing
 from pliant.testing import (
     DCN_SPEED,
     DEFORM_CONV_CALL,
@@ -24,10 +25,13 @@ from pliant.testing import (
 
 from . import aggregation, conv, local_response_norm, networks, nms, roi
 
+# Older revisions lack these cases.
+_KERNELS = getattr(testing, "DEFORM_CONV_KERNELS", ())
+
 Builder = Callable[[Any, Setting], Problem]
 
 PROBLEMS: dict[str, tuple[tuple[Any, ...], Builder]] = {
-    "deform_conv2d": ((*DEFORM_CONV_SPEED, DEFORM_CONV_CALL), conv.problem),
+    "deform_conv2d": ((*DEFORM_CONV_SPEED, *_KERNELS, DEFORM_CONV_CALL), conv.problem),
     "ms_deform_attn": (MS_DEFORM_ATTN_SPEED, aggregation.attention),
     "dcnv3": (DCN_SPEED, functools.partial(aggregation.dcn, "dcnv3")),
     "dcnv4": (DCN_SPEED, functools.partial(aggregation.dcn, "dcnv4")),

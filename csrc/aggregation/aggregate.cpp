@@ -7,14 +7,14 @@ namespace {
 // Channels [c0, c0 + Width) of one query, whose samples begin at `first`. The sums stay in registers: the empty
 // statement keeps compilers from exchanging the loops.
 template <int Width, class A, class M>
-PLIANT_INLINE void aggregate_block(M* out, const Placed<A>& at, int64_t first, int64_t K, const M* map, const M* zeros,
-                                   int64_t row, int64_t c0) {
+PLIANT_INLINE void aggregate_block(M* out, const Placed<A>& at, const Corners<M>& corners, int64_t first, int64_t K,
+                                   int64_t c0) {
   A sum[Width];
 #pragma omp simd
   for (int c = 0; c < Width; ++c) sum[c] = 0;
   for (int64_t i = first; i < first + K; ++i) {
-    const M *x0 = corner(map, at.pixel[0][i], row, zeros) + c0, *x1 = corner(map, at.pixel[1][i], row, zeros) + c0,
-            *x2 = corner(map, at.pixel[2][i], row, zeros) + c0, *x3 = corner(map, at.pixel[3][i], row, zeros) + c0;
+    const M *x0 = corners.at[0][i] + c0, *x1 = corners.at[1][i] + c0, *x2 = corners.at[2][i] + c0,
+            *x3 = corners.at[3][i] + c0;
     const A w0 = at.weight[0][i], w1 = at.weight[1][i], w2 = at.weight[2][i], w3 = at.weight[3][i];
     asm volatile("");
 #pragma omp simd
@@ -26,15 +26,14 @@ PLIANT_INLINE void aggregate_block(M* out, const Placed<A>& at, int64_t first, i
 }
 
 template <class A, class M>
-PLIANT_INLINE void aggregate_tile(M* out, int64_t stride, const Placed<A>& placed, const M* map, const M* zeros,
-                                  int64_t row, int64_t D, int64_t K, int64_t queries) {
-  const Placed<A> at = placed;  // a copy, whose pointers stay in registers
+PLIANT_INLINE void aggregate_tile(M* out, int64_t stride, const Placed<A>& placed, const Corners<M>& given, int64_t D,
+                                  int64_t K, int64_t queries) {
+  const Placed<A> at = placed;  // copies, whose pointers stay in registers
+  const Corners<M> corners = given;
   for (int64_t q = 0; q < queries; ++q, out += stride) {
-    const int64_t next = (q + 1) * K, end = q + 1 < queries ? next + K : next;
-    for (int64_t i = next; i < end; ++i)
-      for (int j = 0; j < 4; ++j) fetch(corner(map, at.pixel[j][i], row, zeros), D);
+    fetch_next(corners, q, K, queries, D);
     over_channels(D, [=](auto width, int64_t c) __attribute__((always_inline)) {
-      aggregate_block<width.value>(out, at, q * K, K, map, zeros, row, c);
+      aggregate_block<width.value>(out, at, corners, q * K, K, c);
     });
   }
 }
@@ -42,7 +41,7 @@ PLIANT_INLINE void aggregate_tile(M* out, int64_t stride, const Placed<A>& place
 }  // namespace
 
 PLIANT_KERNEL(
-    PLIANT_AGGREGATE, { aggregate_tile(out, stride, at, map, zeros, row, D, K, queries); }, (float, float),
+    PLIANT_AGGREGATE, { aggregate_tile(out, stride, placed, corners, D, K, queries); }, (float, float),
     (double, double), (float, BFloat16), (float, Half))
 
 }  // namespace pliant

@@ -87,6 +87,9 @@ class Derivative {
     for (int64_t b = 0; b < bands; ++b) largest = std::max(largest, begins[b + 1] - begins[b]);
     const int64_t count = s.N * s.M * bands, lanes = lanes_for(count);
     std::vector<Share<A>> memory = shares(lanes, kDirect ? 0 : largest);
+    if constexpr (kDirect)
+      parallel(s.N * s.S * row, int64_t(1) << 16,
+               [&](int64_t begin, int64_t end) { std::fill(map_grad + begin, map_grad + end, T(0)); });
     for_lanes(lanes, count, [&](int64_t lane, int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
         const int64_t n = i / bands / s.M, m = i / bands % s.M, low = begins[i % bands], high = begins[i % bands + 1];
@@ -112,8 +115,9 @@ class Derivative {
 
   void differentiate_samples(Share<A>& share, int64_t n, int64_t m, int64_t q0, int64_t queries) {
     const Asked<A>& asked = share.tile.asked();
-    slopes(share.factor, share.x, share.y, share.grad, s.D, share.tile.placed(), asked.factor,
-           map + n * s.S * row + m * s.D, zeros.data(), row, s.D, s.K, queries);
+    const Corners<T> corners = share.tile.point_to(map + n * s.S * row + m * s.D, zeros.data(), queries);
+    slopes(share.factor, share.x, share.y, share.grad, s.D, share.tile.placed(), asked.factor, corners, s.D, s.K,
+           queries);
     if (s.discrete) {
       std::fill_n(share.x, queries * s.K, A(0));
       std::fill_n(share.y, queries * s.K, A(0));
@@ -131,7 +135,6 @@ class Derivative {
     A* sums;
     int64_t each;
     if constexpr (kDirect) {
-      for (int64_t p = low; p < high; ++p) std::fill_n(to + p * row, s.D, A(0));
       sums = to, each = row;
     } else {
       std::fill_n(share.pixels.get(), (high - low) * s.D, A(0));

@@ -42,12 +42,18 @@ PLIANT_INLINE A widen(M value) {
   }
 }
 
-// How many samples ahead of the current one corners are fetched into the cache.
-inline constexpr int64_t kAhead = 8;
-
+// Fetch D channels into the cache.
 template <class M>
 PLIANT_INLINE void fetch(const M* corner, int64_t D) {
   for (int64_t c = 0; c < D; c += 64 / int64_t(sizeof(M))) __builtin_prefetch(corner + c);
+}
+
+// Fetch the corners of the query after q.
+template <class M>
+PLIANT_INLINE void fetch_next(const Corners<M>& corners, int64_t q, int64_t K, int64_t queries, int64_t D) {
+  if (q + 1 == queries) return;
+  for (int64_t i = (q + 1) * K; i < (q + 2) * K; ++i)
+    for (int j = 0; j < 4; ++j) fetch(corners.at[j][i], D);
 }
 
 }  // namespace pliant

@@ -21,8 +21,8 @@ void aggregate_all(const Problem& s, const Tensor& map, Tensor& output) {
         const int64_t n = i / tiles / s.M, m = i / tiles % s.M, q0 = i % tiles * s.tile();
         const int64_t queries = std::min(s.tile(), s.Q - q0);
         tile.set(n, m, q0, queries);
-        aggregate(out + (n * s.Q + q0) * row + m * s.D, row, tile.placed(), data + n * s.S * row + m * s.D,
-                  zeros.data(), row, s.D, s.K, queries);
+        const Corners<T> corners = tile.point_to(data + n * s.S * row + m * s.D, zeros.data(), queries);
+        aggregate(out + (n * s.Q + q0) * row + m * s.D, row, tile.placed(), corners, s.D, s.K, queries);
       }
     });
   });

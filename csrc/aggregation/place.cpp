@@ -65,8 +65,20 @@ PLIANT_INLINE void place_any(const Placed<A>& out, const Asked<A>& from, int64_t
     place_bilinear(out, from, count);
 }
 
+template <class M>
+PLIANT_INLINE void point_at(const Corners<M>& out, const int32_t* const pixel[4], int64_t count, const M* map,
+                            const M* zeros, int64_t row) {
+  for (int corner = 0; corner < 4; ++corner) {
+    const int32_t* __restrict from = pixel[corner];
+    const M** __restrict to = out.at[corner];
+#pragma omp simd
+    for (int64_t i = 0; i < count; ++i) to[i] = from[i] < 0 ? zeros : map + int64_t(from[i]) * row;
+  }
+}
+
 }  // namespace
 
+PLIANT_KERNEL(PLIANT_POINT, { point_at(out, pixel, count, map, zeros, row); }, (float), (double), (BFloat16), (Half))
 PLIANT_KERNEL(PLIANT_PLACE, { place_any(out, from, count, discrete); }, (float), (double))
 
 }  // namespace pliant

@@ -46,6 +46,7 @@ class Tile {
     for (auto& pixel : placed_.pixel) arena_.reserve(pixel, count);
     for (auto& weight : placed_.weight) arena_.reserve(weight, count);
     for (auto* array : {&placed_.fx, &placed_.fy}) arena_.reserve(*array, count);
+    for (auto& corner : corners_) arena_.reserve(corner, count);
     arena_.allocate();
     for (int64_t q = 0; q < s.tile(); ++q) {
       const int64_t at = q * s.K;
@@ -73,6 +74,15 @@ class Tile {
     });
     if (s_.width > 0) start_on_grid(q0, queries);
     place(placed_, asked_, queries * s_.K, s_.discrete);
+  }
+
+  // Point to the corners of the tile's samples in the map of a head.
+  template <class M>
+  Corners<M> point_to(const M* map, const M* zeros, int64_t queries) const {
+    Corners<M> found;
+    for (int i = 0; i < 4; ++i) found.at[i] = reinterpret_cast<const M**>(corners_[i]);
+    point(found, placed_.pixel, queries * s_.K, map, zeros, s_.M * s_.D);
+    return found;
   }
 
   const Asked<A>& asked() const { return asked_; }
@@ -109,6 +119,7 @@ class Tile {
   Placed<A> placed_;
   A *scale_x_, *scale_y_;
   int32_t *rows_, *columns_, *first_;
+  const void** corners_[4];
 };
 
 // Write the output (N, Q, M·D) of a map (N, S, M, D); both are contiguous.

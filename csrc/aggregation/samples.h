@@ -26,17 +26,28 @@ struct Placed {
   A *fx, *fy;         // distance from the upper left corner
 };
 
-// In all kernels below A is the type of sums and M that of the map, whose pixels are `row` values apart; `map` begins
-// with the first of the D channels, and `zeros` has D of them.
+// In all kernels below A is the type of sums and M that of the map, whose pixels are `row` values apart.
 
 // Place `count` samples. Discrete ones have one corner, the pixel trunc(start + scale·(x, y)), clamped into the level.
 #define PLIANT_PLACE(A) void place(const Placed<A>& out, const Asked<A>& from, int64_t count, bool discrete)
 PLIANT_DECLARE(PLIANT_PLACE, (float), (double))
 
+// Where the corners of a sample are read: in the map, or in a row of zeros.
+template <class M>
+struct Corners {
+  const M** at[4];
+};
+
+// Point to the corners of `count` samples; `map` begins with the first of the D channels, `zeros` has D of them.
+#define PLIANT_POINT(M)                                                                                         \
+  void point(const Corners<M>& out, const int32_t* const pixel[4], int64_t count, const M* map, const M* zeros, \
+             int64_t row)
+PLIANT_DECLARE(PLIANT_POINT, (float), (double), (BFloat16), (Half))
+
 // out[q·stride][0..D) = Σ_k Σ_i weight_i·corner_i[0..D), for the queries of a tile.
-#define PLIANT_AGGREGATE(A, M)                                                                                      \
-  void aggregate(M* out, int64_t stride, const Placed<A>& at, const M* map, const M* zeros, int64_t row, int64_t D, \
-                 int64_t K, int64_t queries)
+#define PLIANT_AGGREGATE(A, M)                                                                                     \
+  void aggregate(M* out, int64_t stride, const Placed<A>& placed, const Corners<M>& corners, int64_t D, int64_t K, \
+                 int64_t queries)
 PLIANT_DECLARE(PLIANT_AGGREGATE, (float, float), (double, double), (float, BFloat16), (float, Half))
 
 // x[i], y[i] = from[q·stride + 2·k], from[q·stride + 2·k + 1] and factor[i] = from[q·stride + k], for i = q·K + k.
@@ -55,9 +66,9 @@ PLIANT_DECLARE(PLIANT_GIVE, (float, float), (double, double), (float, BFloat16),
 
 // Gradients of the samples' factors, and of their pixels times the factors: products of grad[q·stride][0..D) with the
 // corners.
-#define PLIANT_SLOPES(A, M)                                                                                \
-  void slopes(A* factor, A* x, A* y, const A* grad, int64_t stride, const Placed<A>& at, const A* factors, \
-              const M* map, const M* zeros, int64_t row, int64_t D, int64_t K, int64_t queries)
+#define PLIANT_SLOPES(A, M)                                                                                    \
+  void slopes(A* factor, A* x, A* y, const A* grad, int64_t stride, const Placed<A>& placed, const A* factors, \
+              const Corners<M>& corners, int64_t D, int64_t K, int64_t queries)
 PLIANT_DECLARE(PLIANT_SLOPES, (float, float), (double, double), (float, BFloat16), (float, Half))
 
 // map[corner_i][0..D) += weight_i·grad[q·stride][0..D), for the corners in [low, high).

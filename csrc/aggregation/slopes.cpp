@@ -6,17 +6,14 @@ namespace {
 
 template <class A, class M>
 PLIANT_INLINE void slopes_tile(A* factor, A* x, A* y, const A* grad, int64_t stride, const Placed<A>& placed,
-                               const A* factors, const M* map, const M* zeros, int64_t row, int64_t D, int64_t K,
-                               int64_t queries) {
-  const Placed<A> at = placed;  // a copy, whose pointers stay in registers
+                               const A* factors, const Corners<M>& given, int64_t D, int64_t K, int64_t queries) {
+  const Placed<A> at = placed;  // copies, whose pointers stay in registers
+  const Corners<M> corners = given;
   for (int64_t q = 0; q < queries; ++q) {
     const A* g = grad + q * stride;
-    const int64_t next = (q + 1) * K, end = q + 1 < queries ? next + K : next;
-    for (int64_t i = next; i < end; ++i)
-      for (int j = 0; j < 4; ++j) fetch(corner(map, at.pixel[j][i], row, zeros), D);
-    for (int64_t i = q * K; i < next; ++i) {
-      const M *x0 = corner(map, at.pixel[0][i], row, zeros), *x1 = corner(map, at.pixel[1][i], row, zeros),
-              *x2 = corner(map, at.pixel[2][i], row, zeros), *x3 = corner(map, at.pixel[3][i], row, zeros);
+    fetch_next(corners, q, K, queries, D);
+    for (int64_t i = q * K; i < (q + 1) * K; ++i) {
+      const M *x0 = corners.at[0][i], *x1 = corners.at[1][i], *x2 = corners.at[2][i], *x3 = corners.at[3][i];
       A d0 = 0, d1 = 0, d2 = 0, d3 = 0;
       over_channels(D, [&](auto width, int64_t c0) __attribute__((always_inline)) {
         A s0 = 0, s1 = 0, s2 = 0, s3 = 0;
@@ -41,7 +38,7 @@ PLIANT_INLINE void slopes_tile(A* factor, A* x, A* y, const A* grad, int64_t str
 }  // namespace
 
 PLIANT_KERNEL(
-    PLIANT_SLOPES, { slopes_tile(factor, x, y, grad, stride, at, factors, map, zeros, row, D, K, queries); },
+    PLIANT_SLOPES, { slopes_tile(factor, x, y, grad, stride, placed, factors, corners, D, K, queries); },
     (float, float), (double, double), (float, BFloat16), (float, Half))
 
 }  // namespace pliant

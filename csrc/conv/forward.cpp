@@ -13,14 +13,14 @@ template <class T, class A, class V>
 class Forward {
  public:
   Forward(const Tensor& input, const Tensor& offset, const Tensor& weight, const std::optional<Tensor>& bias,
-          const std::optional<Tensor>& mask, const ConvShape& s, Tensor& output, bool last)
+          const std::optional<Tensor>& mask, const Tensor* packed, const ConvShape& s, Tensor& output, bool last)
       : s_(s),
         plan_(ProductPlan::of<V>(s)),
         pitch_(column_pitch(s, plan_.taps)),
         // torch's product packs the weight for each tile: its tiles are as large as level-3 cache allows.
         tiles_(s.N, s.P, blocking<V>().rows, plan_.packed ? 384 << 10 : 6 << 20, pitch_ * sizeof(V)),
         input_(input, s, plan_.taps),
-        product_(weight, bias, s, plan_, pitch_),
+        product_(weight, bias, packed, s, plan_, pitch_),
         last_(last),
         out_(static_cast<T*>(output.mutable_data_ptr())),
         lanes_(lanes_for(tiles_.count)) {
@@ -111,9 +111,10 @@ class Forward {
   std::vector<Lane> lanes_;
 };
 
-Tensor deform_conv2d(const Tensor& input, const Tensor& offset, const Tensor& weight, const std::optional<Tensor>& bias,
-                     const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
-                     const std::vector<int64_t>& dilation, const std::optional<Tensor>& mask, bool clamp) {
+Tensor convolve(const Tensor& input, const Tensor& offset, const Tensor& weight, const std::optional<Tensor>& bias,
+                const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
+                const std::vector<int64_t>& dilation, const std::optional<Tensor>& mask, bool clamp,
+                const Tensor* packed) {
   const ConvGeometry geometry(stride, padding, dilation, clamp);
   require_fit(conv_fits(input, offset, weight, bias, mask, geometry), "deform_conv2d");
   const ConvShape s(input, offset, weight, geometry);
@@ -122,10 +123,51 @@ Tensor deform_conv2d(const Tensor& input, const Tensor& offset, const Tensor& we
   if (s.N == 0) return output;
   bool ok = true;
   dispatch_products(input.scalar_type(), !s.depthwise, [&]<class T, class A, class V>(T, A, V) {
-    ok = Forward<T, A, V>(input, offset, weight, bias, mask, s, output, last).run();
+    if (packed) {
+      const int64_t size = packed_size<V>(s, ProductPlan::of<V>(s));
+      require_fit(
+          size > 0 && packed->scalar_type() == kScalarType<V> && has_shape(*packed, {size}) && packed->stride(0) == 1,
+          "deform_conv2d");
+    }
+    ok = Forward<T, A, V>(input, offset, weight, bias, mask, packed, s, output, last).run();
   });
   STD_TORCH_CHECK(ok, "deform_conv2d: a matrix product failed");
   return output;
+}
+
+Tensor deform_conv2d(const Tensor& input, const Tensor& offset, const Tensor& weight, const std::optional<Tensor>& bias,
+                     const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
+                     const std::vector<int64_t>& dilation, const std::optional<Tensor>& mask, bool clamp) {
+  return convolve(input, offset, weight, bias, stride, padding, dilation, mask, clamp, nullptr);
+}
+
+// The same with the weight packed by deform_conv2d_pack.
+Tensor deform_conv2d_packed(const Tensor& input, const Tensor& offset, const Tensor& weight,
+                            const std::optional<Tensor>& bias, const std::vector<int64_t>& stride,
+                            const std::vector<int64_t>& padding, const std::vector<int64_t>& dilation,
+                            const std::optional<Tensor>& mask, bool clamp, const Tensor& packed) {
+  return convolve(input, offset, weight, bias, stride, padding, dilation, mask, clamp, &packed);
+}
+
+// The weight as products read it; empty where they read the weight itself.
+Tensor deform_conv2d_pack(const Tensor& weight, int64_t groups) {
+  require_fit(
+      is_floating(weight) && weight.dim() == 4 && weight.numel() > 0 && groups > 0 && weight.size(0) % groups == 0,
+      "deform_conv2d");
+  const ConvShape s(weight, groups);
+  std::optional<Tensor> packed;
+  dispatch_products(weight.scalar_type(), !s.depthwise, [&]<class T, class A, class V>(T, A, V) {
+    const ProductPlan plan = ProductPlan::of<V>(s);
+    const int64_t sizes[] = {packed_size<V>(s, plan)};
+    packed =
+        torch::stable::empty({sizes, 1}, kScalarType<V>, std::nullopt, weight.device(), std::nullopt, std::nullopt);
+    if constexpr (kPacks<V>)
+      if (sizes[0] > 0) {
+        Panels<V> panels = weight_panels<V>(s, plan, static_cast<V*>(packed->mutable_data_ptr()));
+        fill_panels(panels, Weights<V>(weight, s), s);
+      }
+  });
+  return *packed;
 }
 
 }  // namespace
@@ -133,4 +175,6 @@ Tensor deform_conv2d(const Tensor& input, const Tensor& offset, const Tensor& we
 
 STABLE_TORCH_LIBRARY_IMPL(pliant, CPU, m) {
   m.impl("deform_conv2d", TORCH_BOX(&pliant::deform_conv2d));
+  m.impl("deform_conv2d_packed", TORCH_BOX(&pliant::deform_conv2d_packed));
+  m.impl("deform_conv2d_pack", TORCH_BOX(&pliant::deform_conv2d_pack));
 }

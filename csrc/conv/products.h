@@ -35,14 +35,34 @@ struct ProductPlan {
   int64_t size(int64_t chunk) const { return std::min(taps, K - first(chunk)); }
 };
 
-// result[p][0..O) = bias + columns[p]·weight, added up over the chunks of taps.
+// The panels of a weight, in `memory` or in their own.
+template <class V>
+Panels<V> weight_panels(const ConvShape& s, const ProductPlan& plan, V* memory = nullptr) {
+  return {s.g, s.K * s.Cg, s.Og, plan.taps * s.Cg, memory};
+}
+// Values that they hold, by which the kernels know a packed weight again; 0 where it is not packed.
+template <class V>
+int64_t packed_size(const ConvShape& s, const ProductPlan& plan) {
+  if constexpr (kPacks<V>)
+    if (plan.packed) return Panels<V>::values(s.g, s.K * s.Cg, s.Og, plan.taps * s.Cg);
+  return 0;
+}
+template <class V>
+void fill_panels(Panels<V>& panels, const Weights<V>& weights, const ConvShape& s) {
+  const int64_t KCg = s.K * s.Cg;
+  panels.fill(1, KCg, blocking<V>().width * KCg,
+              [&](int64_t q, int64_t n, int64_t count, V* room) { return weights.filters(q * s.Og + n, count, room); });
+}
+
+// result[p][0..O) = bias + columns[p]·weight, added up over the chunks of taps. `packed` are the panels of the weight
+// from an earlier call, if there are any.
 template <class V>
 class OutputProduct {
   using A = typename Work<V>::type;
 
  public:
-  OutputProduct(const Tensor& weight, const std::optional<Tensor>& bias, const ConvShape& s, const ProductPlan& plan,
-                int64_t pitch)
+  OutputProduct(const Tensor& weight, const std::optional<Tensor>& bias, const Tensor* packed, const ConvShape& s,
+                const ProductPlan& plan, int64_t pitch)
       : s_(s), plan_(plan), pitch_(pitch), weights_(weight, s), has_bias_(bias), bias_(s.O) {
     if (bias)
       dispatch(bias->scalar_type(), [&](auto zero) {
@@ -54,10 +74,9 @@ class OutputProduct {
       return;
     }
     if constexpr (kPacks<V>) {
-      const int64_t KCg = s.K * s.Cg;
-      panels_ = Panels<V>(
-          s.g, KCg, s.Og, plan.taps * s.Cg, 1, KCg, blocking<V>().width * KCg,
-          [&](int64_t q, int64_t n, int64_t count, V* room) { return weights_.filters(q * s.Og + n, count, room); });
+      V* const memory = packed ? const_cast<V*>(static_cast<const V*>(packed->const_data_ptr())) : nullptr;
+      panels_ = weight_panels<V>(s, plan, memory);
+      if (!packed) fill_panels(panels_, weights_, s);
     }
   }
 
@@ -124,10 +143,12 @@ class ColumnsProduct {
         zeros_(plan.taps * s.Cg, A(0)) {
     if constexpr (kPacks<V>) {
       const int64_t KCg = s.K * s.Cg;
-      for (int64_t chunk = 0; plan.packed && chunk < plan.chunks; ++chunk)
-        panels_.emplace_back(
-            s.g, s.Og, plan.size(chunk) * s.Cg, s.Og, KCg, 1, 0,
-            [&](int64_t q, int64_t n, int64_t, V*) { return weight_ + q * s.Og * KCg + plan.first(chunk) * s.Cg + n; });
+      for (int64_t chunk = 0; plan.packed && chunk < plan.chunks; ++chunk) {
+        Panels<V>& panels = panels_.emplace_back(s.g, s.Og, plan.size(chunk) * s.Cg, s.Og);
+        panels.fill(KCg, 1, 0, [&](int64_t q, int64_t n, int64_t, V*) {
+          return weight_ + q * s.Og * KCg + plan.first(chunk) * s.Cg + n;
+        });
+      }
     }
   }
 

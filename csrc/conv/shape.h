@@ -81,6 +81,27 @@ struct ConvShape {
         depthwise(Cg == 1 && Og == 1 && g > 1),
         framed(C <= kPixel && G == 1 && g == 1) {}
 
+  // The sizes that depend on the weight alone; the others are 0.
+  ConvShape(const Tensor& weight, int64_t groups)
+      : geometry({1, 1}, {0, 0}, {1, 1}, false),
+        N(0),
+        C(groups * weight.size(1)),
+        H(0),
+        W(0),
+        O(weight.size(0)),
+        Cg(weight.size(1)),
+        Kh(weight.size(2)),
+        Kw(weight.size(3)),
+        Ho(0),
+        Wo(0),
+        K(Kh * Kw),
+        P(0),
+        G(1),
+        g(groups),
+        Og(O / g),
+        depthwise(Cg == 1 && Og == 1 && g > 1),
+        framed(false) {}
+
   // Images that are converted at a time: the copies stay in cache, and a batch needs no more memory than a few images.
   int64_t together() const { return std::clamp<int64_t>((8 << 20) / (C * H * W * 4), 1, std::max<int64_t>(N, 1)); }
 };

@@ -56,26 +56,37 @@ template <class V>
 class Panels {
  public:
   Panels() = default;
-  // `count` matrices; element (k, n + j) of the i-th is at k·sk + j·sn from the address that rows(i, n, width, room)
-  // returns, which may use `scratch` elements of `room`.
-  template <class F>
-  Panels(int64_t count, int64_t depth, int64_t width, int64_t chunk, int64_t sk, int64_t sn, int64_t scratch, F&& rows)
-      : depth_(depth),
+  // `count` matrices, in `memory` of values(…) or in memory of their own. The panels are written by `fill`, or have
+  // been.
+  Panels(int64_t count, int64_t depth, int64_t width, int64_t chunk, V* memory = nullptr)
+      : count_(count),
+        depth_(depth),
         width_(width),
         chunk_(chunk),
         panel_width_(blocking<V>().width),
         each_(pieces(width, panel_width_)),
         cells_(pieces(depth, chunk) * cells<V>(chunk)),
-        memory_(count * cells_ * kCell<V> * each_ * panel_width_) {
-    const int64_t all = count * each_, lanes = lanes_for(all);
+        own_(memory ? 0 : values(count, depth, width, chunk)),
+        data_(memory ? memory : own_.get()) {}
+
+  static int64_t values(int64_t count, int64_t depth, int64_t width, int64_t chunk) {
+    const int64_t most = blocking<V>().width;
+    return count * pieces(depth, chunk) * cells<V>(chunk) * kCell<V> * pieces(width, most) * most;
+  }
+
+  // Pack the matrices. Element (k, n + j) of the i-th is at k·sk + j·sn from the address that rows(i, n, width, room)
+  // returns, which may use `scratch` elements of `room`.
+  template <class F>
+  void fill(int64_t sk, int64_t sn, int64_t scratch, F&& rows) {
+    const int64_t all = count_ * each_, lanes = lanes_for(all);
     const Buffer<V> room(lanes * scratch);
     for_lanes(lanes, all, [&](int64_t lane, int64_t begin, int64_t end) {
       for (int64_t at = begin; at < end; ++at) {
-        const int64_t i = at / each_, n = at % each_ * panel_width_, some = std::min(panel_width_, width - n);
+        const int64_t i = at / each_, n = at % each_ * panel_width_, some = std::min(panel_width_, width_ - n);
         const V* from = rows(i, n, some, room.get() + lane * scratch);
-        for (int64_t c = 0; c < pieces(depth, chunk); ++c)
+        for (int64_t c = 0; c < pieces(depth_, chunk_); ++c)
           for_runs(c, [&](int64_t k, int64_t run) {
-            pack(panel(i, n, c, k, run), panel_width_, from + (c * chunk + k) * sk, sk, sn, run, some);
+            pack(panel(i, n, c, k, run), panel_width_, from + (c * chunk_ + k) * sk, sk, sn, run, some);
           });
       }
     });
@@ -96,7 +107,8 @@ class Panels {
   // Call f(k, depth) for the runs of one chunk, k counted from its beginning. All runs but the last are whole cells.
   template <class F>
   void for_runs(int64_t c, F&& f) const {
-    const int64_t all = std::min(chunk_, depth_ - c * chunk_), whole = cells<V>(all), count = pieces(whole, blocking<V>().depth);
+    const int64_t all = std::min(chunk_, depth_ - c * chunk_), whole = cells<V>(all),
+                  count = pieces(whole, blocking<V>().depth);
     for (int64_t r = 0; r < count; ++r) {
       const int64_t k = whole * r / count * kCell<V>;
       f(k, std::min(whole * (r + 1) / count * kCell<V>, all) - k);
@@ -104,11 +116,12 @@ class Panels {
   }
   // The panel of matrix i at column n, for the run of `run` values that begins at k of chunk c.
   V* panel(int64_t i, int64_t n, int64_t c, int64_t k, int64_t run) const {
-    return memory_.get() + (i * cells_ + c * cells<V>(chunk_)) * kCell<V> * each_ * panel_width_ +
-           k * each_ * panel_width_ + n * cells<V>(run) * kCell<V>;
+    return data_ + (i * cells_ + c * cells<V>(chunk_)) * kCell<V> * each_ * panel_width_ + k * each_ * panel_width_ +
+           n * cells<V>(run) * kCell<V>;
   }
-  int64_t depth_ = 0, width_ = 0, chunk_ = 0, panel_width_ = 0, each_ = 0, cells_ = 0;
-  Buffer<V> memory_;
+  int64_t count_ = 0, depth_ = 0, width_ = 0, chunk_ = 0, panel_width_ = 0, each_ = 0, cells_ = 0;
+  Buffer<V> own_;
+  V* data_ = nullptr;
 };
 
 }  // namespace pliant

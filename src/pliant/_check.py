@@ -94,17 +94,20 @@ def wide(predicted: Tensor) -> Tensor:
     return predicted.float() if low and predicted.dtype in LOW else predicted
 
 
-def layer(name: str, argument: str, tensor: Tensor, letters: str, channels: int, own: torch.nn.Module) -> None:
+def layer(
+    name: str, argument: str, tensor: Tensor, letters: str, channels: int, own: torch.nn.Module, axis: int = 1
+) -> None:
     """Raise unless the input of a layer is a tensor of the rank that `letters` names, with its channels and dtype.
 
-    The dtype is that of the weight of `own`, if that is a plain parameter; under autocast it may be another one.
+    Channels lie along `axis`. The dtype is that of the weight of `own`, if that is a plain parameter; under autocast it
+    may be another one.
     """
     if isinstance(tensor, torch.fx.Proxy):
         # torch.fx records calls without values; the operators check theirs when the graph runs.
         return
     tensors(name, **{argument: tensor})
     rank(name, argument, tensor, letters)
-    if tensor.shape[1] != channels:
+    if tensor.shape[axis] != channels:
         got = tuple(int(n) for n in tensor.shape)
         raise ValueError(f"{name}: {argument} must have {channels} channels, got shape {got}")
     weight, kind = own._parameters.get("weight"), tensor.device.type

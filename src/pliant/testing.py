@@ -120,6 +120,12 @@ DEFORM_CONV_SPEED = (
     DeformConvCase("S7", (1, 128, 56, 56), 128, groups=128),
     DeformConvCase("S8", (1, 3, 224, 224), 64, (7, 7), (2, 2), (3, 3)),
 )
+# Other kernels: 1×1 and 7×7 (D-ASPP), depthwise 7×7 with dilation 3 (D-LKA).
+DEFORM_CONV_KERNELS = (
+    DeformConvCase("D1", (1, 256, 32, 32), 256, (1, 1), padding=(0, 0)),
+    DeformConvCase("D2", (1, 256, 32, 32), 256, (7, 7), padding=(3, 3)),
+    DeformConvCase("D3", (1, 96, 56, 56), 96, (7, 7), padding=(9, 9), dilation=(3, 3), groups=96),
+)
 # So small that its time is the overhead of a call.
 DEFORM_CONV_CALL = DeformConvCase("T1", (1, 8, 8, 8), 8)
 
@@ -583,6 +589,30 @@ def deform_conv_at_integers() -> tuple[dict[str, Tensor], dict[str, Any]]:
     case = DeformConvCase("integers", (2, 3, 5, 6), 4)
     tensors = case.tensors(torch.float64)
     return {**tensors, "offset": tensors["offset"].round()}, dict(case.geometry)
+
+
+def ms_deform_attn_at_integers() -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return tensors and settings of `ms_deform_attn` whose samples all lie at whole pixels."""
+    # Sides are powers of two, so that places of pixels have exact locations.
+    case = MSDeformAttnCase("integers", (1, 40, 1, 3), 60, ((4, 8), (2, 4)), 2)
+    tensors = case.tensors(torch.float64)
+    extent = torch.tensor(case.shapes, dtype=torch.float64).flip(1)[:, None]
+    pixel = (tensors["sampling_locations"] * (extent + 2) - 1.5).round()
+    return {**tensors, "sampling_locations": (pixel + 0.5) / extent}, case.arguments
+
+
+def dcnv3_at_integers() -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return tensors and settings of `dcnv3` whose samples all lie at whole pixels."""
+    case = DCNCase("integers", (1, 5, 6, 4), 2)
+    tensors = case.tensors("dcnv3", torch.float64)
+    return {**tensors, "offset": tensors["offset"].round()}, case.arguments
+
+
+def dcnv4_at_integers() -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return tensors and settings of `dcnv4` whose samples all lie at whole pixels; masks are integers, too."""
+    case = DCNCase("integers", (1, 5, 6, 4), 2)
+    tensors = case.tensors("dcnv4", torch.float64)
+    return {**tensors, "offset_mask": tensors["offset_mask"].round()}, case.arguments
 
 
 def roi_pool_at_integers() -> tuple[dict[str, Tensor], dict[str, Any]]:

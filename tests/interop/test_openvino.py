@@ -17,7 +17,7 @@ from pliant.testing import error
 
 # Warnings of torch.jit.trace, which OpenVINO calls itself.
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:`torch.jit"),
     pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning"),
 ]
 FREE = torch.export.Dim.DYNAMIC

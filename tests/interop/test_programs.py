@@ -51,7 +51,7 @@ def case(request: pytest.FixtureRequest, moving: Moving) -> tuple[nn.Module, tup
     return net, _inputs(request.param, 2, 12, 11, 5), _inputs(request.param, 3, 9, 14, 8)
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit")
 # A trace leaves the checks of shapes out, and warns.
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 def test_traced(case: tuple[nn.Module, tuple[Tensor, ...], tuple[Tensor, ...]]) -> None:

@@ -49,7 +49,7 @@ def test_defaults_are_torchvisions() -> None:
 def test_scripts(name: str) -> None:
     x, rois = _map(), ROIS.double()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # torch.jit is deprecated
+        warnings.filterwarnings("ignore", "`torch.jit")  # which is deprecated
         scripted = torch.jit.script(getattr(torchvision, name))
     assert torch.equal(scripted(x, rois, 2, *FORMS[name]), getattr(ops, name)(x, rois, 2, *FORMS[name]))
     if not name.startswith("ps"):
@@ -66,7 +66,7 @@ def test_suppression_scripts() -> None:
     boxes = torch.cat((corners, corners + 10 * torch.rand(40, 2, generator=generator)), 1).requires_grad_()
     scores, classes = torch.rand(40, generator=generator), torch.randint(3, (40,), generator=generator)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # torch.jit is deprecated
+        warnings.filterwarnings("ignore", "`torch.jit")  # which is deprecated
         one, two = torch.jit.script(torchvision.nms), torch.jit.script(torchvision.batched_nms)
     assert torch.equal(one(boxes, scores, 0.3), ops.nms(boxes, scores, 0.3))
     assert torch.equal(two(boxes, scores, classes.int(), 0.3), ops.batched_nms(boxes, scores, classes, 0.3))

@@ -151,7 +151,7 @@ def test_empty_batch_and_gradients() -> None:
 
 def _scripted(function: Any) -> Any:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # torch.jit is deprecated
+        warnings.filterwarnings("ignore", "`torch.jit")  # which is deprecated
         return torch.jit.script(function)
 
 

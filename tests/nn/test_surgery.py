@@ -392,7 +392,7 @@ def test_what_is_no_model_of_layers() -> None:
         with pytest.raises(TypeError, match=rf"^{function.__name__}: model must be an nn.Module, got a OrderedDict$"):
             function(nn.Conv2d(4, 4, 3).state_dict(), "*")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # torch.jit is on its way out
+        warnings.filterwarnings("ignore", "`torch.jit")  # which is deprecated
         traced = torch.jit.trace(nn.Sequential(nn.Conv2d(4, 4, 3)), torch.zeros(1, 4, 5, 5))
     with pytest.raises(ValueError, match=r"^deformify: a traced or scripted model has no layers to replace; replace "):
         deformify(traced, "*")

@@ -6,6 +6,7 @@ Every family lists its sentences in a file ``wrong.py``.
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -110,7 +111,11 @@ def test_compiled_whole_with_free_sizes(op: Operator) -> None:
     )
     with pytest.raises(RuntimeError) as raised:
         compiled({**RIGHT[op.name], **change})
-    assert sentence.partition(", got")[0].partition(" = ")[0] in str(raised.value)
+    message = str(raised.value)
+    if torch.__version__.startswith("2.10."):
+        # It shows a sentence with free sizes as the parts that it is made of.
+        message = "".join(re.findall(r"ConstantVariable\(str: '(.*?)'\)", message))
+    assert sentence.partition(", got")[0].partition(" = ")[0] in message
 
 
 @each_operator(OPERATORS)

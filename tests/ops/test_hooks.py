@@ -19,7 +19,7 @@ from torch.autograd.graph import save_on_cpu, saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
-from pliant.nn import DeformConv2d, DeformPSRoIPool, DeformRoIPool, LocalResponseNorm
+from pliant.nn import DCNv3, DCNv4, DeformConv2d, DeformPSRoIPool, DeformRoIPool, LocalResponseNorm, MSDeformAttn
 from pliant.ops.table import OPERATORS, Operator
 
 from .contract import DIFFERENTIABLE, Problem, each_operator, leaves, raw_calls
@@ -58,6 +58,23 @@ class OnBoxes(nn.Module):
         return self.layer(x, self.rois) if self.scores is None else self.layer(self.scores, x, self.rois)
 
 
+class OnPixels(nn.Module):
+    """A layer that takes channels last, or pixels in one dimension; attention asks at the pixels of one level."""
+
+    def __init__(self, layer: nn.Module, size: tuple[int, int] = (9, 8)) -> None:
+        super().__init__()
+        self.layer, self.size = layer, size
+        self.register_buffer("reference", torch.linspace(0.1, 0.9, 2 * 72 * 2).view(2, 72, 1, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if isinstance(self.layer, DCNv3):
+            return self.layer(x.permute(0, 2, 3, 1))
+        pixels = x.flatten(2).transpose(1, 2)
+        if isinstance(self.layer, DCNv4):
+            return self.layer(pixels, self.size)
+        return self.layer(pixels, self.reference, pixels, [self.size])
+
+
 class Root(nn.Module):
     """A module around a part, without annotations: torch.fx cannot pickle those that are strings."""
 
@@ -75,6 +92,10 @@ LAYERS: dict[str, Callable[[], nn.Module]] = {
     "DeformRoIPool v1": lambda: OnBoxes(DeformRoIPool((3, 2), 4, version=1)),
     "DeformRoIPool v2": lambda: OnBoxes(DeformRoIPool((3, 2), 4, version=2, hidden=(8,), separate_mask_trunk=True)),
     "DeformPSRoIPool": lambda: OnBoxes(DeformPSRoIPool(2, 4), torch.randn(2, 8, 9, 8)),
+    "MSDeformAttn": lambda: OnPixels(MSDeformAttn(4, 1, 2, 3)),
+    "MSDeformAttn discrete": lambda: OnPixels(MSDeformAttn(4, 1, 2, 3, method="discrete")),
+    "DCNv3": lambda: OnPixels(DCNv3(4, groups=2, center_feature_scale=True)),
+    "DCNv4": lambda: OnPixels(DCNv4(4, groups=2, dw_kernel_size=3, center_feature_scale=True)),
     "LocalResponseNorm": lambda: LocalResponseNorm(5, 0.5),
     "LocalResponseNorm spatial": lambda: LocalResponseNorm(3, 0.5, region="spatial"),
 }
@@ -101,7 +122,8 @@ def _gradients(part: nn.Module, function: Callable[[Tensor], Tensor], x: Tensor)
     """Return the output of a function, and the gradients of its input and of a part's parameters."""
     leaf = x.detach().clone().requires_grad_()
     output = function(leaf)
-    wanted = [leaf, *part.parameters()]
+    # By name: a traced module holds its parameters in the order of their use.
+    wanted = [leaf, *(parameter for _, parameter in sorted(part.named_parameters()))]
     for t in wanted:
         t.grad = None
     output.square().sum().backward()

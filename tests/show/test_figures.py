@@ -39,7 +39,7 @@ def test_somebodys_model_is_drawn_and_what_it_lacks_is_said():
     told = []
     found, notes = figures(seen, evaluations=8, tell=told.append)
     names = [figure.name for figure in found]
-    assert names == told == ["picture", "sampling", "support", "offsets-1", "dilation", "lrn"]
+    assert names == told == ["picture", "taps", "sampling", "support", "offsets-1", "dilation", "lrn"]
     assert any("not a detector" in note for note in notes)
     assert any("modulated" in note for note in notes)
     for figure in found:
@@ -47,7 +47,7 @@ def test_somebodys_model_is_drawn_and_what_it_lacks_is_said():
             assert image.format == "PNG"
         assert figure.caption.endswith(".")
     assert "(5, 10)" in found[0].caption
-    assert "third, second, first" in found[1].caption
+    assert "third, second, first" in found[2].caption
 
 
 def test_plain_networks_have_points_and_support_alone():

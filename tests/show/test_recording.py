@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import OrderedDict, defaultdict
+from collections.abc import Callable
 from itertools import product
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from pliant import _native
 from pliant.models import RFCN, FasterRCNN, ResNet
@@ -293,6 +294,89 @@ def test_many_positions_of_a_large_picture_are_cheap():
     for position in product(range(4, 11, 3), range(4, 16, 3)):
         assert len(recording.trace(position, None, 3).points) == 729
     assert not calls
+
+
+class _Calls(nn.Module):
+    """A convolution of one tap per output, then a function; gradients of the output show where it reads."""
+
+    def __init__(self, channels: int, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, channels, 1, bias=False)
+        self.function = function
+        nn.init.ones_(self.conv.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(self.conv(x))
+
+
+def _grid(x: Tensor, padding: str, align: bool) -> Tensor:
+    torch.manual_seed(1)
+    at = 2.6 * torch.rand(1, 5, 6, 2, dtype=x.dtype) - 1.3
+    return F.grid_sample(x, at, padding_mode=padding, align_corners=align)
+
+
+MOVES: dict[str, tuple[int, Callable[[Tensor], Tensor]]] = {
+    "reflect": (1, lambda x: F.pad(x, (2, 3, 1, 4), mode="reflect")),
+    "replicate": (1, lambda x: F.pad(x, (2, 0, 1, 4), mode="replicate")),
+    "reflect, negative": (1, lambda x: F.pad(x, (-2, 3, 1, -1), mode="reflect")),
+    "shuffle": (4, lambda x: F.pixel_shuffle(x, 2)),
+    "unshuffle": (1, lambda x: F.pixel_unshuffle(x[..., :6, :8], 2)),
+    "roll": (1, lambda x: x.roll((2, -3), (2, 3))),
+    "roll one": (1, lambda x: x.roll(1, -1)),
+    "flip": (1, lambda x: x.flip(3)),
+    "flip both": (1, lambda x: x.flip((2, 3))),
+    "where": (1, lambda x: torch.where(x > -9, x, 0.0)),
+    "hardswish": (1, lambda x: F.hardswish(x + 9, inplace=True)),
+    **{
+        f"grid {padding} {align}": (1, lambda x, padding=padding, align=align: _grid(x, padding, align))
+        for padding, align in (("zeros", True), ("zeros", False), ("border", False), ("reflection", True))
+    },
+}
+
+
+@pytest.mark.parametrize("name", MOVES)
+def test_operators_of_other_networks_read_where_their_gradients_say(name: str) -> None:
+    channels, function = MOVES[name]
+    net = _Calls(channels, function).double()
+    picture = torch.randn(1, 1, 7, 9, dtype=torch.double).requires_grad_()
+    found = record(net, picture)
+    output = net(picture)
+    Ho, Wo = output.shape[2:]
+    assert found.map_size() == (Ho, Wo)
+    for i in range(Ho):
+        for j in range(Wo):
+            (gradient,) = torch.autograd.grad(output[0, :, i, j].sum(), picture, retain_graph=True)
+            # Means over the channels that one position mixes, and nothing of how strongly they respond.
+            wanted = gradient[0, 0] / max(1.0, float(gradient.sum()))
+            if name.startswith("grid"):
+                wanted = gradient[0, 0]
+            support = torch.from_numpy(found.support((i, j)))
+            torch.testing.assert_close(support, wanted, rtol=0, atol=1e-9)
+
+
+def test_what_stops_a_path_is_named() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(1, 4, 3, padding=1)
+            self.windows = nn.Unfold(2, stride=2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.windows(self.conv(x)).mean(1)
+
+    found = record(Net(), torch.zeros(1, 8, 8))
+    assert found.stop() == (
+        "module 'windows' (Unfold) cannot be followed: it calls aten::im2col, which lays windows or positions out in "
+        "one dimension"
+    )
+    assert found.default_layer() == "conv" and found.stop("conv") == ""
+    with pytest.raises(ValueError, match=r"^trace: no map of this model can be traced; module 'windows' \(Unfold\)"):
+        record(nn.Sequential(OrderedDict(windows=nn.Unfold(2))), torch.zeros(1, 8, 8)).default_layer()
+
+
+def test_a_map_of_one_position_is_not_taken_by_default() -> None:
+    net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 3))
+    assert record(net, torch.zeros(1, 8, 8)).default_layer() == "0"
 
 
 @pytest.mark.parametrize("implementation", ["native", "reference"])

@@ -241,7 +241,7 @@ def test_training_mode_and_statistics_are_left_alone():
     ("layers", "picture", "position", "kwargs", "error", "says"),
     [
         ([nn.Linear(8, 8)], (1, 8, 8), (0, 0), {}, TypeError, "Linear"),
-        ([nn.Conv2d(1, 1, 3, padding=1, padding_mode="reflect")], (1, 8, 8), (0, 0), {}, TypeError, "reflect"),
+        ([nn.Unfold(3)], (1, 8, 8), (0, 0), {}, TypeError, "aten::im2col, which lays windows"),
         ([nn.Conv2d(1, 1, 3)], (1, 8, 8), (6, 0), {}, ValueError, "6 × 6"),
         ([nn.Conv2d(1, 1, 3)], (2, 1, 8, 8), (0, 0), {}, ValueError, r"\(2, 1, 8, 8\)"),
         ([nn.Conv2d(1, 1, 3)], (1, 8, 8), (0, 0), {"depth": 2}, ValueError, "depth"),

@@ -3,21 +3,29 @@
 from pliant.nn.deformable import deformable_layers
 from pliant.nn.histograms import OffsetHistory
 from pliant.nn.offsets import OffsetStatistics, parameter_groups
+from pliant.nn.prepacking import prepack, unprepack
 from pliant.nn.surgery import deformify, undeformify
+from pliant.ops.aggregation.modules.attention import MSDeformAttn
+from pliant.ops.aggregation.modules.dcn import DCNv3, DCNv4
 from pliant.ops.conv.modules import DeformConv2d, SlicedConv2d
 from pliant.ops.local_response_norm.modules import LocalResponseNorm
 from pliant.ops.roi.modules import DeformPSRoIPool, DeformRoIPool
 
 __all__ = [
+    "DCNv3",
+    "DCNv4",
     "DeformConv2d",
     "DeformPSRoIPool",
     "DeformRoIPool",
     "LocalResponseNorm",
+    "MSDeformAttn",
     "OffsetHistory",
     "OffsetStatistics",
     "SlicedConv2d",
     "deformable_layers",
     "deformify",
     "parameter_groups",
+    "prepack",
     "undeformify",
+    "unprepack",
 ]

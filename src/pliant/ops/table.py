@@ -210,6 +210,7 @@ def _of_dcn(function: Callable[..., Tensor], layer: str, meaning: str, meaning_z
         source=source,
         page="dcn.md",
         exports=(),
+        integers=testing.dcnv3_at_integers if name == "dcnv3" else testing.dcnv4_at_integers,
     )
 
 
@@ -252,7 +253,7 @@ OPERATORS = (
         settings=lambda case: dict(case.geometry),
         cases=testing.DEFORM_CONV_CASES,
         checked="crooked",
-        speed=(*testing.DEFORM_CONV_SPEED, testing.DEFORM_CONV_CALL),
+        speed=(*testing.DEFORM_CONV_SPEED, *testing.DEFORM_CONV_KERNELS, testing.DEFORM_CONV_CALL),
         small=testing.DEFORM_CONV_SMALL,
         huge=testing.DEFORM_CONV_HUGE,
         gradients=("input", "offset", "weight", "bias", "mask"),
@@ -280,12 +281,13 @@ OPERATORS = (
         huge=testing.MS_DEFORM_ATTN_HUGE,
         speed=testing.MS_DEFORM_ATTN_SPEED,
         gradients=("value", "sampling_locations", "attention_weights"),
+        integers=testing.ms_deform_attn_at_integers,
         variants=({}, {"method": "discrete"}),
         wide=("sampling_locations", "attention_weights"),
         beside=lambda tensors: {n: t for n, t in tensors.items() if n != "value"},
         alone=_image("value", "sampling_locations", "attention_weights"),
         follows=False,
-        layer="",
+        layer="MSDeformAttn",
         meaning="weighted sum of a few samples of every level of a pyramid, per query and head: multi-scale deformable "
         "attention",
         meaning_zh="多尺度可变形注意力：每个查询、每个头在金字塔各层取少量采样点并加权求和",
@@ -295,14 +297,14 @@ OPERATORS = (
     ),
     _of_dcn(
         ops.dcnv3,
-        "",
+        "DCNv3",
         "masked sum of samples moved by learned offsets, per group of channels, without a weight (InternImage)",
         "按通道组对带偏移的采样点加权求和，不含卷积核权重（InternImage）",
         "Wang et al. 2023",
     ),
     _of_dcn(
         ops.dcnv4,
-        "",
+        "DCNv4",
         "`dcnv3` with offsets and masks in one packed tensor (FlashInternImage)",
         "偏移与调制系数打包在同一张量中的 `dcnv3`（FlashInternImage）",
         "Xiong et al. 2024",

@@ -12,13 +12,14 @@ from torch import Tensor
 
 from pliant.models.two_stage import TwoStage
 from pliant.nn import LocalResponseNorm
-from pliant.show import bins, canvas, fields, history, lrn, sampling
+from pliant.show import bins, canvas, fields, history, lrn, places, sampling
 from pliant.show.canvas import CENTRE, GREEN, INK, REGULAR, TAPS, VERMILION, YELLOW
 from pliant.show.influence import At, Node, OfBox, locations, receptive_field, saliency_region
 from pliant.show.layout import apart, coloured, enlarged, frame, grey, height, look_at, row, widened, window
 from pliant.show.recording import record
 from pliant.show.view import View
 
+DEFORMABLE = 4  # deepest deformable layers whose taps are drawn over the image
 LAYERS = 3  # topmost layers whose offset fields, masks and dilations are drawn
 STRONGEST = 400  # effective sampling locations that are drawn
 DETECTIONS = 8  # most detections that are drawn
@@ -49,6 +50,7 @@ def figures(
     """
     makers: list[Callable[[View], Figure | Iterator[Figure]]] = [
         _overview,
+        _taps,
         _sampling,
         functools.partial(_position, error=error, evaluations=evaluations),
         functools.partial(_box, error=error, evaluations=evaluations),
@@ -71,6 +73,8 @@ def figures(
         except LookupError as reason:
             if str(reason.args[0]) not in notes:
                 notes.append(str(reason.args[0]))
+    if view.stopped:
+        notes.append(f"The model's output is not traced: {view.stopped}. {view.layer or 'The output'} is explained.")
     return found, notes
 
 
@@ -134,6 +138,36 @@ def _overview(view: View) -> Figure:
     if view.box is not None:
         caption += " Yellow: the box that is explained."
     return Figure("picture", canvas.png(figure), "The image", caption)
+
+
+def _taps(view: View) -> Figure:
+    """Draw the taps of the deformable layers, the deepest first, where they move most, over the whole image."""
+    known = view.recording.layers()
+    names = [name for name in reversed(view.recording.deformable()) if name in known][:DEFORMABLE]
+    if not names:
+        _chosen(view)
+        raise LookupError(f"No deformable layer can be traced to the image: {view.recording.stop()}.")
+    H, W = view.image.shape[:2]
+    columns = min(2, len(names))
+    rows = -(-len(names) // columns)
+    wide = 7.0 if columns == 1 else 5.4
+    tall = height(wide, H / W)
+    figure = canvas.sheet(wide * columns, rows * (tall + 1.6))
+    figure.set_layout_engine("constrained")
+    cells = figure.subplots(2 * rows, columns, squeeze=False, height_ratios=[tall, 1.0] * rows)
+    for axes in cells.flat:
+        axes.set_axis_off()
+    for i, name in enumerate(names):
+        over, under = cells[2 * (i // columns), i % columns], cells[2 * (i // columns) + 1, i % columns]
+        under.set_axis_on()
+        places.draw(over, view.paper, view.recording, name, name or "the model")
+        places.histogram(under, view.recording.deformable()[name], "lengths of all offsets")
+    caption = (
+        "The deformable layers of the network from the deepest: rings are the taps of the regular grid, dots are where "
+        f"the predicted offsets move them, at {places.PLACES} places (crosses) where a layer's offsets are longest. "
+        "Below each picture the lengths of all offsets of the layer on this image."
+    )
+    return Figure("taps", canvas.png(figure), "Where the taps go", caption)
 
 
 def _sampling(view: View) -> Figure:

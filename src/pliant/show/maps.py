@@ -62,6 +62,15 @@ def choice(map_: Map, through: str | None = None) -> Map | None:
     return best
 
 
+def lowest(map_: Map) -> Map:
+    """Return the first map that cannot be followed, counted from the image, on the path down from a blocked map."""
+    while not map_.unknown:
+        down = choice(map_)
+        assert down is not None
+        map_ = down
+    return map_
+
+
 def _passes(map_: Map, through: str) -> bool:
     """Return whether some path down from a map leads through a module."""
     seen: set[int] = set()

@@ -51,7 +51,7 @@ def geometry(name: str, pointwise: bool, values: Values, nodes: Mapping[Tensor, 
     """
     if name.startswith("aten::new_") or name.endswith("_like"):
         return Geometry(None)  # uses the shape of its input only
-    if pointwise or name in _IN_PLACE:
+    if pointwise or name in _POINTWISE:
         return _pointwise(name, values, nodes, out)
     known = KNOWN.get(name)
     source = values.get("input", values.get("self"))
@@ -221,6 +221,70 @@ def _resized(name: str, values: Values, node: Map, source: Tensor, out: Tensor) 
     return Geometry(node.axes, Step(regular, _two(ratio), node.size, above, boundary=boundary))
 
 
+def _shuffled(name: str, values: Values, node: Map, source: Tensor, out: Tensor) -> Geometry:
+    """Follow the exchange of channels and positions: r × r channels become one, or one position becomes r × r."""
+    if why := _map(node, source, out):
+        return _lost(out, why)
+    if name == "aten::pixel_shuffle":
+        ratio = 1 / values["upscale_factor"]
+        regular = (0.5 * _two(ratio) - 0.5)[None]
+        return Geometry(node.axes, Step(regular, _two(ratio), node.size, _size(out), boundary="floor"))
+    r = values["downscale_factor"]
+    return Geometry(node.axes, Step(_grid((r, r), 0, 1), _two(r), node.size, _size(out), False, 1 / r**2))
+
+
+def _gridded(name: str, values: Values, node: Map, source: Tensor, out: Tensor) -> Geometry:
+    """Follow `F.grid_sample`: every position reads where the grid says, x first, from −1 to 1."""
+    why = _map(node, source, out)
+    if why or values["grid"] is source:
+        return _lost(out, why)
+    (Ho, Wo), size = _size(out), torch.tensor(node.size, dtype=torch.float64)
+    at = values["grid"].detach().cpu().double()[0].flip(-1)  # (Ho, Wo, 2), row first
+    at = (at + 1) / 2 * (size - 1) if values["align_corners"] else ((at + 1) * size - 1) / 2
+    here = torch.stack(torch.meshgrid(torch.arange(Ho), torch.arange(Wo), indexing="ij"), -1)
+    offset = (at - here).permute(2, 0, 1)[None]
+    boundary = ("zeros", "edge", "reflect")[values["padding_mode"]]
+    step = Step(torch.zeros(1, 2, dtype=torch.float64), _two(1), node.size, (Ho, Wo), offset=offset, boundary=boundary)
+    return Geometry(node.axes, step)
+
+
+def _unfolded(name: str, values: Values, node: Map, source: Tensor, out: Tensor) -> Geometry:
+    return _lost(out, f"it calls {name}, which lays windows or positions out in one dimension")
+
+
+def _attended(name: str, values: Values, node: Map, source: Tensor, out: Tensor) -> Geometry:
+    return _lost(out, f"it calls {name}: attention reads every position, each to another degree")
+
+
+def _rolled(name: str, values: Values, node: Map, source: Tensor, out: Tensor) -> Geometry:
+    start, dims = torch.zeros(1, 2, dtype=torch.float64), [d % source.dim() for d in values["dims"]]
+    for shift, dim in zip(values["shifts"], dims, strict=False):
+        if dim in node.axes:
+            start[0, node.axes.index(dim)] -= shift
+    if not dims:
+        return _lost(out, "it rolls over the end of a row")
+    return Geometry(node.axes, Step(start, _two(1), node.size, node.size, boundary="wrap"))
+
+
+def _flipped(name: str, values: Values, node: Map, source: Tensor, out: Tensor) -> Geometry:
+    dims = {d % source.dim() for d in values["dims"]}
+    stride = [-1.0 if axis in dims else 1.0 for axis in node.axes]
+    start = [[size - 1.0 if s < 0 else 0.0 for size, s in zip(node.size, stride, strict=True)]]
+    if stride == [1.0, 1.0]:
+        return Geometry(node.axes)
+    return Geometry(node.axes, Step(torch.tensor(start, dtype=torch.float64), _two(stride), node.size, node.size))
+
+
+def _framed(name: str, values: Values, node: Map, source: Tensor, out: Tensor) -> Geometry:
+    """Follow padding with values of the map."""
+    left, _, top, _ = values["padding"]
+    if why := _map(node, source, out):
+        return _lost(out, why)
+    start = torch.tensor([[-top, -left]], dtype=torch.float64)
+    boundary = "reflect" if "reflection" in name else "edge"
+    return Geometry(node.axes, Step(start, _two(1), node.size, _size(out), boundary=boundary))
+
+
 def _padded(name: str, values: Values, node: Map, source: Tensor, out: Tensor) -> Geometry:
     pad = list(values["pad"]) + [0] * (2 * out.dim() - len(values["pad"]))
     start = torch.tensor([[-pad[2 * (out.dim() - 1 - a)] for a in node.axes]], dtype=torch.float64)
@@ -241,6 +305,11 @@ def _shifted(node: Map, start: Tensor, stride: Any, out: Tensor) -> Geometry:
     if size == node.size and not start.any():
         return Geometry(node.axes)
     return Geometry(node.axes, Step(start, _two(stride), node.size, size))
+
+
+def _restrided(name: str, values: Values, node: Map, source: Tensor, out: Tensor) -> Geometry:
+    same = tuple(out.shape[a] for a in node.axes) == node.size
+    return Geometry(node.axes) if same else _lost(out, f"it calls {name}")
 
 
 def _viewed(name: str, values: Values, node: Map, source: Tensor, out: Tensor) -> Geometry:
@@ -305,21 +374,46 @@ def _expanded(name: str, values: Values, node: Map, source: Tensor, out: Tensor)
     return Geometry(axes)
 
 
-_IN_PLACE = ("aten::copy_", "aten::clone", "aten::_to_copy", "aten::detach", "aten::alias", "aten::lift_fresh")
+# Operators that treat every position independently and that torch does not mark as such.
+_UNMARKED = (
+    "aten::copy_ aten::clone aten::_to_copy aten::detach aten::alias aten::lift_fresh aten::where aten::masked_fill "
+    "aten::masked_fill_ aten::hardswish aten::hardswish_ aten::mish_ aten::gelu_ aten::rrelu_ aten::threshold_ "
+    "aten::prelu aten::_prelu_kernel aten::fake_quantize_per_tensor_affine"
+)
+_POINTWISE = frozenset(_UNMARKED.split())
 _Rule = Callable[[str, Values, "Map", Tensor, Tensor], Geometry]
 _RULES: dict[_Rule, str] = {
     _convolution: "aten::convolution",
     _deformable: "pliant::deform_conv2d torchvision::deform_conv2d",
     _pool: "aten::max_pool2d_with_indices aten::max_pool2d aten::avg_pool2d",
     _adaptive: "aten::_adaptive_avg_pool2d aten::adaptive_avg_pool2d aten::adaptive_max_pool2d",
-    _resized: "aten::upsample_nearest2d aten::_upsample_nearest_exact2d aten::upsample_bilinear2d",
+    _resized: (
+        "aten::upsample_nearest2d aten::_upsample_nearest_exact2d aten::upsample_bilinear2d aten::upsample_bicubic2d "
+        "aten::_upsample_bilinear2d_aa aten::_upsample_bicubic2d_aa"
+    ),
+    _restrided: "aten::as_strided_",
     _padded: "aten::constant_pad_nd",
+    _framed: "aten::reflection_pad2d aten::replication_pad2d",
+    _shuffled: "aten::pixel_shuffle aten::pixel_unshuffle",
+    _gridded: "aten::grid_sampler_2d",
+    _unfolded: "aten::im2col aten::unfold",
+    _rolled: "aten::roll",
+    _flipped: "aten::flip",
+    _attended: (
+        "aten::scaled_dot_product_attention aten::_scaled_dot_product_flash_attention_for_cpu "
+        "aten::_scaled_dot_product_flash_attention aten::_scaled_dot_product_efficient_attention "
+        "aten::_scaled_dot_product_cudnn_attention aten::_scaled_dot_product_attention_math "
+        "aten::_native_multi_head_attention pliant::ms_deform_attn"
+    ),
     _sliced: "aten::slice",
     _viewed: "aten::view aten::_unsafe_view aten::reshape aten::_reshape_alias",
     _permuted: "aten::permute aten::transpose aten::t",
     _inserted: "aten::unsqueeze",
-    _removed: "aten::select aten::unbind aten::squeeze aten::mean aten::sum aten::amax aten::amin aten::max aten::min",
-    _along: "aten::_softmax aten::_log_softmax aten::split aten::split_with_sizes aten::index_select",
+    _removed: "aten::select aten::unbind aten::squeeze aten::mean aten::sum aten::amax aten::amin aten::max aten::min "
+    "aten::linalg_vector_norm aten::norm aten::var_mean aten::std aten::var aten::prod aten::argmax aten::any",
+    _along: (
+        "aten::_softmax aten::_log_softmax aten::split aten::split_with_sizes aten::index_select aten::glu aten::cumsum"
+    ),
     _normalised: (
         "aten::native_batch_norm aten::_native_batch_norm_legit aten::_native_batch_norm_legit_no_training "
         "aten::cudnn_batch_norm aten::native_group_norm aten::native_layer_norm aten::native_dropout "

@@ -41,7 +41,8 @@ class Step:
         mask: (T, Ho, Wo) or None.
         boundary: what a sample reads: "zeros" and "clamp" as in :func:`pliant.ops.deform_conv2d`; "edge": the nearest
             position on the map; "floor" and "round": the pixel that `F.interpolate` takes in its modes "nearest" and
-            "nearest-exact"; "lattice": nothing between pixels (transposed convolution).
+            "nearest-exact"; "lattice": nothing between pixels (transposed convolution); "reflect" and "wrap": the
+            position mirrored at the outermost pixels, or moved to the other side, as padding does.
         groups: G, of the T = G·Kh·Kw taps.
         kernel: Kh and Kw.
     """
@@ -96,6 +97,13 @@ class Step:
                 positions = (positions + shift + 1e-6).floor()
             last = torch.tensor(self.below, dtype=torch.float64) - 1
             positions = torch.minimum(positions.clamp_min(0), last)
+        elif self.boundary in ("reflect", "wrap"):
+            size = torch.tensor(self.below, dtype=torch.float64)
+            if self.boundary == "wrap":
+                positions = positions.remainder(size)
+            else:
+                around = positions.remainder(2 * (size - 1).clamp_min(1))
+                positions = (size - 1) - (around - (size - 1)).abs()
         elif self.boundary == "lattice":
             weights = torch.where((positions == positions.round()).all(-1), weights, 0)
         return positions, weights

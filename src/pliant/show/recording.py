@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from pliant.models.two_stage import TwoStage
 from pliant.nn.modes import evaluation
-from pliant.show.maps import Map, choice
+from pliant.show.maps import Map, choice, lowest
 from pliant.show.paths import Step, Trace, follow, spread
 from pliant.show.watch import Watch
 
@@ -107,7 +107,8 @@ class Recording:
         Args:
             position: (row, column) on the map.
             layer: name of the module that returned the map. None: the model itself; if it returned no map that can be
-                traced, the last deformable convolution; if there is none, the last module that returned one.
+                traced, the last deformable convolution; if there is none, the last module that returned one, with more
+                than one position if possible.
             depth: how many of the topmost convolutions of more than one tap begin paths; None: all.
             through: name of a module that paths follow where there is a choice, such as "neck.lateral.3".
             regular: ignore offsets and masks: trace the regular grids.
@@ -166,8 +167,21 @@ class Recording:
             if name in names:
                 return name
         if not names:
-            raise ValueError("trace: no map of this model can be traced")
-        return names[-1]
+            why = self.stop()
+            raise ValueError("trace: no map of this model can be traced" + (f"; {why}" if why else ""))
+        return next((name for name in reversed(names) if self.map_size(name) != (1, 1)), names[-1])
+
+    def stop(self, layer: str | None = None) -> str:
+        """Return what stops the paths from a module's last map, or from the model's output; "" if nothing does."""
+        calls = self._maps.get(layer or "", [])
+        blocked = [node for nodes in calls for node in nodes if node.blocked]
+        if layer is None and not blocked and not self.layers():
+            blocked = [node for calls in self._maps.values() for nodes in calls for node in nodes][-1:]
+        return self._said(lowest(blocked[-1])) if blocked else ""
+
+    def _said(self, node: Map) -> str:
+        where = f"module {node.module!r} ({self._classes[node.module]})" if node.module else "the model itself"
+        return f"{where} cannot be followed: {node.unknown}"
 
     def _chain(self, layer: str | None, through: str | None, **which: int) -> tuple[list[Step], list[str]]:
         """Return the steps from the image to a module's map, and the names of their modules."""
@@ -175,10 +189,8 @@ class Recording:
         chain, names = [], []
         while node is not None:
             if node.unknown:
-                where = f"module {node.module!r} ({self._classes[node.module]})" if node.module else "the model itself"
                 raise TypeError(
-                    f"trace: {where} cannot be followed: {node.unknown}. If it does not change positions, name it in "
-                    "record(…, still=[…])"
+                    f"trace: {self._said(node)}. If it does not change positions, name it in record(…, still=[…])"
                 )
             if node.step is not None:
                 chain.append(node.step)
@@ -207,11 +219,12 @@ def record(
     """Run a model on one image, in evaluation mode, and record where its layers sampled.
 
     These operators are followed: convolutions (also transposed), deformable convolutions of this library and of
-    torchvision, average and maximum pooling, interpolation (nearest, bilinear), padding with a constant, slices,
-    permutations, and everything that does not change positions: activations, sums, products, batch, layer and group
-    normalization, both local response normalizations over channels, concatenation, dropout. Anything else (attention, a
-    fully connected layer, RoI pooling) makes a map that cannot be traced back to the image: tracing it raises an error
-    that names the module.
+    torchvision, average and maximum pooling, interpolation (nearest, bilinear, bicubic, which reads around the same
+    place), padding with a constant, the edge or a reflection, `F.grid_sample`, pixel shuffling both ways, rolling and
+    flipping, slices, permutations, and everything that does not change positions: activations, sums, products, batch,
+    layer and group normalization, both local response normalizations over channels, concatenation, dropout. Anything
+    else (attention, `F.unfold`, a fully connected layer, RoI pooling) makes a map that cannot be traced back to the
+    image: tracing it raises an error that names the module and the operator, and :meth:`Recording.stop` says it.
 
     Args:
         model: any module; its weights, statistics and training mode stay as they are.

@@ -57,6 +57,11 @@ class View:
         return self.image if self.photograph is None else self.photograph
 
     @property
+    def stopped(self) -> str:
+        """Return what stops the paths from the model's own output to the image; "" if nothing does."""
+        return "" if isinstance(self.model, TwoStage) else self.recording.stop()
+
+    @property
     def paper(self) -> np.ndarray:
         """Return the ground, pale enough for points on top of it."""
         return self.ground if self.ground.ndim == 2 else 0.45 + 0.55 * self.ground
@@ -87,7 +92,8 @@ def view(
         picture: the image, (C, H, W), as the model takes it.
         image: what is drawn, (H, W) or (H, W, 3) in 0 … 1; None: `picture`, scaled to 0 … 1.
         layer: name of the module whose map is explained; None: for a detector of `pliant.models` the last stage of the
-            backbone, else as :meth:`pliant.show.recording.Recording.trace` chooses.
+            backbone, else the last deformable convolution, and without one as
+            :meth:`pliant.show.recording.Recording.trace` chooses.
         point: (x, y) in pixels of the image; None: the centre of the box, of the best detection, or of the image.
         box: x1, y1, x2, y2; None: the best detection, if there is one.
         classes: names of a detector's labels.
@@ -111,7 +117,10 @@ def view(
         if box is None and len(detections["boxes"]):
             x1, y1, x2, y2 = detections["boxes"][0].tolist()
             box = (x1, y1, x2, y2) if point is None or (x1 <= point[0] < x2 and y1 <= point[1] < y2) else None
-    layer = recording.default_layer() if layer is None else layer
+    if layer is None:
+        # The layers that move their taps are what one wants to see of a network with such layers.
+        moving = [name for name in recording.deformable() if name in recording.layers()]
+        layer = moving[-1] if moving else recording.default_layer()
     if point is None:
         point = (W / 2, H / 2) if box is None else ((box[0] + box[2]) / 2, (box[1] + box[3]) / 2)
     position = recording.nearest((point[1] - 0.5, point[0] - 0.5), layer)

@@ -73,7 +73,7 @@ class Watch(TorchDispatchMode):
             unknown = "" if all(one.blocked for one in used) else unknown
             node = Map(name, self.modules[-1], axes, size, used, step, unknown)
             self.nodes[out] = node
-            if step is not None and step.offset is not None:
+            if step is not None and step.offset is not None and name != "aten::grid_sampler_2d":
                 self._moved(node.module, step)
             if name == "aten::copy_" and out._base is not None:
                 self._written(out, node)

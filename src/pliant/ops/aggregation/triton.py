@@ -249,9 +249,13 @@ class Problem:
 
     def most(self, grad: Tensor) -> Tensor:
         """Return an upper limit of the map's gradient: a pixel gets at most the gradient of every sample."""
-        samples = self.arguments["Q"] * self.arguments["K"]
-        # The tensor of a packed call holds offsets too, which only makes the limit larger.
-        limit: Tensor = samples * grad.abs().amax().double() * self.factors.tensor.abs().amax().double()
+        Q, K, factors = self.arguments["Q"], self.arguments["K"], self.factors
+        given = factors.tensor
+        if factors.first:
+            # Offsets beside the factors may be infinite.
+            M = self.size[2]
+            given = given[..., : M * factors.head].unflatten(-1, (M, factors.head))[..., factors.first :]
+        limit: Tensor = Q * K * grad.abs().amax().double() * given.abs().amax().double()
         return limit
 
 

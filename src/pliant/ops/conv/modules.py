@@ -10,9 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pliant import _check
+from pliant import _check, _native
 from pliant._check import not_scripted
 from pliant.ops.conv.deform_conv2d import deform_conv2d
+from pliant.ops.conv.packed import PackedWeight
 
 Numbers = int | Sequence[int]
 
@@ -363,14 +364,25 @@ class DeformConv2d(_DeformConv):
         )  # fmt: skip
 
     def _convolve(self, input: Tensor, offset: Tensor, mask: Tensor | None) -> Tensor:
-        return deform_conv2d(
-            input,
-            offset,
-            self.weight,
-            self.bias,
-            self.stride,
-            self.padding,
-            self.dilation,
-            mask,
-            boundary=self.boundary,
-        )
+        given = (input, offset, self.weight, self.bias, self.stride, self.padding, self.dilation, mask)
+        packed = None if self.training else self._packed
+        if packed is not None and packed.serves(self.weight, input, offset, self.bias, mask):
+            return packed.convolve(*given, self.boundary)
+        return deform_conv2d(*given, boundary=self.boundary)
+
+    # What pliant.nn.prepack keeps between calls, never in a state dict, a copy or a saved model.
+    _packed: PackedWeight | None = None
+
+    def prepack(self) -> bool:
+        """Keep the weight packed for inference; return whether it is. See :func:`pliant.nn.prepack`."""
+        packs = _native.path is not None and self.weight.is_cpu
+        packed = PackedWeight(self.weight, self.groups) if packs else None
+        self._packed = packed if packed is not None and packed.panels.numel() > 0 else None
+        return self._packed is not None
+
+    def unprepack(self) -> None:
+        """Drop the packed weight."""
+        self._packed = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_packed"}
