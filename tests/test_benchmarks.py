@@ -33,6 +33,10 @@ SMALL: dict[str, tuple[Any, ...]] = {
         DeformConvCase("small", (2, 4, 7, 6), 6, offset_groups=2),
         DeformConvCase("depthwise", (1, 4, 7, 6), 4, groups=4),
     ),
+    "deform_conv3d": (DeformConvCase("small", (1, 4, 3, 5, 4), 6, *[(3, 3, 3), (1, 1, 1), (1, 1, 1), (1, 1, 1)]),),
+    "deform_conv_transpose2d": (
+        DeformConvCase("small", (2, 4, 5, 4), 6, (4, 4), (2, 2), output_padding=(0, 0), offset_groups=2),
+    ),
     "ms_deform_attn": (
         MSDeformAttnCase("small", (2, 26, 2, 4), 5, ((4, 5), (2, 3))),
         MSDeformAttnCase("near", (1, 26, 2, 4), 26, ((4, 5), (2, 3)), near=2.0),

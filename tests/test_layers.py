@@ -21,7 +21,7 @@ INSIDE: dict[str, tuple[str, ...]] = {
     "triton": ("triton",),
     "checks": (),
     "operator": ("checks", "reference", "triton"),
-    "modules": ("operator",),
+    "modules": ("operator", "modules"),
 }
 # What every family may use, and what is there once for all of them.
 # It searches the sizes of GPU kernels, so it knows them.

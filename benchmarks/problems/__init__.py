@@ -14,8 +14,10 @@ from measuring import Problem, Setting
 from pliant import testing
 from pliant.testing import (
     DCN_SPEED,
+    DEFORM_CONV3D_SPEED,
     DEFORM_CONV_CALL,
     DEFORM_CONV_SPEED,
+    DEFORM_CONV_TRANSPOSE2D_SPEED,
     LRN_SPEED,
     MS_DEFORM_ATTN_SPEED,
     NETWORK_SPEED,
@@ -23,7 +25,7 @@ from pliant.testing import (
     ROI_SPEED,
 )
 
-from . import aggregation, conv, local_response_norm, networks, nms, roi
+from . import aggregation, conv, conv_family, local_response_norm, networks, nms, roi
 
 # Older revisions lack these cases.
 _KERNELS = getattr(testing, "DEFORM_CONV_KERNELS", ())
@@ -32,6 +34,8 @@ Builder = Callable[[Any, Setting], Problem]
 
 PROBLEMS: dict[str, tuple[tuple[Any, ...], Builder]] = {
     "deform_conv2d": ((*DEFORM_CONV_SPEED, *_KERNELS, DEFORM_CONV_CALL), conv.problem),
+    "deform_conv3d": (DEFORM_CONV3D_SPEED, conv_family.volume),
+    "deform_conv_transpose2d": (DEFORM_CONV_TRANSPOSE2D_SPEED, conv_family.transposed),
     "ms_deform_attn": (MS_DEFORM_ATTN_SPEED, aggregation.attention),
     "dcnv3": (DCN_SPEED, functools.partial(aggregation.dcn, "dcnv3")),
     "dcnv4": (DCN_SPEED, functools.partial(aggregation.dcn, "dcnv4")),

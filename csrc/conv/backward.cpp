@@ -3,21 +3,13 @@
 // columns (weight), and scatter it (input).
 #include "../sampling/tiles.h"
 #include "columns.h"
+#include "passes.h"
 #include "products.h"
 #include "sampler.h"
 #include "stages.h"
 
 namespace pliant {
 namespace {
-
-// The gradients to compute, and where they go.
-struct Gradients {
-  bool want_input, want_offset, want_weight, want_mask;
-  Tensor input, offset, weight, mask;
-
-  bool want_columns() const { return want_input || want_dots(); }
-  bool want_dots() const { return want_offset || want_mask; }
-};
 
 // T is the type of maps, A that of sums, V that of the matrices that are multiplied.
 template <class T, class A, class V>
@@ -29,12 +21,13 @@ class Backward {
         out_(out),
         plan_(ProductPlan::of<V>(s)),
         pitch_(column_pitch(s, plan_.taps)),
-        tiles_(s.N, s.P, blocking<V>().rows, 3 << 20, s.K * s.C * sizeof(A)),
-        input_(input, s, plan_.taps),
+        tiles_(s.N, s.P, blocking<V>().rows, 3 << 20, s.K * s.C * sizeof(A), out.alike),
         gradient_(grad, s, out.want_columns() || s.depthwise, out.want_weight && !s.depthwise),
         lanes_(lanes_for(tiles_.count)) {
+    if (out.want_weight || out.want_dots()) input_.emplace(input, s, plan_.taps);
     if (out.want_columns()) product_.emplace(weight, s, plan_, pitch_);
-    if (out.want_input) sums_.emplace(out.input, s, plan_.taps, channels_last(input));
+    if (out.want_input) sums_.emplace(out.input, s, plan_.taps, out.last);
+    if (out.bias) bias_ = values(*out.bias);
     for (auto& lane : lanes_) {
       Arena& arena = lane.arena;
       lane.sampler.emplace(s, offset, mask, arena, tiles_.largest, s.K * s.G);
@@ -46,6 +39,8 @@ class Backward {
       if (out.want_weight) lane.weight.emplace(s, plan_, pitch_, arena, tiles_.largest);
       arena.reserve(lane.plane, tiles_.largest);
       for (auto& dots : lane.dots) arena.reserve(dots, tiles_.largest);
+      arena.reserve(lane.far_plane, s.volume ? tiles_.largest : 0);
+      for (auto& dots : lane.far_dots) arena.reserve(dots, s.volume ? tiles_.largest : 0);
       arena.allocate();
       if (lane.weight) lane.weight->clear();
     }
@@ -56,8 +51,8 @@ class Backward {
     const int64_t lanes = lanes_.size();
     for (int64_t n = 0; n < s_.N; n += s_.together()) {
       const int64_t images = std::min(s_.together(), s_.N - n), end = (n + images) * tiles_.per_image;
-      input_.read(n, images);
-      if (sums_) sums_->begin(n, images);
+      if (input_) input_->read(n, images);
+      if (sums_) sums_->begin(n, images, bias_.empty() ? nullptr : bias_.data());
       for (int64_t round = n * tiles_.per_image; round < end; round += lanes) {
         const int64_t active = std::min(lanes, end - round);
         parallel_products(active, [&](int64_t i) { lanes_[i].tile = round + i, compute(lanes_[i]); });
@@ -77,7 +72,7 @@ class Backward {
     std::optional<Sampler<A>> sampler;
     std::optional<WeightSums<V>> weight;
     V *columns, *rows, *turned;
-    A *columns_grad, *plane, *dots[4];
+    A *columns_grad, *plane, *dots[4], *far_plane, *far_dots[4];
     int64_t tile;
     bool ok = true;
   };
@@ -95,9 +90,10 @@ class Backward {
           const int64_t tap = plan_.first(chunk) + k;
           const Samples<A> at = lane.sampler->set(j * s_.K + tap);
           lane.sampler->locate_tap(at, j, tap);
-          if (lane.weight) input_.gather(lane.columns, n, j, k, at, count);
+          if (lane.weight) input_->gather(lane.columns, n, j, k, at, count);
           if (!out_.want_dots()) continue;
-          input_.dots(lane.dots, columns_grad, n, j, k, at, count);
+          input_->dots(lane.dots, columns_grad, n, j, k, at, count);
+          if (s_.volume) input_->dots(lane.far_dots, columns_grad, n, j, k, at.far(), count);
           write_dots(lane, at, n, j * s_.K + tap, p0, count);
         }
       if (!lane.weight) continue;
@@ -110,17 +106,33 @@ class Backward {
 
   // Write the gradients of mask and offset of one tap, counted over all offset groups.
   void write_dots(const Lane& lane, const Samples<A>& at, int64_t n, int64_t tap, int64_t p0, int64_t count) {
-    const int64_t taps = s_.G * s_.K;
+    const int64_t axes = s_.geometry.axes, channel = n * s_.G * s_.K + tap;
+    A *const near = lane.plane, *const far = lane.far_plane;
+    if (s_.volume) mask_gradient(far, lane.far_dots, at, count);
     if (out_.want_mask) {
-      mask_gradient(lane.plane, lane.dots, at, count);
-      write_run(out_.mask, (n * taps + tap) * s_.P + p0, lane.plane, count);
+      mask_gradient(near, lane.dots, at, count);
+      if (s_.volume) volume_mask_gradient(near, far, at, count);
+      write_run(out_.mask, channel * s_.P + p0, near, count);
     }
-    if (out_.want_offset) {
-      row_gradient(lane.plane, lane.dots, at, count);
-      write_run(out_.offset, 2 * (n * taps + tap) * s_.P + p0, lane.plane, count);
-      column_gradient(lane.plane, lane.dots, at, count);
-      write_run(out_.offset, (2 * (n * taps + tap) + 1) * s_.P + p0, lane.plane, count);
+    if (!out_.want_offset) return;
+    if (s_.volume) {
+      mask_gradient(near, lane.dots, at, count);
+      plane_gradient(near, far, at, count);
+      write_run(out_.offset, axes * channel * s_.P + p0, near, count);
     }
+    if (axes > 1) write_axis(lane, at, row_gradient<A>, (axes * channel + axes - 2) * s_.P + p0, count);
+    write_axis(lane, at, column_gradient<A>, (axes * channel + axes - 1) * s_.P + p0, count);
+  }
+
+  // Write the gradient of the offset along y or x, which both planes of a volume add to, from element `to` on.
+  void write_axis(const Lane& lane, const Samples<A>& at,
+                  void (*gradient)(A*, const A* const[4], const Samples<A>&, int64_t), int64_t to, int64_t count) {
+    gradient(lane.plane, lane.dots, at, count);
+    if (s_.volume) {
+      gradient(lane.far_plane, lane.far_dots, at.far(), count);
+      for (int64_t i = 0; i < count; ++i) lane.plane[i] += lane.far_plane[i];
+    }
+    write_run(out_.offset, to, lane.plane, count);
   }
 
   // Scatter the tiles of a round. Threads split the channels, so that every sum keeps its order.
@@ -136,9 +148,22 @@ class Backward {
   void scatter(const Lane& lane, int64_t c0, int64_t c1) const {
     const int64_t n = tiles_.image(lane.tile), count = tiles_.size(lane.tile);
     for (int64_t j = 0; j < s_.G; ++j)
-      for (int64_t k = 0; k < s_.K; ++k)
-        sums_->scatter(lane.columns_grad + k / plan_.taps * tiles_.largest * pitch_, n, j, k % plan_.taps,
-                       lane.sampler->set(j * s_.K + k), c0, c1, count);
+      for (int64_t k = 0; k < s_.K; ++k) {
+        const Samples<A> at = lane.sampler->set(j * s_.K + k);
+        const A* const grad = lane.columns_grad + k / plan_.taps * tiles_.largest * pitch_;
+        sums_->scatter(grad, n, j, k % plan_.taps, at, c0, c1, count);
+        if (s_.volume) sums_->scatter(grad, n, j, k % plan_.taps, at.far(), c0, c1, count);
+      }
+  }
+
+  // The elements of a vector as A.
+  static std::vector<A> values(const Tensor& t) {
+    std::vector<A> found(t.size(0));
+    dispatch(t.scalar_type(), [&](auto zero) {
+      const auto* from = static_cast<const decltype(zero)*>(t.const_data_ptr());
+      for (int64_t i = 0; i < t.size(0); ++i) found[i] = A(from[i * t.stride(0)]);
+    });
+    return found;
   }
 
   // Add up the lanes' sums of the weight's gradient, in order, and write them as [O][C/g][K].
@@ -161,42 +186,23 @@ class Backward {
   const ProductPlan plan_;
   const int64_t pitch_;
   const Tiles tiles_;
-  ConvInput<A, M> input_;
+  std::optional<ConvInput<A, M>> input_;
   const OutputGradient<V> gradient_;
   std::optional<ColumnsProduct<V>> product_;
   std::optional<ImageSums<A>> sums_;
+  std::vector<A> bias_;
   std::vector<Lane> lanes_;
 };
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> deform_conv2d_backward(
-    const Tensor& grad, const Tensor& input, const Tensor& offset, const Tensor& weight,
-    const std::vector<int64_t>& stride, const std::vector<int64_t>& padding, const std::vector<int64_t>& dilation,
-    const std::optional<Tensor>& mask, bool clamp, int64_t wanted) {
-  const ConvGeometry geometry(stride, padding, dilation, clamp);
-  require_fit(conv_fits(input, offset, weight, std::nullopt, mask, geometry), "deform_conv2d");
-  const ConvShape s(input, offset, weight, geometry);
-  require_fit(grad.scalar_type() == input.scalar_type() && has_shape(grad, {s.N, s.O, s.Ho, s.Wo}), "deform_conv2d");
-  const bool want_input = wanted & 1, want_offset = wanted & 2, want_weight = wanted & 4,
-             want_mask = mask && (wanted & 8);
-  Gradients out{want_input,
-                want_offset,
-                want_weight,
-                want_mask,
-                gradient_map(want_input, input, channels_last(input), input),
-                gradient_map(want_offset, offset, false, input),
-                gradient_map(want_weight, weight, false, input),
-                gradient_map(want_mask, mask ? *mask : offset, false, input)};
+}  // namespace
+
+bool differentiate(const Tensor& grad, const Tensor& input, const Tensor& offset, const Tensor& weight,
+                   const std::optional<Tensor>& mask, const ConvShape& s, Gradients& out) {
   bool ok = true;
-  dispatch_products(input.scalar_type(), !s.depthwise, [&]<class T, class A, class V>(T, A, V) {
+  dispatch_products(grad.scalar_type(), !s.depthwise, [&]<class T, class A, class V>(T, A, V) {
     ok = Backward<T, A, V>(grad, input, offset, weight, mask, s, out).run();
   });
-  STD_TORCH_CHECK(ok, "deform_conv2d: a matrix product failed");
-  return {out.input, out.offset, out.weight, out.mask};
+  return ok;
 }
 
-}  // namespace
 }  // namespace pliant
-
-STABLE_TORCH_LIBRARY_IMPL(pliant, CPU, m) {
-  m.impl("deform_conv2d_backward", TORCH_BOX(&pliant::deform_conv2d_backward));
-}

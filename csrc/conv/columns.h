@@ -6,7 +6,7 @@
 
 #include "../maps/map.h"
 #include "../maps/write.h"
-#include "../sampling/sampling.h"
+#include "../sampling/volume.h"
 #include "shape.h"
 
 namespace pliant {
@@ -32,7 +32,9 @@ inline std::vector<std::vector<Segment>> segments(const ConvShape& s, int64_t ta
 }
 
 // Distance between the columns of two positions. In a frame the last tap needs room for all values of a pixel.
-inline int64_t column_pitch(const ConvShape& s, int64_t taps) { return taps * s.C + (s.framed ? kPixel - s.C : 0); }
+inline int64_t column_pitch(const ConvShape& s, int64_t taps) {
+  return taps * s.C + (s.framed ? kPixel - s.C : 0);
+}
 
 // Some images of the input, framed or channels-last, and what columns of `taps` taps read of them. A is the type of
 // sums, M that of channels-last maps.
@@ -60,12 +62,17 @@ class ConvInput {
   template <class V>
   void gather(V* columns, int64_t n, int64_t j, int64_t k, const Samples<A>& at, int64_t count) const {
     if (frame_) return pliant::gather(columns + k * s_.C, pitch_, at, frame_->image(n - first_), frame_->row(), count);
-    for (const auto& part : parts_[j])
-      pliant::gather(columns + part.first + k * part.stride, pitch_, at, image(n) + part.c0, zeros_.data(), s_.C,
-                     part.size, count);
+    for (const auto& part : parts_[j]) {
+      V* const to = columns + part.first + k * part.stride;
+      const M* const from = image(n) + part.c0;
+      if (s_.volume)
+        gather_volume(to, pitch_, at, from, zeros_.data(), s_.C, part.size, count);
+      else
+        pliant::gather(to, pitch_, at, from, zeros_.data(), s_.C, part.size, count);
+    }
   }
 
-  // sums[i] = Σ_c grad·corner_i for tap k of the columns' gradient.
+  // sums[i] = Σ_c grad·corner_i for tap k of the columns' gradient, in the near plane of a volume.
   void dots(A* const sums[4], const A* grad, int64_t n, int64_t j, int64_t k, const Samples<A>& at,
             int64_t count) const {
     if (frame_)
@@ -79,13 +86,19 @@ class ConvInput {
   // Write the sums over all taps of a depthwise convolution, without columns; `set` and `taps` as in pliant::blend.
   void blend(A* out, int64_t n, int64_t j, const Samples<A>& at, int64_t set, Tap<A, M>* taps, const A* factors,
              const A* bias, int64_t count) const {
-    for (const auto& part : parts_[j])
-      pliant::blend(out + part.c0, s_.C, at, set, s_.K, taps, factors + part.c0, bias + part.c0, image(n) + part.c0,
-                    zeros_.data(), s_.C, part.size, count);
+    for (const auto& part : parts_[j]) {
+      const M* const first = image(n) + part.c0;
+      if (s_.volume)
+        blend_volume(out + part.c0, s_.C, at, set, s_.K, taps, factors + part.c0, bias + part.c0, first, zeros_.data(),
+                     s_.C, part.size, count);
+      else
+        pliant::blend(out + part.c0, s_.C, at, set, s_.K, taps, factors + part.c0, bias + part.c0, first, zeros_.data(),
+                      s_.C, part.size, count);
+    }
   }
 
  private:
-  const M* image(int64_t n) const { return map_->data + (n - first_) * s_.H * s_.W * s_.C; }
+  const M* image(int64_t n) const { return map_->data + (n - first_) * s_.pixels * s_.C; }
 
   const ConvShape& s_;
   int64_t pitch_, first_ = 0;
@@ -109,15 +122,20 @@ class ImageSums {
       own_ = Buffer<A>(s.together() * size());
   }
 
-  // Begin images [first, first + count) with zeros.
-  void begin(int64_t first, int64_t count) {
+  // Begin images [first, first + count) with zeros, or with one value per channel.
+  void begin(int64_t first, int64_t count, const A* bias) {
     first_ = first, count_ = count;
-    if (frame_) return frame_->clear(count);
+    if (frame_) return frame_->clear(count, bias);
     data_ = own_ ? own_.get() : static_cast<A*>(result_.mutable_data_ptr()) + first * size();
-    parallel(count * size(), 1 << 15, [&](int64_t i, int64_t end) { std::fill(data_ + i, data_ + end, A(0)); });
+    if (bias)
+      parallel(count * s_.pixels, 1 + (1 << 15) / s_.C, [&](int64_t i, int64_t end) {
+        for (; i < end; ++i) std::copy_n(bias, s_.C, data_ + i * s_.C);
+      });
+    else
+      parallel(count * size(), 1 << 15, [&](int64_t i, int64_t end) { std::fill(data_ + i, data_ + end, A(0)); });
   }
 
-  // Add tap k of the columns' gradient, channels [c0, c1) alone.
+  // Add tap k of the columns' gradient, channels [c0, c1) alone, in the near plane of a volume.
   void scatter(const A* grad, int64_t n, int64_t j, int64_t k, const Samples<A>& at, int64_t c0, int64_t c1,
                int64_t count) const {
     if (frame_) return pliant::scatter(frame_->image(n - first_), grad + k * s_.C, pitch_, at, frame_->row(), count);
@@ -136,11 +154,11 @@ class ImageSums {
     if (frame_)
       frame_->write(to, count_, last_, s_.geometry.clamp);
     else if (own_)
-      write_map(to, own_.get(), count_, s_.C, s_.H * s_.W, last_);
+      write_map(to, own_.get(), count_, s_.C, s_.pixels, last_);
   }
 
  private:
-  int64_t size() const { return s_.H * s_.W * s_.C; }
+  int64_t size() const { return s_.pixels * s_.C; }
 
   Tensor& result_;
   const ConvShape& s_;

@@ -2,6 +2,7 @@
 // the weight. Maps are channels-last inside, sums are float (or double).
 #include "../sampling/tiles.h"
 #include "columns.h"
+#include "passes.h"
 #include "products.h"
 #include "sampler.h"
 
@@ -27,7 +28,7 @@ class Forward {
     for (auto& lane : lanes_) {
       lane.sampler.emplace(s, offset, mask, lane.arena, tiles_.largest, s.depthwise ? s.K : 1);
       lane.arena.reserve(lane.columns, s.depthwise ? 0 : tiles_.largest * pitch_);
-      lane.arena.reserve(lane.taps, s.depthwise ? s.K : 0);
+      lane.arena.reserve(lane.taps, s.depthwise ? s.K * (s.volume ? 2 : 1) : 0);
       lane.arena.reserve(lane.result, direct() ? 0 : tiles_.largest * s.O);
       lane.arena.allocate();
     }
@@ -111,16 +112,11 @@ class Forward {
   std::vector<Lane> lanes_;
 };
 
-Tensor convolve(const Tensor& input, const Tensor& offset, const Tensor& weight, const std::optional<Tensor>& bias,
-                const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
-                const std::vector<int64_t>& dilation, const std::optional<Tensor>& mask, bool clamp,
-                const Tensor* packed) {
-  const ConvGeometry geometry(stride, padding, dilation, clamp);
-  require_fit(conv_fits(input, offset, weight, bias, mask, geometry), "deform_conv2d");
-  const ConvShape s(input, offset, weight, geometry);
-  const bool last = channels_last(input);
-  Tensor output = empty_map(input, s.N, s.O, s.Ho, s.Wo, last);
-  if (s.N == 0) return output;
+}  // namespace
+
+bool convolve(const Tensor& input, const Tensor& offset, const Tensor& weight, const std::optional<Tensor>& bias,
+              const std::optional<Tensor>& mask, const ConvShape& s, Tensor& output, bool last, const Tensor* packed) {
+  if (s.N == 0) return true;
   bool ok = true;
   dispatch_products(input.scalar_type(), !s.depthwise, [&]<class T, class A, class V>(T, A, V) {
     if (packed) {
@@ -131,30 +127,11 @@ Tensor convolve(const Tensor& input, const Tensor& offset, const Tensor& weight,
     }
     ok = Forward<T, A, V>(input, offset, weight, bias, mask, packed, s, output, last).run();
   });
-  STD_TORCH_CHECK(ok, "deform_conv2d: a matrix product failed");
-  return output;
-}
-
-Tensor deform_conv2d(const Tensor& input, const Tensor& offset, const Tensor& weight, const std::optional<Tensor>& bias,
-                     const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
-                     const std::vector<int64_t>& dilation, const std::optional<Tensor>& mask, bool clamp) {
-  return convolve(input, offset, weight, bias, stride, padding, dilation, mask, clamp, nullptr);
-}
-
-// The same with the weight packed by deform_conv2d_pack.
-Tensor deform_conv2d_packed(const Tensor& input, const Tensor& offset, const Tensor& weight,
-                            const std::optional<Tensor>& bias, const std::vector<int64_t>& stride,
-                            const std::vector<int64_t>& padding, const std::vector<int64_t>& dilation,
-                            const std::optional<Tensor>& mask, bool clamp, const Tensor& packed) {
-  return convolve(input, offset, weight, bias, stride, padding, dilation, mask, clamp, &packed);
+  return ok;
 }
 
 // The weight as products read it; empty where they read the weight itself.
-Tensor deform_conv2d_pack(const Tensor& weight, int64_t groups) {
-  require_fit(
-      is_floating(weight) && weight.dim() == 4 && weight.numel() > 0 && groups > 0 && weight.size(0) % groups == 0,
-      "deform_conv2d");
-  const ConvShape s(weight, groups);
+Tensor pack(const Tensor& weight, const ConvShape& s) {
   std::optional<Tensor> packed;
   dispatch_products(weight.scalar_type(), !s.depthwise, [&]<class T, class A, class V>(T, A, V) {
     const ProductPlan plan = ProductPlan::of<V>(s);
@@ -170,11 +147,4 @@ Tensor deform_conv2d_pack(const Tensor& weight, int64_t groups) {
   return *packed;
 }
 
-}  // namespace
 }  // namespace pliant
-
-STABLE_TORCH_LIBRARY_IMPL(pliant, CPU, m) {
-  m.impl("deform_conv2d", TORCH_BOX(&pliant::deform_conv2d));
-  m.impl("deform_conv2d_packed", TORCH_BOX(&pliant::deform_conv2d_packed));
-  m.impl("deform_conv2d_pack", TORCH_BOX(&pliant::deform_conv2d_pack));
-}

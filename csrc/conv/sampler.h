@@ -3,7 +3,7 @@
 
 #include "../maps/planes.h"
 #include "../memory.h"
-#include "../sampling/sampling.h"
+#include "../sampling/volume.h"
 #include "shape.h"
 
 namespace pliant {
@@ -21,6 +21,10 @@ class Sampler {
     for (auto& pixel : all_.pixel) arena.reserve(pixel, s.framed && &pixel != all_.pixel ? 0 : largest * sets);
     for (auto& weight : all_.weight) arena.reserve(weight, largest * sets);
     for (auto* array : {&all_.fy, &all_.fx, &all_.mask}) arena.reserve(*array, largest * sets);
+    const int64_t far = s.volume ? largest * sets : 0;
+    for (auto* array : {&at_.plane, &at_.z}) arena.reserve(*array, s.volume ? largest : 0);
+    for (auto& pixel : all_.far_pixel) arena.reserve(pixel, far);
+    for (auto* array : {&all_.far_mask, &all_.fz, &all_.factor}) arena.reserve(*array, far);
   }
 
   // Samples of one of the `sets` taps.
@@ -30,32 +34,41 @@ class Sampler {
     for (auto& pixel : found.pixel) pixel += i;
     for (auto& weight : found.weight) weight += i;
     for (auto* array : {&found.fy, &found.fx, &found.mask}) *array += i;
+    for (auto& pixel : found.far_pixel) pixel += i;
+    for (auto* array : {&found.far_mask, &found.fz, &found.factor}) *array += i;
     return found;
   }
 
   // Begin the tile of positions [p0, p0 + count) of image n.
   void begin_tile(int64_t n, int64_t p0, int64_t count) {
     n_ = n, p0_ = p0, count_ = count;
-    const auto [sh, sw] = s_.geometry.stride;
-    for (int64_t i = 0, ho = p0 / s_.Wo, wo = p0 % s_.Wo; i < count; ++i) {
-      at_.row[i] = A(ho * sh);
+    const auto [sd, sh, sw] = s_.geometry.stride;
+    for (int64_t i = 0, row = p0 / s_.Wo, wo = p0 % s_.Wo; i < count; ++i) {
+      at_.row[i] = A((s_.volume ? row % s_.Ho : row) * sh);
       at_.column[i] = A(wo * sw);
-      if (++wo == s_.Wo) wo = 0, ++ho;
+      if (s_.volume) at_.plane[i] = A(row / s_.Ho * sd);
+      if (++wo == s_.Wo) wo = 0, ++row;
     }
+    if (s_.geometry.axes == 1) std::fill_n(at_.y, count, A(0));
   }
 
   // Locate the samples of tap k of offset group j.
   void locate_tap(const Samples<A>& out, int64_t j, int64_t k) {
-    const auto [ph, pw] = s_.geometry.padding;
-    const auto [dh, dw] = s_.geometry.dilation;
-    offset_.read(n_, (j * s_.K + k) * 2, s_.Wo, p0_, count_, at_.y);
-    offset_.read(n_, (j * s_.K + k) * 2 + 1, s_.Wo, p0_, count_, at_.x);
-    at_.dy = A(k / s_.Kw * dh - ph), at_.dx = A(k % s_.Kw * dw - pw);
+    const auto [pd, ph, pw] = s_.geometry.padding;
+    const auto [dd, dh, dw] = s_.geometry.dilation;
+    int64_t channel = (j * s_.K + k) * s_.geometry.axes;
+    if (s_.volume) offset_.read(n_, channel++, s_.Wo, p0_, count_, at_.z);
+    if (s_.geometry.axes > 1) offset_.read(n_, channel++, s_.Wo, p0_, count_, at_.y);
+    offset_.read(n_, channel, s_.Wo, p0_, count_, at_.x);
+    at_.dz = A(k / (s_.Kh * s_.Kw) * dd - pd);
+    at_.dy = A(k / s_.Kw % s_.Kh * dh - ph), at_.dx = A(k % s_.Kw * dw - pw);
     locate(out, at_, count_, s_.H, s_.W, s_.geometry.clamp, s_.framed);
+    A* const factor = s_.volume ? out.factor : out.mask;
     if (mask_)
-      mask_->read(n_, j * s_.K + k, s_.Wo, p0_, count_, out.mask);
+      mask_->read(n_, j * s_.K + k, s_.Wo, p0_, count_, factor);
     else
-      std::fill_n(out.mask, count_, A(1));
+      std::fill_n(factor, count_, A(1));
+    if (s_.volume) locate_planes(out, at_, count_, s_.D, s_.H * s_.W, s_.geometry.clamp);
   }
 
  private:

@@ -1,4 +1,8 @@
 // Sizes of a deformable convolution, and whether its tensors fit each other.
+//
+// Maps of one, two and three axes are one thing inside: a map of rows. A line is one row, and the planes of a volume
+// lie one after another, so that every tensor becomes (N, C, rows, W) without a copy (`rows`). What is left of the axes
+// is where taps sample, and how many coordinates an offset has.
 #pragma once
 
 #include <array>
@@ -8,102 +12,143 @@
 
 namespace pliant {
 
-// The grid of positions, as the operators receive it; pairs are (vertical, horizontal).
+using Sizes = std::vector<int64_t>;
+
+inline Sizes sizes(const Tensor& t) {
+  Sizes found(t.dim());
+  for (int64_t d = 0; d < t.dim(); ++d) found[d] = t.size(d);
+  return found;
+}
+
+// A tensor of one to three spatial axes as (N, C, rows, W): a view where its memory allows it.
+inline Tensor rows(const Tensor& t) {
+  if (t.dim() == 4) return t;
+  return torch::stable::reshape(t,
+                                {t.size(0), t.size(1), t.dim() == 3 ? 1 : t.size(2) * t.size(3), t.size(t.dim() - 1)});
+}
+inline std::optional<Tensor> rows(const std::optional<Tensor>& t) {
+  return t ? std::optional<Tensor>(rows(*t)) : std::nullopt;
+}
+
+// The grid of positions, as the operators receive it: one number per axis, in the order z, y, x. Axes that a map does
+// not have, come first and have stride 1, padding 0, dilation 1.
 struct ConvGeometry {
-  std::array<int64_t, 2> stride, padding, dilation;
+  int64_t axes;
+  std::array<int64_t, 3> stride, padding, dilation;
   bool clamp;  // boundary "clamp", else "zeros"
 
-  ConvGeometry(const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
-               const std::vector<int64_t>& dilation, bool clamp)
-      : stride(numbers<2>(stride, "deform_conv2d")),
-        padding(numbers<2>(padding, "deform_conv2d")),
-        dilation(numbers<2>(dilation, "deform_conv2d")),
+  ConvGeometry(int64_t axes, const Sizes& stride, const Sizes& padding, const Sizes& dilation, bool clamp,
+               const char* op)
+      : axes(axes),
+        stride(last(stride, axes, 1, op)),
+        padding(last(padding, axes, 0, op)),
+        dilation(last(dilation, axes, 1, op)),
         clamp(clamp) {}
+
+ private:
+  static std::array<int64_t, 3> last(const Sizes& list, int64_t axes, int64_t fill, const char* op) {
+    require_fit(int64_t(list.size()) == axes, op);
+    std::array<int64_t, 3> found{fill, fill, fill};
+    std::copy(list.begin(), list.end(), found.end() - axes);
+    return found;
+  }
 };
 
-// Whether the tensors of deform_conv2d fit each other.
-inline bool conv_fits(const Tensor& input, const Tensor& offset, const Tensor& weight,
-                      const std::optional<Tensor>& bias, const std::optional<Tensor>& mask,
-                      const ConvGeometry& geometry) {
-  const ScalarType type = input.scalar_type();
+// The size of a tensor (·, ·, spatial …) along axis 0 (z), 1 (y) or 2 (x); 1 along axes that it does not have.
+inline int64_t along(const Sizes& size, int64_t axis) {
+  const int64_t d = int64_t(size.size()) - 3 + axis;
+  return d < 2 ? 1 : size[d];
+}
+
+// Sides of maps, strides and the like are below this, so that products of two are far from overflow.
+inline constexpr int64_t kMost = int64_t(1) << 31;
+
+inline bool geometry_fits(const ConvGeometry& geometry) {
+  for (int i = 0; i < 3; ++i)
+    if (geometry.stride[i] <= 0 || geometry.stride[i] >= kMost || geometry.dilation[i] <= 0 ||
+        geometry.dilation[i] >= kMost || geometry.padding[i] < 0 || geometry.padding[i] >= kMost)
+      return false;
+  return true;
+}
+
+// The size of the grid of positions that a kernel has on a map: N, 0 and a number per axis; empty where it has none.
+inline Sizes positions_on(const Sizes& map, const Sizes& weight, const ConvGeometry& geometry) {
+  if (!geometry_fits(geometry) || int64_t(map.size()) != 2 + geometry.axes || weight.size() != map.size()) return {};
+  Sizes found{map[0], 0};
+  for (int64_t i = 3 - geometry.axes; i < 3; ++i) {
+    const int64_t size = along(map, i), kernel = along(weight, i);
+    if (size <= 0 || size >= kMost || kernel <= 0 || kernel >= kMost) return {};
+    const int64_t room = size + 2 * geometry.padding[i] - geometry.dilation[i] * (kernel - 1) - 1;
+    if (room < 0) return {};
+    found.push_back(room / geometry.stride[i] + 1);
+  }
+  return found;
+}
+
+// Whether a map of the sizes `map` and the type `type` fits the other tensors, with that grid of positions.
+inline bool conv_fits(ScalarType type, const Sizes& map, const Tensor& offset, const Tensor& weight,
+                      const std::optional<Tensor>& mask, const Sizes& positions) {
   if (!is_floating(type) || weight.scalar_type() != type || !accompanies(offset, type)) return false;
-  if ((mask && !accompanies(*mask, type)) || (bias && bias->scalar_type() != type)) return false;
-  if (input.dim() != 4 || weight.dim() != 4 || offset.dim() != 4) return false;
-  constexpr int64_t kMost = int64_t(1) << 31;
-  const int64_t N = input.size(0), C = input.size(1), O = weight.size(0), Cg = weight.size(1);
+  if (mask && !accompanies(*mask, type)) return false;
+  if (positions.size() != map.size() || weight.dim() != int64_t(map.size()) || offset.dim() != weight.dim())
+    return false;
+  const int64_t axes = int64_t(map.size()) - 2, C = map[1], O = weight.size(0), Cg = weight.size(1);
   if (O <= 0 || Cg <= 0 || C <= 0 || C % Cg != 0 || O % (C / Cg) != 0) return false;
   // An expanded weight may have sizes whose product overflows.
-  for (int64_t n : {weight.size(2), weight.size(3)})
-    if (n <= 0 || n >= kMost) return false;
-  const int64_t K = weight.size(2) * weight.size(3);
-  if (K >= kMost) return false;
-  int64_t out[2];
-  for (int i : {0, 1}) {
-    const int64_t size = input.size(2 + i), stride = geometry.stride[i], padding = geometry.padding[i],
-                  dilation = geometry.dilation[i];
-    for (int64_t n : {size, stride, dilation})
-      if (n <= 0 || n >= kMost) return false;
-    if (padding < 0 || padding >= kMost) return false;
-    const int64_t room = size + 2 * padding - dilation * (weight.size(2 + i) - 1) - 1;
-    if (room < 0) return false;
-    out[i] = room / stride + 1;
+  int64_t K = 1;
+  for (int64_t d = 2; d < weight.dim(); ++d) {
+    if (weight.size(d) <= 0 || weight.size(d) >= kMost) return false;
+    K *= weight.size(d);
+    if (K >= kMost) return false;
   }
-  const int64_t G = std::max<int64_t>(offset.size(1) / (2 * K), 1);
-  return C % G == 0 && has_shape(offset, {N, 2 * G * K, out[0], out[1]}) &&
-         (!mask || has_shape(*mask, {N, G * K, out[0], out[1]})) && (!bias || has_shape(*bias, {O}));
+  const int64_t G = std::max<int64_t>(offset.size(1) / (axes * K), 1);
+  Sizes moved = positions, masked = positions;
+  moved[1] = axes * G * K, masked[1] = G * K;
+  return C % G == 0 && sizes(offset) == moved && (!mask || sizes(*mask) == masked);
 }
 
 struct ConvShape {
   ConvGeometry geometry;
-  int64_t N, C, H, W, O, Cg, Kh, Kw, Ho, Wo;
+  int64_t N, C, D, H, W, O, Cg, Kh, Kw, Ho, Wo;
   int64_t K, P, G, g, Og;  // taps, positions, offset groups, convolution groups, filters per convolution group
+  int64_t pixels;          // of a map
+  bool volume;             // a sample reads two planes
   bool depthwise;          // one filter per channel
   bool framed;             // maps are kept in a Frame: few channels, all of one group
 
-  // Sizes of tensors that fit each other.
-  ConvShape(const Tensor& input, const Tensor& offset, const Tensor& weight, const ConvGeometry& geometry)
+  // Sizes of what fits each other.
+  ConvShape(const Sizes& map, const Sizes& offset, const Sizes& weight, const ConvGeometry& geometry)
       : geometry(geometry),
-        N(input.size(0)),
-        C(input.size(1)),
-        H(input.size(2)),
-        W(input.size(3)),
-        O(weight.size(0)),
-        Cg(weight.size(1)),
-        Kh(weight.size(2)),
-        Kw(weight.size(3)),
-        Ho(offset.size(2)),
-        Wo(offset.size(3)),
-        K(Kh * Kw),
-        P(Ho * Wo),
-        G(offset.size(1) / (2 * K)),
+        N(map[0]),
+        C(map[1]),
+        D(along(map, 0)),
+        H(along(map, 1)),
+        W(along(map, 2)),
+        O(weight[0]),
+        Cg(weight[1]),
+        Kh(along(weight, 1)),
+        Kw(along(weight, 2)),
+        Ho(along(offset, 1)),
+        Wo(along(offset, 2)),
+        K(along(weight, 0) * Kh * Kw),
+        P(along(offset, 0) * Ho * Wo),
+        G(offset[1] / (geometry.axes * K)),
         g(C / Cg),
         Og(O / g),
+        pixels(D * H * W),
+        volume(geometry.axes == 3),
         depthwise(Cg == 1 && Og == 1 && g > 1),
-        framed(C <= kPixel && G == 1 && g == 1) {}
+        framed(C <= kPixel && G == 1 && g == 1 && !volume) {}
 
-  // The sizes that depend on the weight alone; the others are 0.
-  ConvShape(const Tensor& weight, int64_t groups)
-      : geometry({1, 1}, {0, 0}, {1, 1}, false),
-        N(0),
-        C(groups * weight.size(1)),
-        H(0),
-        W(0),
-        O(weight.size(0)),
-        Cg(weight.size(1)),
-        Kh(weight.size(2)),
-        Kw(weight.size(3)),
-        Ho(0),
-        Wo(0),
-        K(Kh * Kw),
-        P(0),
-        G(1),
-        g(groups),
-        Og(O / g),
-        depthwise(Cg == 1 && Og == 1 && g > 1),
-        framed(false) {}
+  // The sizes that depend on the weight of a convolution over two axes alone; the others are 0.
+  ConvShape(const Sizes& weight, int64_t groups)
+      : ConvShape({0, groups * weight[1], 0, 0}, {0, 2 * weight[2] * weight[3], 0, 0}, weight,
+                  ConvGeometry(2, {1, 1}, {0, 0}, {1, 1}, false, "deform_conv2d")) {
+    framed = false;
+  }
 
   // Images that are converted at a time: the copies stay in cache, and a batch needs no more memory than a few images.
-  int64_t together() const { return std::clamp<int64_t>((8 << 20) / (C * H * W * 4), 1, std::max<int64_t>(N, 1)); }
+  int64_t together() const { return std::clamp<int64_t>((8 << 20) / (C * pixels * 4), 1, std::max<int64_t>(N, 1)); }
 };
 
 }  // namespace pliant

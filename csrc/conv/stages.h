@@ -61,6 +61,17 @@ void mask_gradient(A* out, const A* const dots[4], const Samples<A>& at, int64_t
     out[i] = w[0][i] * d[0][i] + w[1][i] * d[1][i] + w[2][i] * d[2][i] + w[3][i] * d[3][i];
 }
 
+// The gradients of a volume's mask and of the offset along z, from `mask_gradient` in the near plane (`out`) and the
+// far.
+template <class A>
+void volume_mask_gradient(A* out, const A* far, const Samples<A>& at, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) out[i] = (1 - at.fz[i]) * out[i] + at.fz[i] * far[i];
+}
+template <class A>
+void plane_gradient(A* out, const A* far, const Samples<A>& at, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) out[i] = at.factor[i] * (far[i] - out[i]);
+}
+
 // The gradient of the vertical offset.
 template <class A>
 void row_gradient(A* out, const A* const dots[4], const Samples<A>& at, int64_t count) {

@@ -26,8 +26,13 @@ class Frame {
   // Distance from a pixel to the one below.
   int64_t row() const { return row_; }
 
-  void clear(int64_t count) const {
-    rows(count, [&](A* to, int64_t, int64_t) { std::fill_n(to, row_, A(0)); });
+  // Fill `count` frames with zeros, and their images with one value per channel if there is a `bias`.
+  void clear(int64_t count, const A* bias = nullptr) const {
+    rows(count, [&](A* to, int64_t, int64_t y) {
+      std::fill_n(to, row_, A(0));
+      if (!bias || y < 0 || y == H_) return;
+      for (int64_t x = 1; x <= W_; ++x) std::copy_n(bias, C_, to + x * kPixel);
+    });
   }
 
   // Read images [first, first + count) of a map. With boundary "clamp" the right and lower sides of the frame repeat

@@ -7,29 +7,39 @@
 
 namespace pliant {
 
-// Whether torch would choose channels_last for a result computed from t.
+// Whether torch would choose channels_last for a result computed from t, or channels_last_3d; it has neither for three
+// dimensions.
 inline bool channels_last(const Tensor& t) {
-  if (t.stride(1) == 0) return false;
+  if (t.dim() < 4 || t.stride(1) == 0) return false;
   int64_t least = 0;
-  for (int d : {1, 3, 2, 0}) {
+  // In the order 1, last, …, 2, 0.
+  for (int64_t i = 0, d = 1; i < t.dim(); ++i, d = d == 1 ? t.dim() - 1 : d == 2 ? 0 : d - 1) {
     if (t.size(d) == 0 || t.stride(d) < least || (d == 0 && least == t.stride(1))) return false;
     least = t.stride(d) * t.size(d);
   }
   return true;
 }
 
+// Memory for a map (N, C, spatial …) of like's dtype.
+inline Tensor empty_map(const Tensor& like, const std::vector<int64_t>& sizes, bool last) {
+  const auto format = !last               ? torch::headeronly::MemoryFormat::Contiguous
+                      : sizes.size() == 5 ? torch::headeronly::MemoryFormat::ChannelsLast3d
+                                          : torch::headeronly::MemoryFormat::ChannelsLast;
+  return torch::stable::empty({sizes.data(), sizes.size()}, like.scalar_type(), std::nullopt, like.device(),
+                              std::nullopt, format);
+}
+
 inline Tensor empty_map(const Tensor& like, int64_t N, int64_t C, int64_t H, int64_t W, bool last) {
-  const int64_t sizes[] = {N, C, H, W};
-  return torch::stable::empty(
-      {sizes, 4}, like.scalar_type(), std::nullopt, like.device(), std::nullopt,
-      last ? torch::headeronly::MemoryFormat::ChannelsLast : torch::headeronly::MemoryFormat::Contiguous);
+  return empty_map(like, {N, C, H, W}, last);
 }
 
 // Memory for the gradient of `like`, a dense map of its shape and dtype, or, if it is not wanted, an empty tensor of
 // input's dtype.
 inline Tensor gradient_map(bool wanted, const Tensor& like, bool last, const Tensor& input) {
   if (!wanted) return torch::stable::new_empty(input, {0});
-  return empty_map(like, like.size(0), like.size(1), like.size(2), like.size(3), last);
+  std::vector<int64_t> sizes(like.dim());
+  for (int64_t d = 0; d < like.dim(); ++d) sizes[d] = like.size(d);
+  return empty_map(like, sizes, last);
 }
 
 template <class T, class A>
@@ -40,9 +50,8 @@ PLIANT_INLINE void convert(T* to, const A* from, int64_t count) {
 // Write `count` values into a dense tensor from element `at` on.
 template <class A>
 void write_run(Tensor& t, int64_t at, const A* from, int64_t count) {
-  dispatch(t.scalar_type(), [&](auto zero) {
-    convert(static_cast<decltype(zero)*>(t.mutable_data_ptr()) + at, from, count);
-  });
+  dispatch(t.scalar_type(),
+           [&](auto zero) { convert(static_cast<decltype(zero)*>(t.mutable_data_ptr()) + at, from, count); });
 }
 
 // Write a tile [positions][channels] of an image whose planes are `plane` elements large; `to` is the tile's first

@@ -35,27 +35,6 @@ PLIANT_INLINE void gather_frame(V* columns, int64_t stride, const Samples<A>& sa
   }
 }
 
-// Channels [c0, c0 + Width) of one position. The sums stay in registers: the empty statement keeps compilers from
-// exchanging the loops.
-template <int Width, class A, class M>
-PLIANT_INLINE void blend_block(A* out, const Tap<A, M>* taps, int64_t K, const A* factors, int64_t C, const A* bias,
-                               int64_t c0) {
-  A sum[Width];
-#pragma omp simd
-  for (int c = 0; c < Width; ++c) sum[c] = bias[c0 + c];
-  for (int64_t k = 0; k < K; ++k) {
-    const M *x0 = taps[k].at[0] + c0, *x1 = taps[k].at[1] + c0, *x2 = taps[k].at[2] + c0, *x3 = taps[k].at[3] + c0;
-    const A w0 = taps[k].weight[0], w1 = taps[k].weight[1], w2 = taps[k].weight[2], w3 = taps[k].weight[3];
-    const A* factor = factors + k * C + c0;
-    asm volatile("");
-#pragma omp simd
-    for (int c = 0; c < Width; ++c)
-      sum[c] += factor[c] * (w0 * A(x0[c]) + w1 * A(x1[c]) + w2 * A(x2[c]) + w3 * A(x3[c]));
-  }
-#pragma omp simd
-  for (int c = 0; c < Width; ++c) out[c0 + c] = sum[c];
-}
-
 template <class A, class M>
 PLIANT_INLINE void blend_map(A* out, int64_t stride, const Samples<A>& at, int64_t set, int64_t K, Tap<A, M>* taps,
                              const A* factors, const A* bias, const M* map, const M* zeros, int64_t C, int64_t n,
@@ -69,7 +48,7 @@ PLIANT_INLINE void blend_map(A* out, int64_t stride, const Samples<A>& at, int64
       }
     // Captured by value, so that the pointers stay in registers.
     in_blocks<A>(n, [=](auto width, int64_t c) __attribute__((always_inline)) {
-      blend_block<width.value>(out, taps, K, factors, C, bias, c);
+      blend_block<width.value, 1>(out, taps, K, factors, C, bias, c);
     });
   }
 }

@@ -70,4 +70,25 @@ PLIANT_INLINE void put(V* to, Four<A> v) {
     for (int i = 0; i < kPixel; ++i) to[i] = narrow<V>(v[i]);
 }
 
+// Blend channels [c0, c0 + Width) of one position: K taps, each of which reads `Planes` planes. The sums stay in
+// registers: the empty statement keeps compilers from exchanging the loops.
+template <int Width, int Planes, class A, class M>
+PLIANT_INLINE void blend_block(A* out, const Tap<A, M>* taps, int64_t K, const A* factors, int64_t C, const A* bias,
+                               int64_t c0) {
+  A sum[Width];
+#pragma omp simd
+  for (int c = 0; c < Width; ++c) sum[c] = bias[c0 + c];
+  for (int64_t k = 0; k < K * Planes; ++k) {
+    const M *x0 = taps[k].at[0] + c0, *x1 = taps[k].at[1] + c0, *x2 = taps[k].at[2] + c0, *x3 = taps[k].at[3] + c0;
+    const A w0 = taps[k].weight[0], w1 = taps[k].weight[1], w2 = taps[k].weight[2], w3 = taps[k].weight[3];
+    const A* factor = factors + k / Planes * C + c0;
+    asm volatile("");
+#pragma omp simd
+    for (int c = 0; c < Width; ++c)
+      sum[c] += factor[c] * (w0 * A(x0[c]) + w1 * A(x1[c]) + w2 * A(x2[c]) + w3 * A(x3[c]));
+  }
+#pragma omp simd
+  for (int c = 0; c < Width; ++c) out[c0 + c] = sum[c];
+}
+
 }  // namespace pliant

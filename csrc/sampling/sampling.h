@@ -17,6 +17,18 @@ struct Samples {
   A* weight[4];  // bilinear, without the mask
   A *fy, *fx;    // distance from the upper left corner
   A* mask;
+  // A sample of a volume reads two planes. The above is its share of the near one, with `factor` times 1 − fz as mask;
+  // these are its corners in the far plane and their mask, fz, and the mask of the whole sample. Weights are the same.
+  int64_t* far_pixel[4];
+  A *far_mask, *fz, *factor;
+
+  // The share of the far plane.
+  Samples far() const {
+    Samples found = *this;
+    std::copy_n(far_pixel, 4, found.pixel);
+    found.mask = far_mask;
+    return found;
+  }
 };
 
 // Positions of one tap: those of the regular grid, the offsets, and the place of the tap in its kernel.
@@ -24,6 +36,8 @@ template <class A>
 struct Positions {
   A *row, *column, *y, *x;
   A dy, dx;
+  A *plane, *z;  // of a volume
+  A dz;
 };
 
 // What `blend` keeps per tap of one position: the corners' first values, and their weights times the mask.

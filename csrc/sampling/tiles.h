@@ -11,13 +11,16 @@ struct Tiles {
   int64_t positions, unit, blocks, per_image, count, largest;
 
   // Tiles of about as many positions as `bytes` hold at `per_position` bytes each, in multiples of `unit` (the rows
-  // that a product takes at a time).
-  Tiles(int64_t images, int64_t positions, int64_t unit, int64_t bytes, int64_t per_position)
+  // that a product takes at a time). `alike`: the same tiles for any number of threads, for sums that would depend on
+  // them; there are a few more, so that threads have something to share.
+  Tiles(int64_t images, int64_t positions, int64_t unit, int64_t bytes, int64_t per_position, bool alike = false)
       : positions(positions), unit(unit), blocks((positions + unit - 1) / unit) {
     const int64_t threads = torch::stable::get_num_threads();
     const int64_t target = std::clamp<int64_t>(bytes / per_position, 18, 384);
     per_image = pieces(positions, target);
-    per_image = std::min((per_image + threads - 1) / threads * threads, std::max<int64_t>(positions / 48, per_image));
+    per_image = alike ? std::max(per_image, std::min<int64_t>(positions / 96, 8))
+                      : std::min((per_image + threads - 1) / threads * threads,
+                                 std::max<int64_t>(positions / 48, per_image));
     count = images * per_image;
     largest = std::min(positions, pieces(blocks, per_image) * unit);
   }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -27,58 +28,72 @@ def error(actual: Tensor, expected: Tensor) -> float:
 
 @dataclass(frozen=True)
 class DeformConvCase:
-    """One shape of deformable convolution; `tensors` draws its inputs: N(0, 1), offsets 2·N(0, 1), masks U(0, 1)."""
+    """One shape of deformable convolution; `tensors` draws its inputs: N(0, 1), offsets 2·N(0, 1), masks U(0, 1).
+
+    It has as many axes as `kernel` has numbers. A transposed one has a weight (C, O/groups, …), its offsets lie on the
+    grid of the input, and `output_padding` is added to its output.
+    """
 
     name: str
-    input: tuple[int, int, int, int]
+    input: tuple[int, ...]
     out_channels: int
-    kernel: tuple[int, int] = (3, 3)
-    stride: tuple[int, int] = (1, 1)
-    padding: tuple[int, int] = (1, 1)
-    dilation: tuple[int, int] = (1, 1)
+    kernel: tuple[int, ...] = (3, 3)
+    stride: tuple[int, ...] = (1, 1)
+    padding: tuple[int, ...] = (1, 1)
+    dilation: tuple[int, ...] = (1, 1)
     groups: int = 1
     offset_groups: int = 1
+    output_padding: tuple[int, ...] | None = None
 
     @property
-    def output(self) -> tuple[int, int]:
-        """Return (Ho, Wo)."""
+    def output(self) -> tuple[int, ...]:
+        """Return the size of the output map, such as (Ho, Wo)."""
         sizes = zip(self.input[2:], self.padding, self.dilation, self.kernel, self.stride, strict=True)
-        Ho, Wo = ((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, p, d, k, s in sizes)
-        return Ho, Wo
+        if self.output_padding is None:
+            return tuple((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, p, d, k, s in sizes)
+        ends = [(n - 1) * s - 2 * p + d * (k - 1) + 1 for n, p, d, k, s in sizes]
+        return tuple(end + more for end, more in zip(ends, self.output_padding, strict=True))
 
     def tensors(
         self, dtype: torch.dtype = torch.float32, *, seed: int = 0, channels_last: bool = False
     ) -> dict[str, Tensor]:
         """Return input, offset, weight, bias and mask, drawn in float64 and rounded to `dtype`."""
         random = torch.Generator().manual_seed(seed)
-        N, C, _, _ = self.input
-        Ho, Wo = self.output
-        K = self.kernel[0] * self.kernel[1]
+        N, C, *size = self.input
+        grid = self.output if self.output_padding is None else size
+        taps = self.offset_groups * math.prod(self.kernel)
+        first, second = self.out_channels, C
+        if self.output_padding is not None:
+            first, second = second, first
 
         def draw(*shape: int) -> Tensor:
             return torch.randn(shape, generator=random, dtype=torch.float64)
 
         tensors = {
             "input": draw(*self.input),
-            "offset": 2 * draw(N, 2 * self.offset_groups * K, Ho, Wo),
-            "weight": draw(self.out_channels, C // self.groups, *self.kernel),
+            "offset": 2 * draw(N, len(size) * taps, *grid),
+            "weight": draw(first, second // self.groups, *self.kernel),
             "bias": draw(self.out_channels),
-            "mask": torch.rand(N, self.offset_groups * K, Ho, Wo, generator=random, dtype=torch.float64),
+            "mask": torch.rand(N, taps, *grid, generator=random, dtype=torch.float64),
         }
         tensors = {name: t.to(dtype) for name, t in tensors.items()}
         if channels_last:
-            tensors["input"] = tensors["input"].contiguous(memory_format=torch.channels_last)
+            format = torch.channels_last if len(size) == 2 else torch.channels_last_3d
+            tensors["input"] = tensors["input"].contiguous(memory_format=format)
         return tensors
 
     @property
-    def geometry(self) -> dict[str, tuple[int, int]]:
-        """Return stride, padding and dilation as keyword arguments."""
-        return {"stride": self.stride, "padding": self.padding, "dilation": self.dilation}
+    def geometry(self) -> dict[str, Any]:
+        """Return stride, padding and dilation as keyword arguments; of a transposed one its own, too."""
+        found: dict[str, Any] = {"stride": self.stride, "padding": self.padding, "dilation": self.dilation}
+        if self.output_padding is not None:
+            found |= {"output_padding": self.output_padding, "groups": self.groups}
+        return found
 
     def grown(self, step: int) -> DeformConvCase:
         """Return the case with more images on larger maps."""
-        N, C, H, W = self.input
-        return replace(self, input=(N + step, C, H + 2 * step, W + 3 * step))
+        N, C, *size = self.input
+        return replace(self, input=(N + step, C, *(n + (2 + d) * step for d, n in enumerate(size))))
 
     def empty(self) -> DeformConvCase:
         """Return the case without an image."""
@@ -128,6 +143,101 @@ DEFORM_CONV_KERNELS = (
 )
 # So small that its time is the overhead of a call.
 DEFORM_CONV_CALL = DeformConvCase("T1", (1, 8, 8, 8), 8)
+
+
+def _line(
+    name: str,
+    input: tuple[int, int, int],
+    out_channels: int,
+    kernel: int = 3,
+    stride: int = 1,
+    padding: int = 1,
+    dilation: int = 1,
+    groups: int = 1,
+    offset_groups: int = 1,
+) -> DeformConvCase:
+    """Return a case of one axis."""
+    geometry = ((kernel,), (stride,), (padding,), (dilation,))
+    return DeformConvCase(name, input, out_channels, *geometry, groups, offset_groups)
+
+
+DEFORM_CONV1D_CASES = (
+    _line("plain", (2, 5, 11), 4),
+    _line("crooked", (2, 6, 23), 4, 4, 2, 3, 2, groups=2, offset_groups=3),
+    _line("pointwise", (1, 3, 9), 7, 1, padding=0),
+    _line("one_sample", (3, 4, 1), 4, offset_groups=2),
+    _line("one_channel", (2, 1, 13), 2),
+    _line("depthwise", (2, 8, 19), 8, groups=8),
+    _line("wide", (1, 48, 221), 33, 7, padding=3),
+)
+DEFORM_CONV1D_SMALL = (
+    _line("tiny", (1, 2, 3), 1, 2, padding=0),
+    _line("crooked", (2, 4, 6), 4, 3, 2, 1, 2, groups=2, offset_groups=2),
+)
+DEFORM_CONV1D_HUGE = _line("huge", (2, 32768, 65536), 8, offset_groups=16384)
+
+_CUBE = ((3, 3, 3), (1, 1, 1), (1, 1, 1), (1, 1, 1))
+_CROOKED = ((2, 3, 1), (1, 2, 1), (1, 0, 1), (2, 1, 1))
+DEFORM_CONV3D_CASES = (
+    DeformConvCase("plain", (2, 5, 4, 3, 5), 4, *_CUBE),
+    DeformConvCase("crooked", (2, 6, 5, 7, 4), 4, *_CROOKED, groups=2, offset_groups=3),
+    DeformConvCase("pointwise", (1, 3, 3, 4, 2), 7, (1, 1, 1), (1, 1, 1), (0, 0, 0), (1, 1, 1)),
+    DeformConvCase("one_voxel", (3, 4, 1, 1, 1), 4, *_CUBE, offset_groups=2),
+    DeformConvCase("one_plane", (1, 3, 1, 6, 5), 4, *_CUBE),
+    DeformConvCase("one_channel", (2, 1, 3, 4, 5), 2, *_CUBE),
+    DeformConvCase("depthwise", (1, 8, 4, 5, 3), 8, *_CUBE, groups=8),
+    DeformConvCase("multiplier", (1, 4, 3, 4, 5), 12, *_CUBE, groups=4, offset_groups=2),
+    DeformConvCase("wide", (1, 35, 5, 6, 7), 18, *_CUBE),
+)
+DEFORM_CONV3D_SMALL = (
+    DeformConvCase("tiny", (1, 2, 2, 2, 2), 1, (1, 2, 1), (1, 1, 1), (0, 1, 0), (1, 1, 1)),
+    DeformConvCase("crooked", (1, 4, 3, 3, 2), 4, (2, 1, 2), (1, 2, 1), (1, 0, 0), (2, 1, 1), 2, 2),
+)
+DEFORM_CONV3D_HUGE = DeformConvCase("huge", (2, 32768, 16, 64, 64), 8, *_CUBE, offset_groups=1024)
+# The shapes on which speed is promised: maps of video and medical networks.
+DEFORM_CONV3D_SPEED = (
+    DeformConvCase("V1", (1, 32, 16, 56, 56), 32, *_CUBE),
+    DeformConvCase("V2", (1, 64, 8, 28, 28), 64, *_CUBE),
+)
+
+
+def _transposed(
+    name: str,
+    input: tuple[int, int, int, int],
+    out_channels: int,
+    kernel: tuple[int, int] = (4, 4),
+    stride: tuple[int, int] = (2, 2),
+    padding: tuple[int, int] = (1, 1),
+    output_padding: tuple[int, int] = (0, 0),
+    dilation: tuple[int, int] = (1, 1),
+    groups: int = 1,
+    offset_groups: int = 1,
+) -> DeformConvCase:
+    return DeformConvCase(
+        name, input, out_channels, kernel, stride, padding, dilation, groups, offset_groups, output_padding
+    )
+
+
+DEFORM_CONV_TRANSPOSE2D_CASES = (
+    _transposed("plain", (2, 5, 4, 3), 4),
+    _transposed("crooked", (2, 6, 5, 4), 12, (3, 2), (2, 1), (1, 0), (1, 1), (1, 3), groups=2, offset_groups=3),
+    _transposed("pointwise", (1, 3, 4, 5), 7, (1, 1), (1, 1), (0, 0)),
+    _transposed("one_pixel", (3, 4, 1, 1), 4, offset_groups=2),
+    _transposed("picture", (2, 9, 4, 5), 3),
+    _transposed("one_channel", (1, 2, 4, 5), 1),
+    _transposed("depthwise", (2, 8, 5, 3), 8, groups=8),
+    _transposed("wide", (1, 33, 9, 11), 48, (3, 3), (1, 1)),
+)
+DEFORM_CONV_TRANSPOSE2D_SMALL = (
+    _transposed("tiny", (1, 2, 2, 2), 1, (2, 1), (1, 1), (0, 0)),
+    _transposed("crooked", (2, 4, 2, 2), 4, (2, 1), (2, 1), (1, 0), (1, 1), (1, 2), groups=2, offset_groups=2),
+)
+DEFORM_CONV_TRANSPOSE2D_HUGE = _transposed("huge", (2, 32768, 192, 192), 8192, offset_groups=2048)
+# The shapes on which speed is promised: decoders.
+DEFORM_CONV_TRANSPOSE2D_SPEED = (
+    _transposed("U1", (1, 128, 28, 28), 64),
+    _transposed("U2", (1, 64, 56, 56), 64, (3, 3), (2, 2), (1, 1), (1, 1)),
+)
 
 
 def _boxes(random: torch.Generator, count: int, images: int, height: float, width: float) -> Tensor:
@@ -584,9 +694,8 @@ class NetworkCase:
 NETWORK_SPEED = (NetworkCase("N1", 50, (800, 1333)),)
 
 
-def deform_conv_at_integers() -> tuple[dict[str, Tensor], dict[str, Any]]:
+def deform_conv_at_integers(case: DeformConvCase) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Return tensors and settings of a deformable convolution whose samples all lie at whole pixels."""
-    case = DeformConvCase("integers", (2, 3, 5, 6), 4)
     tensors = case.tensors(torch.float64)
     return {**tensors, "offset": tensors["offset"].round()}, dict(case.geometry)
 

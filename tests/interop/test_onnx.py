@@ -15,7 +15,7 @@ from pliant import ops
 from pliant.interop import _rewriting
 from pliant.interop.onnx import export
 from pliant.models import RFCN, FasterRCNN, ResNet
-from pliant.nn import DeformConv2d, LocalResponseNorm
+from pliant.nn import DeformConv1d, DeformConv2d, DeformConv3d, DeformConvTranspose2d, LocalResponseNorm
 from pliant.testing import error
 
 onnx = pytest.importorskip("onnx", reason="onnx is not installed (the extra export)")
@@ -57,6 +57,28 @@ def test_deformable_layers(layer: nn.Module, tmp_path: Path) -> None:
 def test_deformable_layers_of_a_fixed_size_and_a_later_opset(layer: nn.Module, tmp_path: Path) -> None:
     kinds = _compare(layer, (torch.randn(2, 8, 12, 11),), tmp_path, opset=22)
     assert {"Conv", "DeformConv"} <= set(kinds)
+
+
+FAMILY = {
+    "sequence": (lambda **o: DeformConv1d(8, 6, 3, padding=1, groups=2, offset_groups=2, **o), (2, 8, 12), (3, 8, 9)),
+    "volume": (lambda **o: DeformConv3d(4, 6, (2, 3, 2), padding=1, groups=2, **o), (2, 4, 4, 6, 5), (3, 4, 5, 3, 7)),
+    "transposed": (
+        lambda **o: DeformConvTranspose2d(8, 6, 4, 2, 1, groups=2, offset_groups=3, **o),
+        (2, 8, 6, 5),
+        (3, 8, 4, 7),
+    ),
+}
+
+
+@pytest.mark.parametrize("boundary", ["zeros", "clamp"])
+@pytest.mark.parametrize("name", FAMILY)
+def test_sequences_volumes_and_transposed(name: str, boundary: str, moving: Moving, tmp_path: Path) -> None:
+    build, size, other = FAMILY[name]
+    layer = moving(build(boundary=boundary), 0.3)
+    free = dict.fromkeys((0, *range(2, len(size))), FREE)
+    kinds = _compare(layer, (torch.randn(size),), tmp_path, (torch.randn(other),), dynamic_shapes=(free,))
+    expected = {"sequence": "DeformConv", "volume": "GatherElements", "transposed": "ScatterElements"}
+    assert expected[name] in kinds
 
 
 def test_clamping_is_exact_before_it_is_exported() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import re
 import warnings
 from collections.abc import Callable
@@ -12,7 +13,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
-from pliant.nn import DeformConv2d, OffsetStatistics, deformify, parameter_groups, undeformify
+from pliant.nn import (
+    DeformConv1d,
+    DeformConv2d,
+    DeformConv3d,
+    DeformConvTranspose2d,
+    OffsetStatistics,
+    deformify,
+    parameter_groups,
+    undeformify,
+)
 from pliant.testing import error
 
 Network = Callable[[str], nn.Module]
@@ -297,7 +307,7 @@ OBSTACLES: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "hooks": (lambda: _hooked(nn.Conv2d(4, 4, 3)), "has hooks, which would be lost; remove them first"),
     "complex": (
         lambda: nn.Conv2d(4, 4, 3, dtype=torch.complex64),
-        "computes in complex64, which deform_conv2d does not support",
+        "computes in complex64, which deformable convolution does not support",
     ),
 }
 
@@ -325,8 +335,9 @@ WRONG: dict[str, tuple[Any, dict[str, Any], type[Exception], str]] = {
         "layer5",
         {},
         ValueError,
-        "where='layer5' chooses none of the model's convolutions with a kernel larger than 1×1: conv1, layer1.0.conv1, "
-        "layer1.0.conv2, layer2.0.conv1, layer2.0.conv2, layer3.0.conv1, layer3.0.conv2, layer3.1.conv1, …",
+        "where='layer5' chooses none of the model's convolutions with a kernel of more than one tap: conv1, "
+        "layer1.0.conv1, layer1.0.conv2, layer2.0.conv1, layer2.0.conv2, layer3.0.conv1, layer3.0.conv2, "
+        "layer3.1.conv1, …",
     ),
     "half a name": ("layer", {}, ValueError, "where='layer' chooses none"),
     "1×1 only": ("*.downsample.*", {}, ValueError, "where='*.downsample.*' chooses none"),
@@ -406,3 +417,48 @@ def test_nothing_to_fold_and_hooks() -> None:
         undeformify(layer)
     with pytest.raises(ValueError, match="moves its samples"):
         undeformify(DeformConv2d(4, 4, 3, device="meta"))
+
+
+class Decoder(nn.Module):
+    """A convolution of every kind that is replaced."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.line = nn.Conv1d(16, 16, 3, padding="same", dilation=2, groups=2)
+        self.volume = nn.Conv3d(16, 16, (1, 3, 3), padding=(0, 1, 1), bias=False)
+        self.up = nn.ConvTranspose2d(16, 32, 3, 2, 1, output_padding=1, groups=2)
+        self.point = nn.ConvTranspose2d(32, 16, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.line(x.flatten(2)).view_as(x)
+        y = self.volume(y.unsqueeze(2)).squeeze(2)
+        found: Tensor = self.point(self.up(y))
+        return found
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_other_dimensions_and_transposed_there_and_back(version: int) -> None:
+    torch.manual_seed(0)
+    net = Decoder().double()
+    x = torch.randn(2, 16, 5, 6, dtype=torch.float64)
+    before, names = net(x), list(net.state_dict())
+    deformify(net, ["line", "volume", "up"], version=version, offset_groups=2)
+    kinds = [type(layer) for layer in (net.line, net.volume, net.up, net.point)]
+    assert kinds == [DeformConv1d, DeformConv3d, DeformConvTranspose2d, nn.ConvTranspose2d]
+    assert set(names) < set(net.state_dict())
+    assert error(net(x), before) < 1e-12
+    if version == 2:
+        # Masks other than 1 are multiplied into the weight, of each group its own.
+        with torch.no_grad():
+            for layer in (net.line, net.volume, net.up):
+                offsets = 2 * len(layer.axes) * math.prod(layer.kernel_size)
+                layer.conv_offset.bias[offsets:].normal_()
+        before = net(x)
+    undeformify(net)
+    assert [type(layer) for layer in (net.line, net.volume, net.up)] == [nn.Conv1d, nn.Conv3d, nn.ConvTranspose2d]
+    assert error(net(x), before) < 1e-12
+
+
+def test_a_layer_with_a_guide_stays() -> None:
+    with pytest.raises(ValueError, match=r"^undeformify: layer '0' takes a guide, no plain convolution does$"):
+        undeformify(nn.Sequential(DeformConv2d(4, 4, 3, guide_channels=4)))

@@ -143,10 +143,11 @@ def _raw_mistakes(op: str, call: RawCall, *kinds: type) -> Iterator[tuple[dict[s
     # Numbers with a fraction are checked by the public functions alone.
     schema = {a.name: str(a.type) for a in call.function._schema.arguments}
     lists = {name: "List" in kind for name, kind in schema.items() if kind != "float"}
+    lengths = {name: len(v) for name, v in zip(schema, call.arguments, strict=True) if isinstance(v, list | tuple)}
     for name, change, kind, sentence in WRONG:
         changed = {("rois" if n == "boxes" and "rois" in lists else n): value for n, value in change.items()}
         if name == op and changed.keys() <= lists.keys():
-            values = {n: (v, v) if lists[n] and type(v) is int else v for n, v in changed.items()}
+            values = {n: (v,) * lengths[n] if lists[n] and type(v) is int else v for n, v in changed.items()}
             if all(type(v) in kinds for v in values.values()):
                 yield values, kind, sentence
 

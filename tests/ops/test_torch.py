@@ -97,7 +97,9 @@ AMBIGUOUS = [(2, 4, 5), (2, 1, 1), (1, 6, 1), (1, 1, 5), (0, 4, 5)]
 @each([p for p in problems() if p.case.name in ("plain", "one_channel", "own_energy") and not p.variant])
 def test_fake_kernels_know_ambiguous_strides(problem: Problem, size: tuple[int, int, int]) -> None:
     N, H, W = size
-    problem = replace(problem, case=replace(problem.case, input=(N, problem.case.input[1], H, W)))
+    axes = len(problem.case.kernel) if problem.op.family == "conv" else 2
+    input = (N, problem.case.input[1], *(H, H, W)[-axes:])
+    problem = replace(problem, case=replace(problem.case, input=input))
     if N == 0:
         problem = replace(problem, case=problem.case.empty())
     for last in (False, True):

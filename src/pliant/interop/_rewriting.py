@@ -24,6 +24,9 @@ def rules(graph: fx.Graph, *, clamp: bool) -> dict[Any, Callable[..., Any]]:
     ours = torch.ops.pliant
     every: dict[Any, Callable[..., Any]] = {
         ours.deform_conv2d.default: clamped,
+        ours.deform_conv1d.default: deform_conv1d,
+        ours.deform_conv3d.default: deform_conv3d,
+        ours.deform_conv_transpose2d.default: deform_conv_transpose2d,
         ours.local_response_norm.default: local_response_norm,
         ours.deform_roi_pool.default: deform_roi_pool,
         ours.deform_psroi_pool.default: deform_psroi_pool,
@@ -32,7 +35,9 @@ def rules(graph: fx.Graph, *, clamp: bool) -> dict[Any, Callable[..., Any]]:
     }
     # Rewriting traces the whole program again: a network that needs no rule is not rewritten.
     conv = ours.deform_conv2d.default
-    targets = {node.target for node in graph.nodes if node.target != conv or (clamp and node.args[-1])}
+    targets = {node.target for node in graph.nodes if node.target != conv}
+    if clamp and any(node.target in (conv, ours.deform_conv1d.default) and node.args[-1] for node in graph.nodes):
+        targets.add(conv)
     return {operator: rule for operator, rule in every.items() if operator in targets}
 
 
@@ -76,6 +81,61 @@ def clamped(
     moved = torch.stack((dy, dx), 4).reshape(N, channels, Ho, Wo)
     counts = counts.reshape(N, channels // 2, Ho, Wo)
     return torch.ops.pliant.deform_conv2d(input, moved, weight, bias, stride, padding, dilation, counts, False)
+
+
+def deform_conv1d(
+    input: Tensor,
+    offset: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    mask: Tensor | None,
+    clamp: bool,
+) -> Any:
+    """Express the convolution of a sequence by that of a map of one row, whose samples do not move vertically."""
+    moves = torch.stack((torch.zeros_like(offset), offset), 2).flatten(1, 2).unsqueeze(2)
+    masks = None if mask is None else mask.unsqueeze(2)
+    geometry = ((1, *stride), (0, *padding), (1, *dilation))
+    row = (input.unsqueeze(2), moves, weight.unsqueeze(2), bias, *geometry, masks, clamp)
+    return torch.ops.pliant.deform_conv2d(*row).squeeze(2)
+
+
+def deform_conv3d(
+    input: Tensor,
+    offset: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    mask: Tensor | None,
+    clamp: bool,
+) -> Any:
+    """Express the convolution of a volume by eight gathers and a product: its reference."""
+    boundary = "clamp" if clamp else "zeros"
+    given = (input, offset, weight, bias, stride, padding, dilation, mask)
+    return ops.deform_conv3d(*given, boundary=boundary, implementation="reference")
+
+
+def deform_conv_transpose2d(
+    input: Tensor,
+    offset: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    output_padding: Sequence[int],
+    dilation: Sequence[int],
+    mask: Tensor | None,
+    groups: int,
+    clamp: bool,
+) -> Any:
+    """Express the transposed convolution by a product and four scatters: its reference."""
+    boundary = "clamp" if clamp else "zeros"
+    given = (input, offset, weight, bias, stride, padding, output_padding, dilation, mask)
+    return ops.deform_conv_transpose2d(*given, groups=groups, boundary=boundary, implementation="reference")
 
 
 def local_response_norm(

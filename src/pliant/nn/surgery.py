@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import fnmatch
+import math
 import re
 from collections.abc import Callable, Iterable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
 from pliant import _check
-from pliant.ops.conv.modules import DeformConv2d, SlicedConv2d
+from pliant.ops.conv.modules import DeformConv1d, DeformConv2d, DeformConv3d, DeformConvTranspose2d, SlicedConv2d
 
 Where = str | Sequence[str] | Callable[[str, nn.Module], bool]
 _Layer = TypeVar("_Layer", bound=nn.Module)
+_Plain = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.ConvTranspose2d
+_Deformable = DeformConv1d | DeformConv2d | DeformConv3d | DeformConvTranspose2d
+# Convolutions and the layers that replace them.
+_PAIRS: tuple[tuple[type[_Plain], type[_Deformable]], ...] = (
+    (nn.Conv1d, DeformConv1d),
+    (nn.Conv2d, DeformConv2d),
+    (nn.Conv3d, DeformConv3d),
+    (nn.ConvTranspose2d, DeformConvTranspose2d),
+)
 
 
 def deformify(
@@ -33,9 +43,10 @@ def deformify(
     their names in the state dict do not change; ``NAME.conv_offset.weight`` and ``.bias`` are new. No random number is
     drawn. If an error is raised, the model is unchanged.
 
-    Only `nn.Conv2d` layers with a kernel larger than 1×1 are replaced, but not the offset branches of deformable layers
-    that the model already has. Groups (also depthwise convolutions), dilation and ``padding="same"`` are preserved. A
-    convolution that occurs several times in the model is replaced everywhere by one layer.
+    `nn.Conv1d`, `nn.Conv2d`, `nn.Conv3d` and `nn.ConvTranspose2d` layers with a kernel of more than one tap are
+    replaced, but not the offset branches of deformable layers that the model already has. Groups (also depthwise
+    convolutions), dilation and ``padding="same"`` are preserved. A convolution that occurs several times in the model
+    is replaced everywhere by one layer.
 
     Args:
         model: any module; it is changed in place.
@@ -43,7 +54,8 @@ def deformify(
             also matches dots), "last 3" (in the order in which the model lists its modules), a sequence of these, or a
             function of name and convolution that returns True for those to replace.
         version: 1 (offsets) or 2 (offsets and mask).
-        offset_groups: G, groups of input channels with separate offsets; divides the input channels of every layer.
+        offset_groups: G, groups of channels with separate offsets; divides the input channels of every layer, of
+            transposed ones the output channels.
         mask_scale: factor of the sigmoid. With 1.0 (the paper's text, mmcv, detectron2) the output before the bias
             starts at half of the convolution's.
         boundary: "zeros" or "clamp".
@@ -71,27 +83,20 @@ def deformify(
     """
     op = "deformify"
     _open(op, model)
-    branches = {layer.conv_offset for layer in model.modules() if isinstance(layer, DeformConv2d)}
+    branches = {layer.conv_offset for layer in model.modules() if isinstance(layer, _Deformable)}
     places = _places(
-        model, (m for m in model.modules() if isinstance(m, nn.Conv2d) and m not in branches and max(m.kernel_size) > 1)
+        model, (m for m in model.modules() if isinstance(m, _Plain) and m not in branches and max(m.kernel_size) > 1)
     )
     swaps: list[tuple[list[str], nn.Module]] = []
-    for conv in _chosen(op, places, where, "convolutions with a kernel larger than 1×1"):
+    for conv in _chosen(op, places, where, "convolutions with a kernel of more than one tap"):
         name = _quoted(places[conv])
         obstacle = _obstacle(conv)
         if obstacle:
             raise ValueError(f"{op}: layer {name} {obstacle}")
         try:
             # On the meta device nothing is allocated or drawn: all of it is replaced below.
-            layer = DeformConv2d(
-                conv.in_channels,
-                conv.out_channels,
-                _two(conv.kernel_size),
-                _two(conv.stride),
-                _padding(conv),
-                _two(conv.dilation),
-                conv.groups,
-                conv.bias is not None,
+            layer = _deformable(
+                conv,
                 version=version,
                 offset_groups=offset_groups,
                 mask_scale=mask_scale,
@@ -100,7 +105,7 @@ def deformify(
                 dtype=conv.weight.dtype,
             )
         except ValueError as error:
-            raise ValueError(f"{op}: layer {name}: {str(error).removeprefix('DeformConv2d: ')}") from None
+            raise ValueError(f"{op}: layer {name}: {str(error).partition(': ')[2]}") from None
         for kept in ("weight", "bias"):
             setattr(layer, kept, getattr(conv, kept))
         layer.conv_offset.to_empty(device=conv.weight.device)
@@ -120,15 +125,15 @@ def undeformify(model: nn.Module, where: Where | None = None) -> nn.Module:
 
     Args:
         model: any module; it is changed in place.
-        where: as in :func:`deformify`, but for the `DeformConv2d` in the model; None takes all.
+        where: as in :func:`deformify`, but for the deformable convolutions in the model; None takes all.
 
     Returns:
         The model, or the new convolution if `model` itself is the layer that is replaced.
 
     Raises:
         TypeError: `where` is none of these, or `model` is not a module.
-        ValueError: the model is traced or scripted; `where` matches nothing; or a chosen layer moves its samples, or
-            has hooks. The message names the layer.
+        ValueError: the model is traced or scripted; `where` matches nothing; or a chosen layer moves its samples, has
+            hooks, or takes a guide. The message names the layer.
 
     >>> layer = DeformConv2d(4, 6, 3, padding=1)
     >>> undeformify(layer)
@@ -136,29 +141,20 @@ def undeformify(model: nn.Module, where: Where | None = None) -> nn.Module:
     """
     op = "undeformify"
     _open(op, model)
-    places = _places(model, (m for m in model.modules() if isinstance(m, DeformConv2d)))
+    places = _places(model, (m for m in model.modules() if isinstance(m, _Deformable)))
     swaps: list[tuple[list[str], nn.Module]] = []
     for layer in _chosen(op, places, (lambda name, layer: True) if where is None else where, "deformable convolutions"):
         name = _quoted(places[layer])
-        offsets = 2 * layer.offset_groups * layer.kernel_size[0] * layer.kernel_size[1]
+        offsets = len(layer.axes) * layer.offset_groups * math.prod(layer.kernel_size)
         weight, bias = layer.conv_offset.weight.detach(), layer.conv_offset.bias
         moves = weight.is_meta or bool(weight.any()) or (bias is not None and bool(bias.detach()[:offsets].any()))
         if moves:
             raise ValueError(f"{op}: layer {name} moves its samples, no plain convolution equals it")
+        if layer.guide_channels is not None:
+            raise ValueError(f"{op}: layer {name} takes a guide, no plain convolution does")
         if _hooked(layer) or _hooked(layer.conv_offset):
             raise ValueError(f"{op}: layer {name} has hooks, which would be lost; remove them first")
-        conv = SlicedConv2d.if_needed(
-            layer.in_channels,
-            layer.out_channels,
-            layer.kernel_size,
-            layer.stride,
-            "same" if any(layer.extra) else layer.padding,
-            layer.dilation,
-            layer.groups,
-            layer.bias is not None,
-            device="meta",
-            dtype=layer.weight.dtype,
-        )
+        conv = _plain(layer, device="meta", dtype=layer.weight.dtype)
         conv.weight, conv.bias = _folded(layer), layer.bias
         swaps.append((places[layer], conv.train(layer.training)))
     return _swap(model, swaps)
@@ -223,21 +219,60 @@ def _some(op: str, layers: list[_Layer], where: object, noun: str, places: dict[
     return layers
 
 
-def _obstacle(conv: nn.Conv2d) -> str:
+def _deformable(conv: _Plain, **options: Any) -> _Deformable:
+    """Return a deformable layer of the geometry of a convolution."""
+    (layer,) = (deformable for plain, deformable in _PAIRS if isinstance(conv, plain))
+    padding = conv.padding
+    if isinstance(padding, str):
+        padding = "same" if padding == "same" else (0,) * len(conv.kernel_size)
+    own: dict[str, Any] = {
+        "kernel_size": conv.kernel_size,
+        "stride": conv.stride,
+        "padding": padding,
+        "dilation": conv.dilation,
+        "groups": conv.groups,
+        "bias": conv.bias is not None,
+    }
+    if isinstance(conv, nn.ConvTranspose2d):
+        own["output_padding"] = conv.output_padding
+    return layer(conv.in_channels, conv.out_channels, **own, **options)
+
+
+def _plain(layer: _Deformable, **options: Any) -> _Plain:
+    """Return a convolution of the geometry of a deformable layer."""
+    (kind,) = (plain for plain, deformable in _PAIRS if isinstance(layer, deformable))
+    conv: Callable[..., _Plain] = SlicedConv2d.if_needed if kind is nn.Conv2d else kind
+    own: dict[str, Any] = {
+        "kernel_size": layer.kernel_size,
+        "stride": layer.stride,
+        "padding": "same" if any(layer.extra) else layer.padding,
+        "dilation": layer.dilation,
+        "groups": layer.groups,
+        "bias": layer.bias is not None,
+    }
+    if isinstance(layer, DeformConvTranspose2d):
+        own["output_padding"] = layer.output_padding
+    return conv(layer.in_channels, layer.out_channels, **own, **options)
+
+
+def _obstacle(conv: _Plain) -> str:
     """Return why a convolution cannot be replaced, or ""."""
     kind = type(conv)
+    (own,) = (plain for plain, _ in _PAIRS if isinstance(conv, plain))
     if isinstance(conv.weight, nn.parameter.UninitializedParameter):
         return "is lazy and has no weight yet; run the model once first"
     if any(conv._parameters.get(name) is not getattr(conv, name, None) for name in ("weight", "bias")):
         return "computes its weight or bias (weight norm, pruning, a parametrization); make them plain parameters first"
-    if kind.forward is not nn.Conv2d.forward or kind._conv_forward is not nn.Conv2d._conv_forward:
+    methods = ("forward", "_conv_forward", "_output_padding")
+    if any(getattr(kind, name, None) is not getattr(own, name, None) for name in methods):
         return f"is a {kind.__name__} with a forward of its own, which a deformable layer would not follow"
     if conv.padding_mode != "zeros":
         return f"has padding_mode={conv.padding_mode!r}, but a deformable layer pads only with zeros"
     if _hooked(conv):
         return "has hooks, which would be lost; remove them first"
     if conv.weight.dtype not in _check.DTYPES:
-        return f"computes in {str(conv.weight.dtype).removeprefix('torch.')}, which deform_conv2d does not support"
+        dtype = str(conv.weight.dtype).removeprefix("torch.")
+        return f"computes in {dtype}, which deformable convolution does not support"
     return ""
 
 
@@ -246,32 +281,23 @@ def _hooked(module: nn.Module) -> bool:
     return any(getattr(module, kind) for kind in (*kinds, "_load_state_dict_pre_hooks"))
 
 
-def _padding(conv: nn.Conv2d) -> tuple[int, int] | str:
-    if isinstance(conv.padding, str):
-        return "same" if conv.padding == "same" else (0, 0)
-    return _two(conv.padding)
-
-
-def _two(values: tuple[int, ...]) -> tuple[int, int]:
-    vertical, horizontal = values
-    return int(vertical), int(horizontal)
-
-
-def _folded(layer: DeformConv2d) -> nn.Parameter:
+def _folded(layer: _Deformable) -> nn.Parameter:
     """Return the weight that a layer without offsets convolves with: its own if every mask is 1."""
     if layer.version == 1:
         return layer.weight
-    O, Cg, Kh, Kw = layer.weight.shape
-    G, groups = layer.offset_groups, layer.groups
+    G, groups, kernel = layer.offset_groups, layer.groups, layer.kernel_size
+    first, second = layer.weight.shape[:2]
     bias = layer.conv_offset.bias
     with torch.no_grad():
-        logits = layer.weight.new_zeros(G * Kh * Kw) if bias is None else bias[2 * G * Kh * Kw :]
+        masks = G * math.prod(kernel)
+        logits = layer.weight.new_zeros(masks) if bias is None else bias[len(layer.axes) * masks :]
         mask = layer.mask_scale * logits.sigmoid()
         if bool((mask == 1).all()):
             return layer.weight
-        # (C, Kh, Kw): every input channel with its offset group's masks; output o of group j sees channels j·Cg …
-        factor = mask.view(G, Kh, Kw).repeat_interleave(layer.in_channels // G, 0).view(groups, 1, Cg, Kh, Kw)
-        weight = (layer.weight.view(groups, O // groups, Cg, Kh, Kw) * factor).view(O, Cg, Kh, Kw)
+        # Every channel that moves has its offset group's masks: input channels, or of a transposed layer the output's.
+        # Those of convolution group j are the second dimension of the j-th part of the first.
+        factor = mask.view(G, *kernel).repeat_interleave(groups * second // G, 0).view(groups, 1, second, *kernel)
+        weight = (layer.weight.view(groups, first // groups, second, *kernel) * factor).view(first, second, *kernel)
     return nn.Parameter(weight, requires_grad=layer.weight.requires_grad)
 
 

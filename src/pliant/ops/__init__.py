@@ -3,7 +3,10 @@
 from pliant.ops.aggregation.dcnv3 import dcnv3
 from pliant.ops.aggregation.dcnv4 import dcnv4
 from pliant.ops.aggregation.ms_deform_attn import ms_deform_attn
+from pliant.ops.conv.deform_conv1d import deform_conv1d
 from pliant.ops.conv.deform_conv2d import deform_conv2d
+from pliant.ops.conv.deform_conv3d import deform_conv3d
+from pliant.ops.conv.deform_conv_transpose2d import deform_conv_transpose2d
 from pliant.ops.local_response_norm.local_response_norm import local_response_norm, lrn
 from pliant.ops.nms.nms import batched_nms, nms
 from pliant.ops.roi.deform_psroi_pool import deform_psroi_pool
@@ -17,7 +20,10 @@ __all__ = [
     "batched_nms",
     "dcnv3",
     "dcnv4",
+    "deform_conv1d",
     "deform_conv2d",
+    "deform_conv3d",
+    "deform_conv_transpose2d",
     "deform_psroi_pool",
     "deform_roi_pool",
     "local_response_norm",

@@ -245,17 +245,27 @@ def _of_nms(
     )
 
 
-OPERATORS = (
-    Operator(
-        function=ops.deform_conv2d,
+def _of_conv(
+    function: Callable[..., Tensor],
+    cases: tuple[testing.DeformConvCase, ...],
+    small: tuple[testing.DeformConvCase, ...],
+    huge: testing.DeformConvCase,
+    speed: tuple[testing.DeformConvCase, ...],
+    meaning: str,
+    meaning_zh: str,
+    source: str,
+) -> Operator:
+    name = function.__name__
+    return Operator(
+        function=function,
         family="conv",
         inputs=_conv,
         settings=lambda case: dict(case.geometry),
-        cases=testing.DEFORM_CONV_CASES,
+        cases=cases,
         checked="crooked",
-        speed=(*testing.DEFORM_CONV_SPEED, *testing.DEFORM_CONV_KERNELS, testing.DEFORM_CONV_CALL),
-        small=testing.DEFORM_CONV_SMALL,
-        huge=testing.DEFORM_CONV_HUGE,
+        speed=speed,
+        small=small,
+        huge=huge,
         gradients=("input", "offset", "weight", "bias", "mask"),
         variants=({}, {"boundary": "clamp"}),
         wide=("offset", "mask"),
@@ -263,12 +273,55 @@ OPERATORS = (
         alone=_image("input", "offset", "mask"),
         # Sums over images and tiles are split among threads.
         any_threads=False,
-        integers=testing.deform_conv_at_integers,
-        layer="DeformConv2d",
-        meaning="convolution whose taps are moved by learned offsets (v1) and weighted by a learned mask (v2)",
-        meaning_zh="每个采样点按学到的偏移量移动的卷积（v1），并可乘以学到的调制系数（v2）",
-        source="Dai et al. 2017, Zhu et al. 2019",
-        page="deform_conv2d.md",
+        integers=lambda: testing.deform_conv_at_integers(cases[0]),
+        layer="".join(part.capitalize() for part in name.split("_")),
+        meaning=meaning,
+        meaning_zh=meaning_zh,
+        source=source,
+        page=f"{name}.md",
+    )
+
+
+OPERATORS = (
+    _of_conv(
+        ops.deform_conv2d,
+        testing.DEFORM_CONV_CASES,
+        testing.DEFORM_CONV_SMALL,
+        testing.DEFORM_CONV_HUGE,
+        (*testing.DEFORM_CONV_SPEED, *testing.DEFORM_CONV_KERNELS, testing.DEFORM_CONV_CALL),
+        "convolution whose taps are moved by learned offsets (v1) and weighted by a learned mask (v2)",
+        "每个采样点按学到的偏移量移动的卷积（v1），并可乘以学到的调制系数（v2）",
+        "Dai et al. 2017, Zhu et al. 2019",
+    ),
+    _of_conv(
+        ops.deform_conv1d,
+        testing.DEFORM_CONV1D_CASES,
+        testing.DEFORM_CONV1D_SMALL,
+        testing.DEFORM_CONV1D_HUGE,
+        (),
+        "`deform_conv2d` of sequences: one coordinate per tap",
+        "用于序列的 `deform_conv2d`：每个采样点一个坐标",
+        "Dai et al. 2017",
+    ),
+    _of_conv(
+        ops.deform_conv3d,
+        testing.DEFORM_CONV3D_CASES,
+        testing.DEFORM_CONV3D_SMALL,
+        testing.DEFORM_CONV3D_HUGE,
+        testing.DEFORM_CONV3D_SPEED,
+        "`deform_conv2d` of volumes and videos: three coordinates per tap",
+        "用于体数据与视频的 `deform_conv2d`：每个采样点三个坐标",
+        "Ying et al. 2020",
+    ),
+    _of_conv(
+        ops.deform_conv_transpose2d,
+        testing.DEFORM_CONV_TRANSPOSE2D_CASES,
+        testing.DEFORM_CONV_TRANSPOSE2D_SMALL,
+        testing.DEFORM_CONV_TRANSPOSE2D_HUGE,
+        testing.DEFORM_CONV_TRANSPOSE2D_SPEED,
+        "transposed convolution whose taps are moved by learned offsets: the adjoint of `deform_conv2d`",
+        "采样点按学到的偏移量移动的转置卷积：`deform_conv2d` 的伴随算子",
+        "Dai et al. 2017",
     ),
     Operator(
         function=ops.ms_deform_attn,

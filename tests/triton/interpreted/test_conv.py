@@ -46,7 +46,7 @@ def _expected(case: DeformConvCase, t: dict[str, Tensor], clamp: bool = False) -
     """Return the float64 output, a gradient to send back (rounded like the input), and what comes back."""
     exact = {name: x.double().requires_grad_() for name, x in t.items()}
     tensors = (exact["input"], exact["offset"], exact["weight"], exact.get("bias"), exact.get("mask"))
-    y = reference.deform_conv2d(*tensors[:4], case.stride, case.padding, case.dilation, tensors[4], clamp)
+    y = reference.deform_conv(*tensors[:4], case.stride, case.padding, case.dilation, tensors[4], clamp)
     grad = torch.randn(y.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(t["input"].dtype)
     leaves = [name for name in NAMES if name in exact]
     found = torch.autograd.grad(y, [exact[name] for name in leaves], grad.double())

@@ -55,7 +55,7 @@ def test_deform_conv2d(row: Tensor) -> None:
     offset, mask = torch.full((1, 2, 1, 2), 0.5), torch.rand(1, 1, 1, 2, generator=random)
     geometry = ((1, W - 2), (0, 0), (1, 1))
     exact = [t.double().requires_grad_() for t in (row[..., PIXELS], offset, weight, mask)]
-    y = reference.deform_conv2d(*exact[:3], None, (1, 2), (0, 0), (1, 1), exact[3], False)
+    y = reference.deform_conv(*exact[:3], None, (1, 2), (0, 0), (1, 1), exact[3], False)
     assert error(convolution.deform_conv2d(row, offset, weight, None, *geometry, mask, False), y) < TOLERANCE[row.dtype]
     expected = torch.autograd.grad(y, exact, grad.bfloat16().double())
     grad = grad.bfloat16().contiguous(memory_format=torch.channels_last)

@@ -126,6 +126,7 @@ def convert(
         )
     notes = [note for note in (doubt, SOURCES[source].note) if note]
     result = Conversion(source, made, names, note="; ".join(notes))
+    _join_masks(result)
     for branch in [name for name in made if name.endswith(".conv_offset.weight")]:
         layer = branch.removesuffix(".conv_offset.weight")
         if f"{layer}.weight" in made:
@@ -135,6 +136,20 @@ def convert(
     if not take and detectors.has_heads(source, state):
         _whole(result, state, style, classes, eps)
     return result
+
+
+def _join_masks(result: Conversion) -> None:
+    """Append the branches that predict masks alone to those that predict offsets: first all offsets, then all masks."""
+    for mask in [name for name in result.state if re.fullmatch(r"(.+\.)?conv_mask\.(weight|bias)", name)]:
+        offset = mask.replace("conv_mask.", "conv_offset.")
+        if offset not in result.state:
+            raise ValueError(f"convert: there is a branch of masks, {mask}, without one of offsets")
+        parts = result.state[offset], result.state.pop(mask)
+        if parts[0].shape[1:] != parts[1].shape[1:] or parts[0].shape[0] != 2 * parts[1].shape[0]:
+            shapes = " and ".join(str(tuple(part.shape)) for part in parts)
+            raise ValueError(f"convert: offsets and masks of {offset} must be two to one, got shapes {shapes}")
+        result.state[offset] = torch.cat(parts)
+        result.names |= {old: offset for old, new in result.names.items() if new == mask}
 
 
 def _whole(

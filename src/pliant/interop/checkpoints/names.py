@@ -73,6 +73,26 @@ DETECTRON2: Rules = (
     ),
 )
 DCNV2: Rules = ((r"(.+)\.conv_offset_mask\.(weight|bias)", r"\1.conv_offset.\2"),)
+# The names in BiRefNet's block, called `dec_att`, or of the block alone; its masks have a branch of their own, which
+# `convert` joins to that of the offsets.
+_ASPP = r"((?:.+\.)?dec_att\.|)"
+_PARTS = (
+    (r"atrous_conv\.regular_conv\.weight", "0.weight"),
+    (r"atrous_conv\.offset_conv\.(weight|bias)", r"0.conv_offset.{}"),
+    (r"atrous_conv\.modulator_conv\.(weight|bias)", r"0.conv_mask.{}"),
+    (rf"bn\.{_NORM}", r"1.{}"),
+)
+BIREFNET: Rules = (
+    *((rf"{_ASPP}aspp1\.{old}", rf"\1branches.0.{new.format(chr(92) + '2')}") for old, new in _PARTS),
+    *(
+        (rf"{_ASPP}aspp_deforms\.{i}\.{old}", rf"\1branches.{i + 1}.{new.format(chr(92) + '2')}")
+        for i in range(8)
+        for old, new in _PARTS
+    ),
+    (rf"{_ASPP}global_avg_pool\.(\d)\.(\w+)", r"\1pooled.\2.\3"),
+    (rf"{_ASPP}conv1\.weight", r"\1merge.0.weight"),
+    (rf"{_ASPP}bn1\.{_NORM}", r"\1merge.1.\2"),
+)
 TORCHVISION: Rules = (
     (r"backbone\.body\.(.+)", r"backbone.\1"),
     (r"backbone\.fpn\.inner_blocks\.(\d)(?:\.0)?\.(weight|bias)", r"neck.lateral.\1.\2"),
@@ -129,6 +149,13 @@ SOURCES: dict[str, Source] = {
         keeps=True,
         versions=(2,),
         note="its offset branches have no dilation: layers with one compute other offsets here",
+    ),
+    "birefnet": Source(
+        BIREFNET,
+        keeps=True,
+        mask_scale=2.0,
+        versions=(2,),
+        note="its deformable blocks are DeformASPP(…, kernel_sizes=(1, 1, 3, 7))",
     ),
     "msra": Source(
         (),

@@ -32,7 +32,9 @@ def export(
 ) -> None:
     """Write a model as an ONNX file that holds operators of ONNX alone: deformable convolution is DeformConv.
 
-    ``boundary="clamp"`` becomes DeformConv with changed offsets and masks. Local response normalization becomes LRN
+    ``boundary="clamp"`` becomes DeformConv with changed offsets and masks. Sequences become maps of one row. ONNX has
+    no deformable convolution of volumes and no transposed one: these become gathers and scatters of single values,
+    which are slow. Local response normalization becomes LRN
     where the two agree (odd windows over dimension 1 or the last), and average pooling of squares elsewhere. RoIAlign
     and RoI pooling become RoiAlign and MaxRoiPool, deformable RoI pooling becomes RoiAlign of every bin, the
     position-sensitive operators become RoiAlign of all bins, products or gathers, and `nms` becomes NonMaxSuppression.

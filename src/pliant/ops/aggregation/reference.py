@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pliant.ops.sampling.reference import bilinear
+from pliant.ops.sampling.reference import linear
 
 
 def _work(t: Tensor) -> torch.dtype:
@@ -46,7 +46,7 @@ def ms_deform_attn(
         x, y = locations[..., first:end, :].transpose(1, 2).reshape(N * M, Q * P, 2).unbind(-1)
         maps = value[:, start : start + H * W].to(work).permute(0, 2, 3, 1).reshape(N * M, D, H, W)
         y, x = y * H, x * W
-        sampled = _nearest(maps, y + 0.5, x + 0.5) if discrete else bilinear(maps, y - 0.5, x - 0.5, False)
+        sampled = _nearest(maps, y + 0.5, x + 0.5) if discrete else linear(maps, (y - 0.5, x - 0.5), False)
         weight = weights[..., first:end].permute(0, 2, 1, 3).reshape(N * M, 1, Q, P)
         found = (sampled.reshape(N * M, D, Q, P) * weight).sum(-1)
         total = total + found.reshape(N, M, D, Q).permute(0, 3, 1, 2)
@@ -101,7 +101,7 @@ def dcnv3(
     D = C // groups
     maps = input.to(work).reshape(N, H, W, groups, D).permute(0, 3, 4, 1, 2).reshape(N * groups, D, H, W)
     places = (N * groups, Ho * Wo * K)
-    sampled = bilinear(maps, y.reshape(places), x.reshape(places), False).reshape(N, groups, D, Ho * Wo, K)
+    sampled = linear(maps, (y.reshape(places), x.reshape(places)), False).reshape(N, groups, D, Ho * Wo, K)
     output = (sampled * masks.unsqueeze(2)).sum(-1)
     return output.permute(0, 3, 1, 2).reshape(N, Ho, Wo, C).to(input.dtype)
 

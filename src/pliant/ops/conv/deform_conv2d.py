@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from types import ModuleType
 
-import torch
 from torch import Tensor
 
 from pliant import _check
 from pliant.ops import _declare
-from pliant.ops.conv import reference
-from pliant.ops.sampling.reference import BOUNDARIES
+from pliant.ops.conv import checks, reference
 
 _OP = "deform_conv2d"
 _Pair = tuple[int, int]
@@ -78,9 +76,7 @@ def deform_conv2d(
     strides = _check.pair(_OP, "stride", stride, 1)
     paddings = _check.pair(_OP, "padding", padding, 0)
     dilations = _check.pair(_OP, "dilation", dilation, 1)
-    if boundary not in BOUNDARIES:
-        raise ValueError(f"{_OP}: boundary must be one of {BOUNDARIES}, got {boundary!r}")
-    clamp = boundary == "clamp"
+    clamp = checks.clamps(_OP, boundary)
     return _run(implementation, input, offset, weight, bias, strides, paddings, dilations, mask, clamp)
 
 
@@ -96,56 +92,7 @@ def _shape(
     clamp: bool,
 ) -> tuple[int, int, int, int]:
     """Raise unless the tensors fit each other; return the shape of the output."""
-    _check.rank(_OP, "input", input, "N C H W")
-    _check.rank(_OP, "weight", weight, "O C/groups Kh Kw")
-    _check.device(_OP, "input", input, offset=offset, weight=weight, bias=bias, mask=mask)
-    _check.dtype(_OP, "input", input)
-    beside = (input.dtype, torch.float32) if input.dtype in _check.LOW else (input.dtype,)
-    for name, tensor, allowed in (
-        ("offset", offset, beside),
-        ("weight", weight, (input.dtype,)),
-        ("bias", bias, (input.dtype,)),
-        ("mask", mask, beside),
-    ):
-        if tensor is not None:
-            _check.dtype(_OP, name, tensor, allowed)
-
-    N, C, H, W = input.shape
-    O, Cg, Kh, Kw = weight.shape
-    if O < 1 or Cg < 1 or Kh < 1 or Kw < 1:
-        raise ValueError(f"{_OP}: weight must not be empty, got {tuple(int(n) for n in weight.shape)}")
-    if C < 1 or C % Cg != 0:
-        raise ValueError(
-            f"{_OP}: the {int(C)} channels of input must be divisible by the {int(Cg)} channels per group of weight"
-        )
-    if O % (C // Cg) != 0:
-        raise ValueError(
-            f"{_OP}: the {int(O)} output channels of weight must be divisible by its {int(C // Cg)} groups"
-        )
-    size = tuple(
-        (n + 2 * p - d * (k - 1) - 1) // s + 1
-        for n, p, d, k, s in zip((H, W), padding, dilation, (Kh, Kw), stride, strict=True)
-    )
-    Ho, Wo = size
-    if H < 1 or W < 1 or Ho < 1 or Wo < 1:
-        raise ValueError(
-            f"{_OP}: the output would be {int(Ho)}×{int(Wo)}, the {int(Kh)}×{int(Kw)} kernel with dilation "
-            f"{tuple(dilation)} and padding {tuple(padding)} does not fit into the {int(H)}×{int(W)} input"
-        )
-    K = Kh * Kw
-    _check.rank(_OP, "offset", offset, "N 2·G·Kh·Kw Ho Wo")
-    G = max(offset.shape[1] // (2 * K), 1)
-    hint = "Did you pass only one coordinate per tap?" if offset.shape[1] == K else ""
-    _check.shape(_OP, "offset", offset, "(N, 2·G·Kh·Kw, Ho, Wo)", (N, 2 * G * K, Ho, Wo), hint)
-    if C % G != 0:
-        raise ValueError(
-            f"{_OP}: offset must have shape (N, 2·G·Kh·Kw, Ho, Wo), where G divides the {int(C)} channels of input, "
-            f"got {tuple(int(n) for n in offset.shape)}, which is G = {int(G)}"
-        )
-    if mask is not None:
-        _check.shape(_OP, "mask", mask, "(N, G·Kh·Kw, Ho, Wo)", (N, G * K, Ho, Wo))
-    if bias is not None:
-        _check.shape(_OP, "bias", bias, "(O,)", (O,))
+    N, O, Ho, Wo = checks.conv(_OP, 2, input, offset, weight, bias, stride, padding, dilation, mask)
     return N, O, Ho, Wo
 
 
@@ -162,7 +109,7 @@ _run = _declare.declare(
     "Tensor input, Tensor offset, Tensor weight, Tensor? bias, int[] stride, SymInt[] padding, int[] dilation, "
     "Tensor? mask, bool clamp",
     _shape,
-    reference.deform_conv2d,
+    reference.deform_conv,
     _triton,
     gradients=("input", "offset", "weight", "bias", "mask"),
     bias="bias",

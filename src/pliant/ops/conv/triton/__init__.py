@@ -11,12 +11,12 @@ from torch import Tensor
 from pliant.ops.conv.triton import blocks
 from pliant.ops.conv.triton.backward import backward_samples, backward_weight, backward_weight_depthwise
 from pliant.ops.conv.triton.forward import combine, forward, forward_depthwise
-from pliant.ops.conv.triton.shape import Shape
+from pliant.ops.conv.triton.shape import Shape, rows
 from pliant.ops.gpu.launch import Launch, ceil, destination, empty, processors
 from pliant.ops.sampling.triton import Sums
 
 
-def deform_conv2d(
+def deform_conv(
     input: Tensor,
     offset: Tensor,
     weight: Tensor,
@@ -27,10 +27,10 @@ def deform_conv2d(
     mask: Tensor | None,
     clamp: bool,
 ) -> Tensor:
-    """Return the output, in input's memory format; arguments are checked."""
+    """Return the output, in input's memory format; arguments are checked, of any number of axes."""
     shape = Shape(input, offset, weight, mask, (*stride, *padding, *dilation), clamp)
     output = empty(input, (shape.N, shape.O, *offset.shape[2:]))
-    for launch in forward_launches(shape, bias, output):
+    for launch in forward_launches(shape, bias, rows(output)):
         launch.run(shape.device)
     return output
 
@@ -66,7 +66,7 @@ def forward_launches(shape: Shape, bias: Tensor | None, output: Tensor) -> list[
     ]
 
 
-def deform_conv2d_backward(
+def deform_conv_backward(
     grad: Tensor,
     input: Tensor,
     offset: Tensor,
@@ -80,7 +80,7 @@ def deform_conv2d_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return the gradients of input, offset, weight and mask that the bits of `wanted` ask for, the others empty."""
     shape = Shape(input, offset, weight, mask, (*stride, *padding, *dilation), clamp)
-    grad = grad.contiguous(memory_format=torch.channels_last)
+    grad = rows(grad).contiguous(memory_format=torch.channels_last)
     none = input.new_empty(0)
     d_input, d_weight = none, none
     d_offset = torch.empty_like(offset, memory_format=torch.contiguous_format) if wanted & 2 else none
@@ -90,14 +90,73 @@ def deform_conv2d_backward(
         sums, unit = found or (None, None)
         samples_launch(shape, grad, sums, unit, d_offset, d_mask).run(shape.device)
         if found is not None:
-            d_input = empty(input, input.shape).copy_(found.total()[:, : input.shape[1]])
+            d_input = empty(input, input.shape)
+            rows(d_input).copy_(found.total()[:, : input.shape[1]])
     if wanted & 4:
         launch, shares = weight_launch(shape, grad)
         launch.run(shape.device)
-        O, Cg, Kh, Kw = weight.shape
-        sums = shares.sum(0).view(O, Kh, Kw, shape.Cg)[..., :Cg]
-        d_weight = sums.permute(0, 3, 1, 2).to(weight.dtype).contiguous()
+        sums = shares.sum(0)[..., : weight.shape[1]]
+        d_weight = sums.transpose(1, 2).to(weight.dtype).reshape(weight.shape).contiguous()
     return d_input, d_offset, d_weight, d_mask
+
+
+# The operators, which differ in the number of axes of their tensors.
+deform_conv1d = deform_conv2d = deform_conv3d = deform_conv
+deform_conv1d_backward = deform_conv2d_backward = deform_conv3d_backward = deform_conv_backward
+
+
+def deform_conv_transpose2d(
+    input: Tensor,
+    offset: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    output_padding: Sequence[int],
+    dilation: Sequence[int],
+    mask: Tensor | None,
+    groups: int,
+    clamp: bool,
+) -> Tensor:
+    """Return the output in input's memory format: the gradient of the map that a convolution samples."""
+    size = [
+        (n - 1) * s - 2 * p + d * (k - 1) + 1 + more
+        for n, s, p, d, k, more in zip(
+            input.shape[2:], stride, padding, dilation, weight.shape[2:], output_padding, strict=True
+        )
+    ]
+    output = empty(input, (input.shape[0], weight.shape[1] * groups, *size))
+    # Nothing of this map is read but its sizes.
+    shape = Shape(output, offset, weight, mask, (*stride, *padding, *dilation), clamp)
+    grad = input.contiguous(memory_format=torch.channels_last)
+    found = Sums.zeros(grad, shape.input.shape, True, lambda: largest(shape, grad))
+    none = input.new_empty(0)
+    samples_launch(shape, grad, found.tensor, found.unit, none, none).run(shape.device)
+    total = found.total()[:, : output.shape[1]]
+    return output.copy_(total if bias is None else total + bias[:, None, None].float())
+
+
+def deform_conv_transpose2d_backward(
+    grad: Tensor,
+    input: Tensor,
+    offset: Tensor,
+    weight: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    output_padding: Sequence[int],
+    dilation: Sequence[int],
+    mask: Tensor | None,
+    groups: int,
+    clamp: bool,
+    wanted: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the gradients that the bits of `wanted` ask for, the others empty: those of a convolution of `grad`."""
+    geometry = (stride, padding, dilation, mask, clamp)
+    _, *found = deform_conv_backward(input, grad, offset, weight, *geometry, wanted & ~1)
+    d_input = input.new_empty(0)
+    if wanted & 1:
+        d_input = empty(input, input.shape).copy_(deform_conv(grad, offset, weight, None, *geometry))
+    return d_input, found[0], found[1], found[2]
 
 
 def largest(shape: Shape, grad: Tensor) -> Tensor:

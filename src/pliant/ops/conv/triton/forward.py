@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from pliant.ops.conv.triton.taps import MAPS, locate_taps
+from pliant.ops.conv.triton.taps import MAPS, locate_taps, planes
 from pliant.ops.sampling.triton import addresses, inside, multiple, positions, store, tile_positions, weights
 
 
@@ -30,14 +30,31 @@ def gather(
     return x
 
 
+@triton.jit
+def sample(
+    input, top, left, fy, fx, counts, m, near, fz, lanes, some, D, H, W, C,
+    CLAMP: tl.constexpr, INDEX: tl.constexpr, AXES: tl.constexpr,
+):  # fmt: skip
+    """Return the samples (positions, taps, channels), in a volume from both planes."""
+    if AXES == 3:
+        before, behind, in_near, in_far = planes(near, D, H * W * C, CLAMP, INDEX)
+        x = gather(
+            input + before, top, left, fy, fx, counts & in_near, m * (1.0 - fz), lanes, some, H, W, C, CLAMP, INDEX
+        )
+        x += gather(input + behind, top, left, fy, fx, counts & in_far, m * fz, lanes, some, H, W, C, CLAMP, INDEX)
+    else:
+        x = gather(input, top, left, fy, fx, counts, m, lanes, some, H, W, C, CLAMP, INDEX)
+    return x
+
+
 @triton.jit(do_not_specialize=MAPS)
 def forward(
     input, offset, mask, weight, bias, output,
-    H, W, C, Ho, Wo, Og, Cg, Cj, segment, K, Kw, sh, sw, ph, pw, dh, dw,
+    D, H, W, C, Ho, Hr, Wo, Og, Cg, Cj, segment, K, Kh, Kw, sd, sh, sw, pd, ph, pw, dd, dh, dw,
     offset_n, offset_c, offset_p, mask_n, mask_c, mask_p, output_s, output_n, output_c, output_p,
     tiles, blocks, share,
     MASKED: tl.constexpr, BIASED: tl.constexpr, CLAMP: tl.constexpr, LAST: tl.constexpr, INDEX: tl.constexpr,
-    VECTOR: tl.constexpr, PRECISION: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_O: tl.constexpr,
+    AXES: tl.constexpr, VECTOR: tl.constexpr, PRECISION: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_O: tl.constexpr,
     BLOCK_C: tl.constexpr, TAPS: tl.constexpr,
 ):  # fmt: skip
     """Compute BLOCK_P positions of BLOCK_O outputs of one convolution group, or one share of their sums."""
@@ -47,7 +64,7 @@ def forward(
     n, ho, wo, exists = tile_positions(tl.program_id(0), tiles, Ho, Wo, BLOCK_P)
     group = tl.program_id(1) // blocks
     o = tl.program_id(1) % blocks * BLOCK_O + tl.arange(0, BLOCK_O)
-    input += n * H * W * C
+    input += n * D * H * W * C
     weight += group.to(INDEX) * Og * K * Cg
     taps = tl.cdiv(K, TAPS)
     lanes = tl.arange(0, TAPS * BLOCK_C)
@@ -58,9 +75,10 @@ def forward(
         c0 = step // taps * segment
         t0 = step % taps * TAPS
         j = (group * Cg + c0) // Cj
-        top, left, fy, fx, counts, m = locate_taps(
-            offset, mask, n, ho, wo, exists, j, t0, H, W, Wo, K, Kw, sh, sw, ph, pw, dh, dw,
-            offset_n, offset_c, offset_p, mask_n, mask_c, mask_p, MASKED, CLAMP, INDEX, TAPS,
+        top, left, fy, fx, counts, m, near, fz = locate_taps(
+            offset, mask, n, ho, wo, exists, j, t0,
+            D, H, W, Hr, Wo, K, Kh, Kw, sd, sh, sw, pd, ph, pw, dd, dh, dw,
+            offset_n, offset_c, offset_p, mask_n, mask_c, mask_p, MASKED, CLAMP, INDEX, AXES, TAPS,
         )  # fmt: skip
         for c in range(0, segment, BLOCK_C):
             t = t0 + lanes // BLOCK_C
@@ -71,9 +89,9 @@ def forward(
                 other=0.0,
             )
             lane = tl.arange(0, BLOCK_C)
-            x = gather(
-                input + (group * Cg + c0 + c), top, left, fy, fx, counts, m, lane, c + lane < segment, H, W, C,
-                CLAMP, INDEX,
+            x = sample(
+                input + (group * Cg + c0 + c), top, left, fy, fx, counts, m, near, fz, lane, c + lane < segment,
+                D, H, W, C, CLAMP, INDEX, AXES,
             )  # fmt: skip
             columns = tl.reshape(x.to(w.dtype), (BLOCK_P, TAPS * BLOCK_C))
             sums = tl.dot(columns, w, sums, input_precision=PRECISION)
@@ -117,11 +135,11 @@ def depthwise_outputs(block, j, Cj, MULTIPLIER: tl.constexpr, BLOCK_O: tl.conste
 @triton.jit(do_not_specialize=MAPS)
 def forward_depthwise(
     input, offset, mask, weight, bias, output,
-    H, W, C, Ho, Wo, Cj, K, Kw, sh, sw, ph, pw, dh, dw,
+    D, H, W, C, Ho, Hr, Wo, Cj, K, Kh, Kw, sd, sh, sw, pd, ph, pw, dd, dh, dw,
     offset_n, offset_c, offset_p, mask_n, mask_c, mask_p, output_n, output_c, output_p,
     tiles, blocks,
     MASKED: tl.constexpr, BIASED: tl.constexpr, CLAMP: tl.constexpr, LAST: tl.constexpr, INDEX: tl.constexpr,
-    VECTOR: tl.constexpr, MULTIPLIER: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_O: tl.constexpr,
+    AXES: tl.constexpr, VECTOR: tl.constexpr, MULTIPLIER: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_O: tl.constexpr,
 ):  # fmt: skip
     """Compute BLOCK_P positions of BLOCK_O outputs of one offset group, where every output reads one channel."""
     C = multiple(C, VECTOR)
@@ -129,14 +147,17 @@ def forward_depthwise(
     n, ho, wo, exists = tile_positions(tl.program_id(0), tiles, Ho, Wo, BLOCK_P)
     j = tl.program_id(1) // blocks
     o, c, some = depthwise_outputs(tl.program_id(1) % blocks, j, Cj, MULTIPLIER, BLOCK_O)
-    input += n * H * W * C
+    input += n * D * H * W * C
     sums = tl.zeros((BLOCK_P, BLOCK_O), tl.float32)
     for t in range(K):
-        top, left, fy, fx, counts, m = locate_taps(
-            offset, mask, n, ho, wo, exists, j, t, H, W, Wo, K, Kw, sh, sw, ph, pw, dh, dw,
-            offset_n, offset_c, offset_p, mask_n, mask_c, mask_p, MASKED, CLAMP, INDEX, 1,
+        top, left, fy, fx, counts, m, near, fz = locate_taps(
+            offset, mask, n, ho, wo, exists, j, t,
+            D, H, W, Hr, Wo, K, Kh, Kw, sd, sh, sw, pd, ph, pw, dd, dh, dw,
+            offset_n, offset_c, offset_p, mask_n, mask_c, mask_p, MASKED, CLAMP, INDEX, AXES, 1,
         )  # fmt: skip
-        x = gather(input + j * Cj, top, left, fy, fx, counts, m, c, some, H, W, C, CLAMP, INDEX)
+        x = sample(
+            input + j * Cj, top, left, fy, fx, counts, m, near, fz, c, some, D, H, W, C, CLAMP, INDEX, AXES,
+        )  # fmt: skip
         w = tl.load(weight + (o.to(INDEX) * K + t), mask=some, other=0.0).to(tl.float32)
         sums += tl.reshape(x, (BLOCK_P, BLOCK_O)) * w[None, :]
     if BIASED:

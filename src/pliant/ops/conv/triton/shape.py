@@ -26,11 +26,16 @@ class Shape:
         geometry: tuple[int, ...],
         clamp: bool,
     ) -> None:
-        N, C, H, W = input.shape
-        O, Cg, Kh, Kw = weight.shape
+        axes = input.dim() - 2
+        D, H, W = (1, 1, *input.shape[2:])[-3:]
+        Kd, Kh, Kw = (1, 1, *weight.shape[2:])[-3:]
+        Hr = offset.shape[-2] if axes > 1 else 1
+        input, offset, weight, mask = rows(input), rows(offset), rows(weight), None if mask is None else rows(mask)
+        N, C = input.shape[:2]
+        O, Cg = weight.shape[:2]
         Ho, Wo = offset.shape[2:]
-        K = Kh * Kw
-        G, g = offset.shape[1] // (2 * K), C // Cg
+        K = Kd * Kh * Kw
+        G, g = offset.shape[1] // (axes * K), C // Cg
         # Three channels cannot be loaded at once but four can: a channel of zeros costs one small copy.
         self.padding = -C % 4 if G == g == 1 else 0
         if self.padding:
@@ -45,7 +50,7 @@ class Shape:
         self.segment = self.Cj if self.multiplier else math.gcd(self.Cj, Cg)
         if self.P > POSITIONS:
             raise ValueError(
-                f"deform_conv2d: on a GPU an output map must have at most {POSITIONS} positions, got {Ho}×{Wo}; "
+                f"deform_conv{axes}d: on a GPU an output map must have at most {POSITIONS} positions, got {Ho}×{Wo}; "
                 "cut the map into strips"
             )
         self.device, self.dtype = input.device, input.dtype
@@ -54,16 +59,19 @@ class Shape:
         mask_or_none, (mask, mask_p) = mask, (offset, offset_p) if mask is None else planes(mask)
         # Images are indexed in 64 bits, what lies in one image only where 32 bits do not suffice. Offsets and masks may
         # have gaps or be expanded; their gradients are dense.
-        largest = max(H * W * C, self.P * O, O * K * Cg, self.P * offset.shape[1])
+        largest = max(D * H * W * C, self.P * O, O * K * Cg, self.P * offset.shape[1])
         for t, stride in ((offset, offset_p), (mask, mask_p)):
             largest = max(largest, t.shape[1] * t.stride(1) + self.P * stride)
-        sh, sw, ph, pw, dh, dw = geometry
+        # One number per axis and kind, in the order z, y, x, where axes that the map lacks change nothing.
+        (sd, sh, sw), (pd, ph, pw), (dd, dh, dw) = (
+            ((fill,) * (3 - axes) + geometry[kind * axes : (kind + 1) * axes]) for kind, fill in enumerate((1, 0, 1))
+        )
         self.arguments: dict[str, Any] = {
             "input": self.input, "offset": offset, "mask": mask,
             "weight": weight.contiguous(memory_format=torch.channels_last),
-            "N": N, "H": H, "W": W, "C": C, "O": O, "G": G, "Ho": Ho, "Wo": Wo,
-            "Og": self.Og, "Cg": Cg, "Cj": self.Cj, "segment": self.segment, "K": K, "Kw": Kw,
-            "sh": sh, "sw": sw, "ph": ph, "pw": pw, "dh": dh, "dw": dw,
+            "N": N, "D": D, "H": H, "W": W, "C": C, "O": O, "G": G, "Ho": Ho, "Hr": Hr, "Wo": Wo,
+            "Og": self.Og, "Cg": Cg, "Cj": self.Cj, "segment": self.segment, "K": K, "Kh": Kh, "Kw": Kw,
+            "sd": sd, "sh": sh, "sw": sw, "pd": pd, "ph": ph, "pw": pw, "dd": dd, "dh": dh, "dw": dw, "AXES": axes,
             "offset_n": offset.stride(0), "offset_c": offset.stride(1), "offset_p": offset_p,
             "mask_n": mask.stride(0), "mask_c": mask.stride(1), "mask_p": mask_p,
             "MASKED": mask_or_none is not None, "CLAMP": clamp,
@@ -73,6 +81,13 @@ class Shape:
             "MULTIPLIER": self.multiplier,
             "PRECISION": precision(input),
         }  # fmt: skip
+
+
+def rows(t: Tensor) -> Tensor:
+    """Return a tensor of one to three spatial axes as (N, C, rows, W): a view of dense memory."""
+    if t.dim() == 3:
+        return t.unsqueeze(2)
+    return t if t.dim() == 4 else t.reshape(*t.shape[:2], t.shape[2] * t.shape[3], t.shape[4])
 
 
 def planes(t: Tensor) -> tuple[Tensor, int]:

@@ -1,74 +1,30 @@
-"""The deformable layers: convolutions that predict their own offsets, and in version 2 their masks."""
+"""What the deformable layers of every dimension share: the branch that predicts, and the questions that it answers."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pliant import _check, _native
+from pliant import _check
 from pliant._check import not_scripted
-from pliant.ops.conv.deform_conv2d import deform_conv2d
-from pliant.ops.conv.packed import PackedWeight
+from pliant.ops.conv.modules.sliced import SlicedConv2d
 
 Numbers = int | Sequence[int]
 
 
-class SlicedConv2d(nn.Conv2d):
-    """Convolve with a 1×1 kernel and a stride, as a slice of the input and a convolution of stride 1.
-
-    The output is that of `nn.Conv2d`. It is for narrow layers that are trained on a CPU: with fewer than 16 input
-    channels (8 with AVX2) and a channels_last input, oneDNN's weight gradient of a strided 1×1 convolution writes
-    beyond its workspace, and the process dies. Every layer of this kind that pliant builds is this one.
-
-    Args:
-        args, options: those of `nn.Conv2d`.
-
-    Source: oneDNN issue 6035.
-
-    >>> SlicedConv2d(8, 16, 1, stride=2)(torch.zeros(1, 8, 5, 5)).shape
-    torch.Size([1, 16, 3, 3])
-    """
-
-    NARROW = 16  # channels from which on oneDNN is right
-
-    @classmethod
-    def if_needed(
-        cls,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int | Sequence[int],
-        stride: int | Sequence[int] = 1,
-        *rest: Any,
-        **options: Any,
-    ) -> nn.Conv2d:
-        """Return an `nn.Conv2d`, or this layer instead of one for which oneDNN is wrong."""
-        kernel = _check.pair(cls.__name__, "kernel_size", kernel_size, 1)
-        steps = _check.pair(cls.__name__, "stride", stride, 1)
-        wrong = in_channels < cls.NARROW and kernel == (1, 1) != steps
-        return (cls if wrong else nn.Conv2d)(in_channels, out_channels, kernel, steps, *rest, **options)
-
-    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if max(self.kernel_size) > 1:
-            output: Tensor = super()._conv_forward(input, weight, bias)
-            return output
-        if self.padding != "valid" and any(self._reversed_padding_repeated_twice):
-            mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
-            input = F.pad(input, self._reversed_padding_repeated_twice, mode=mode)
-        return F.conv2d(input[..., :: self.stride[0], :: self.stride[1]], weight, bias, groups=self.groups)
-
-
-class _DeformConv(nn.Module):
+class Predicting(nn.Module):
     """What the layers of every dimension share; the number of `axes` is the number of dimensions of a map."""
 
     axes = "yx"
     # The convolution that predicts, the shape of what it reads, and the words for one number per axis.
-    plain: Callable[..., nn.Module] = SlicedConv2d.if_needed
+    plain: Any = SlicedConv2d.if_needed
     letters, several = "N C H W", "a pair"
+    conv_offset: nn.Conv1d | nn.Conv2d | nn.Conv3d
     kernel_size: tuple[int, ...]
     stride: tuple[int, ...]
     padding: tuple[int, ...]
@@ -82,18 +38,19 @@ class _DeformConv(nn.Module):
         in_channels: int,
         out_channels: int,
         kernel_size: Numbers,
-        stride: Numbers,
-        padding: Numbers | str,
-        dilation: Numbers,
-        groups: int,
-        bias: bool,
-        version: int,
-        offset_groups: int,
-        mask_scale: float,
-        boundary: str,
-        guide_channels: int | None,
-        device: torch.device | str | None,
-        dtype: torch.dtype | None,
+        stride: Numbers = 1,
+        padding: Numbers | str = 0,
+        dilation: Numbers = 1,
+        groups: int = 1,
+        bias: bool = True,
+        *,
+        version: int = 2,
+        offset_groups: int = 1,
+        mask_scale: float = 2.0,
+        boundary: str = "zeros",
+        guide_channels: int | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         name = type(self).__name__
@@ -276,113 +233,3 @@ class _DeformConv(nn.Module):
 def _pad_end(map: Tensor, extra: Sequence[int]) -> Tensor:
     """Return a map with `extra` zeros at the end of every axis."""
     return F.pad(map, [n for e in reversed(extra) for n in (0, e)]) if any(extra) else map
-
-
-class DeformConv2d(_DeformConv):
-    """Convolve with offsets (and a mask) that the layer predicts from the same input, or from a guide.
-
-    ``offset, m = conv_offset(x)``; ``mask = mask_scale·sigmoid(m)``; ``y = deform_conv2d(x, offset, weight, mask)``.
-    The branch `conv_offset` has the main convolution's kernel size, stride, padding and dilation and starts at zero,
-    so that version 1, and version 2 with ``mask_scale=2``, start exactly equal to `nn.Conv2d` with the same weights.
-
-    With `guide_channels` the layer takes a second input, ``layer(x, guide)``, on the grid of the output, and
-    ``offset, m = conv_offset(guide)``: video networks align a frame by features of both frames. The branch then has
-    stride 1 and keeps the guide's size.
-
-    At the edges the layer follows :func:`pliant.ops.deform_conv2d`.
-
-    Args:
-        in_channels: C.
-        out_channels: O.
-        kernel_size: Kh, Kw.
-        stride: distance between adjacent outputs in input pixels.
-        padding: rows and columns added around the map, or "same" (stride 1 only).
-        dilation: distance between adjacent taps, of the offset branch too.
-        groups: convolution groups, which must divide C and O. The offset branch is not grouped.
-        bias: learn a bias (O,).
-        version: 1 (offsets) or 2 (offsets and mask).
-        offset_groups: G, groups of input channels with their own offsets; must divide C.
-        mask_scale: factor of the sigmoid: 2.0 starts at mask 1 (the official example), 1.0 at 0.5 (the paper's text,
-            mmcv, detectron2).
-        boundary: "zeros" or "clamp".
-        guide_channels: channels of the guide that offsets and masks are predicted from; None: there is no guide.
-        device: device of the parameters.
-        dtype: dtype of the parameters.
-
-    Shape:
-        (N, C, H, W) → (N, O, Ho, Wo), with a guide (N, guide_channels, Ho, Wo). `conv_offset` has 2·G·K channels, or
-        3·G·K: all offsets, then all masks.
-
-    Attributes:
-        offset_lr_mult: learning rate of `conv_offset` relative to the rest, used by
-            :func:`pliant.nn.parameter_groups`: 1.0 for version 1, 0.1 for version 2, as in the papers.
-
-    Raises:
-        TypeError: a guide is missing, or passed to a layer that takes none.
-        ValueError: groups do not divide the channels, an unknown version or boundary, `mask_scale` not positive, "same"
-            with a stride.
-
-    Source: Dai et al., ICCV 2017, section 2.1; Zhu et al., CVPR 2019, section 3.2; mask scale of MXNet's example. The
-    guide: Wang et al., "EDVR", CVPRW 2019, section 3.2.
-
-    >>> layer = DeformConv2d(16, 32, 3, padding=1)
-    >>> layer(torch.randn(1, 16, 8, 8)).shape
-    torch.Size([1, 32, 8, 8])
-    >>> layer = DeformConv2d(16, 32, 3, stride=2, padding=1, guide_channels=4)
-    >>> layer(torch.randn(1, 16, 8, 8), torch.randn(1, 4, 4, 4)).shape
-    torch.Size([1, 32, 4, 4])
-    """
-
-    conv_offset: nn.Conv2d
-    kernel_size: tuple[int, int]
-    stride: tuple[int, int]
-    padding: tuple[int, int]
-    dilation: tuple[int, int]
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: Numbers,
-        stride: Numbers = 1,
-        padding: Numbers | str = 0,
-        dilation: Numbers = 1,
-        groups: int = 1,
-        bias: bool = True,
-        *,
-        version: int = 2,
-        offset_groups: int = 1,
-        mask_scale: float = 2.0,
-        boundary: str = "zeros",
-        guide_channels: int | None = None,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__(
-            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, version, offset_groups,
-            mask_scale, boundary, guide_channels, device, dtype,
-        )  # fmt: skip
-
-    def _convolve(self, input: Tensor, offset: Tensor, mask: Tensor | None) -> Tensor:
-        given = (input, offset, self.weight, self.bias, self.stride, self.padding, self.dilation, mask)
-        packed = None if self.training else self._packed
-        if packed is not None and packed.serves(self.weight, input, offset, self.bias, mask):
-            return packed.convolve(*given, self.boundary)
-        return deform_conv2d(*given, boundary=self.boundary)
-
-    # What pliant.nn.prepack keeps between calls, never in a state dict, a copy or a saved model.
-    _packed: PackedWeight | None = None
-
-    def prepack(self) -> bool:
-        """Keep the weight packed for inference; return whether it is. See :func:`pliant.nn.prepack`."""
-        packs = _native.path is not None and self.weight.is_cpu
-        packed = PackedWeight(self.weight, self.groups) if packs else None
-        self._packed = packed if packed is not None and packed.panels.numel() > 0 else None
-        return self._packed is not None
-
-    def unprepack(self) -> None:
-        """Drop the packed weight."""
-        self._packed = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_packed"}
