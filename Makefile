@@ -3,11 +3,13 @@
 #   PYTHON=python3.12    another Python than python3
 #   TORCH_ARGS=...       where pip finds torch, such as TORCH_ARGS="--index-url https://download.pytorch.org/whl/cpu"
 #   TORCH=2.14.1         another torch than the pinned one, in an environment of its own, such as make test TORCH=2.14.1
+#   MINUTES=60           how long make fuzz and make sanitize draw calls, 5 minutes if not given
 #   ARGS=...             more arguments for the program a target runs, such as make test ARGS="-k lrn"
 
 PYTHON ?= python3
 TORCH ?=
 TORCH_ARGS ?=
+MINUTES ?= 5
 ARGS ?=
 
 VENV := .venv$(addprefix -torch-,$(TORCH))
@@ -16,13 +18,15 @@ PIP := $(PY) -m pip install --disable-pip-version-check
 PINNED := $(if $(TORCH),torch==$(TORCH),$(shell grep '^torch==' constraints.txt))
 CONSTRAINTS := $(if $(TORCH),$(VENV)/constraints.txt,constraints.txt)
 
-.PHONY: help install demo test test-triton test-rounding test-browser slow lint bench bench-peers count docs wheel clean
+.PHONY: help install demo test test-triton test-rounding test-browser fuzz sanitize slow lint bench bench-peers count docs wheel clean
 
 help:
 	@echo 'make demo    the main experiment, the quick version: what deformable layers do on real images'
 	@echo 'make test    the tests; make test-triton: those of the GPU kernels, without a GPU'
 	@echo 'make test-rounding  the tests once for each way in which a machine may round'
 	@echo 'make test-browser   the tests of the explorer in Chromium, which it installs where it is missing'
+	@echo 'make fuzz    random calls of every operator, right and wrong ones, for MINUTES=5'
+	@echo 'make sanitize   the same with a library that checks every access (ASan, UBSan), at every instruction level'
 	@echo 'make bench   the speed of every operator beside its limit'
 	@echo 'make bench-peers   the same beside other libraries, which it installs into .venv-peers'
 	@echo 'make count   instructions of every kernel, compared with the recorded counts (needs valgrind)'
@@ -52,6 +56,26 @@ test-rounding: install
 	ATEN_CPU_CAPABILITY=avx2 $(PY) -m pytest $(ARGS)
 	ONEDNN_MAX_CPU_ISA=SSE41 $(PY) -m pytest $(ARGS)
 	ONEDNN_MAX_CPU_ISA=AVX2 $(PY) -m pytest $(ARGS)
+
+fuzz: install
+	$(PY) -m pytest tests/ops/test_fuzz.py --minutes $(MINUTES) $(ARGS)
+
+# A library that checks every access, in an environment of its own that finds everything else in the usual one. Python
+# leaks on purpose; a failed allocation is an error that torch reports.
+SANITIZE := build/sanitize
+sanitize: install
+	$(PY) -m venv $(SANITIZE)
+	$(PY) -c "import site; print(*site.getsitepackages(), sep='\n')" > $$(echo $(SANITIZE)/lib/python*/site-packages)/usual.pth
+	PATH=$(CURDIR)/$(VENV)/bin:$$PATH $(SANITIZE)/bin/python -m pip install --disable-pip-version-check --no-build-isolation \
+	    --no-deps --force-reinstall -Cbuild-dir=$(SANITIZE)/objects -Cinstall.strip=false \
+	    -Ccmake.define.CMAKE_CXX_FLAGS="-O1 -g1 -fsanitize=address,undefined -fno-omit-frame-pointer" .
+	for level in baseline v3 v4; do \
+	    PLIANT_LEVEL=$$level $(PY) -c "import pliant.ops" 2> /dev/null || { echo "this processor lacks $$level"; continue; }; \
+	    LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
+	    ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1:max_allocation_size_mb=512 \
+	    UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 PLIANT_LEVEL=$$level \
+	    $(SANITIZE)/bin/python -m pytest -p no:cacheprovider tests/ops/test_fuzz.py --minutes $(MINUTES) $(ARGS) || exit 1; \
+	done
 
 test-browser: $(VENV)/.browser
 	$(PY) -m pytest tests/explore/browser $(ARGS)
@@ -111,13 +135,14 @@ KEPT := awk -F '[=; ]+' '{ name = tolower($$1); gsub(/[-_.]+/, "-", name) } FILE
 # CMake remembers where torch is.
 BUILD := $(if $(TORCH),--config-settings build-dir=build/$(VENV))
 
-# Torch is installed first and alone, so that its pinned version is there before pip resolves what depends on torch. The
-# build then uses that torch (--no-build-isolation), because -c has no effect in an isolated build environment.
+# Torch is installed first and alone, so that its pinned version is there before pip resolves what depends on torch; pip
+# shows its progress, for it may be hundreds of megabytes. The build then uses that torch (--no-build-isolation), because
+# -c has no effect in an isolated build environment.
 $(VENV)/.installed: pyproject.toml constraints.txt CMakeLists.txt $(wildcard csrc/* csrc/*/*)
 	$(CHECK)
 	@$(PY) -m pip --version > /dev/null 2>&1 || { echo 'making $(VENV)'; $(PYTHON) -m venv --clear $(VENV); }
 	@echo 'installing $(PINNED)'
-	@$(PIP) --quiet $(TORCH_ARGS) $(PINNED) \
+	@$(PIP) $(TORCH_ARGS) $(PINNED) \
 	  || { echo 'pliant: $(PINNED) could not be installed; TORCH_ARGS="--index-url ..." points pip elsewhere' >&2; exit 1; }
 	$(if $(TORCH),@$(PY) -m pip freeze --all --exclude pip | $(KEPT) - constraints.txt > $(CONSTRAINTS))
 	@echo 'installing build tools'

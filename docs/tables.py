@@ -1,4 +1,5 @@
-"""Write the tables of operators into README.md, README.zh.md and docs/index.md, from ``pliant.ops.table``.
+"""Write the tables of operators into README.md, README.zh.md and docs/index.md, from ``pliant.ops.table``, and the
+public names into docs/api.md.
 
 ``python docs/tables.py`` replaces what stands between ``<!-- operators -->`` and ``<!-- /operators -->``, and between
 ``<!-- support -->`` and ``<!-- /support -->``; tests/test_readme.py compares the pages with what this file writes.
@@ -6,6 +7,8 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -36,11 +39,23 @@ WORDS = {
     },
 }
 # Each page, the folder of the operators' pages as seen from there, and its language.
-PAGES = {"README.md": ("docs/", "en"), "README.zh.md": ("docs/", "zh"), "docs/index.md": ("", "en")}
+PAGES = {
+    "README.md": ("docs/", "en"),
+    "README.zh.md": ("docs/", "zh"),
+    "docs/index.md": ("", "en"),
+    "docs/api.md": ("", "en"),
+}
+# The modules whose public names docs/api.md lists: those that have `__all__`.
+MODULES = (
+    "ops", "nn", "models", "data", "train", "show", "interop.torchvision", "interop.mmcv", "interop.checkpoints",
+    "interop.onnx",
+)  # fmt: skip
 
 
 def tables(page: str) -> dict[str, str]:
     """Return the tables of a page by their names, in Markdown."""
+    if page == "docs/api.md":
+        return {"api": names()}
     folder, language = PAGES[page]
     words = WORDS[language]
     chinese = language == "zh"
@@ -69,6 +84,20 @@ def tables(page: str) -> dict[str, str]:
         for o in OPERATORS
     )
     return {"operators": _table(words["operators"], operators), "support": _table(words["support"], support)}
+
+
+def names() -> str:
+    """Return the public names of all modules, each with the first sentence of its docstring, in Markdown."""
+    parts = []
+    for name in MODULES:
+        module = importlib.import_module(f"pliant.{name}")
+        rows = []
+        for each in sorted(module.__all__, key=str.lower):
+            said = " ".join((inspect.getdoc(getattr(module, each)) or "").partition("\n\n")[0].split())
+            sentence = re.split(r"(?<=[.:;])\s", said.replace("``", "`"))[0].rstrip(":;")
+            rows.append((f"`{each}`", re.sub(r":\w+:`~?([\w.]+)`", r"`\1`", sentence).replace("|", "\\|")))
+        parts.append(f"## pliant.{name}\n\n{_table(('name', 'what it is or does'), rows)}")
+    return "\n\n".join(parts)
 
 
 def _table(head: Iterable[str], rows: Iterable[tuple[str, ...]]) -> str:

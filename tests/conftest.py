@@ -15,6 +15,10 @@ ASKED = "PLIANT_TEST_THREADS"
 SMALL = ("app/test_show.py", "app/test_train.py", "models/", "train/")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--minutes", type=float, default=0.0, help="how long ops/test_fuzz.py draws random calls")
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _deterministic() -> None:
     """Refuse nondeterministic operators, fill every uninitialised tensor with NaN (C++ ones too), fix the threads."""

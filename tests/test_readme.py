@@ -10,10 +10,12 @@ from types import ModuleType
 
 import pytest
 
+import pliant
 from pliant import app, nn, ops
 from pliant.ops.table import OPERATORS
 
 ROOT = Path(__file__).parents[1]
+PROJECT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 # The targets of [text](target) and ![text](target), without titles and anchors; links to other sites are skipped.
@@ -54,14 +56,41 @@ def module(path: Path) -> ModuleType:
 
 def test_both_readmes_show_the_same() -> None:
     english, chinese = ROOT / "README.md", ROOT / "README.zh.md"
-    assert commands(english) == commands(chinese) == [["make", "demo"], ["make", "test"]]
+    assert commands(english) == commands(chinese) == [
+        ["pip", "install", ".[train,study]"], ["make", "demo"], ["make", "test"]
+    ]  # fmt: skip
 
     def uncommented(page: Path) -> list[str]:
         return [re.sub(r" *#.*", "", code) for code in blocks(page, "python")]
 
     assert len(uncommented(english)) == 1
     assert uncommented(english) == uncommented(chinese)
-    assert LINK.findall(english.read_text()) == LINK.findall(chinese.read_text())
+    there, back = LINK.findall(english.read_text()), LINK.findall(chinese.read_text())
+    assert (there[0], back[0]) == ("README.zh.md", "README.md")
+    assert there[1:] == back[1:]
+
+
+def test_one_line_installs_everything() -> None:
+    """Every hint and every page name a line that works: `pip install pliant` would find nothing."""
+    stated = pliant._INSTALL.format(extra="train").partition(" in ")[0]
+    assert stated == 'pip install ".[train]"'
+    for page in [*PAGES, *ROOT.glob("src/**/*.py")]:
+        assert not re.search(r"pip install [\"']?pliant", page.read_text(encoding="utf-8")), page
+    extras = set(
+        re.findall(r"^(\w+) = \[", PROJECT.partition("[project.optional-dependencies]")[2].partition("\n[")[0], re.M)
+    )
+    for page in PAGES:
+        named = re.findall(r'pip install [^"\n]*"\.\[([\w,]+)\]"', page.read_text(encoding="utf-8"))
+        assert {extra for line in named for extra in line.split(",")} <= extras, page
+    index = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+    assert all(f"| `{extra}` |" in index for extra in extras)
+
+
+def test_the_start_page_leads_everywhere() -> None:
+    linked = {(ROOT / "docs" / target).resolve() for target in LINK.findall((ROOT / "docs" / "index.md").read_text())}
+    assert {page for page in ROOT.glob("docs/**/*.md") if page.name != "index.md"} <= linked
+    navigation = (ROOT / "mkdocs.yml").read_text()
+    assert all(page.relative_to(ROOT / "docs").as_posix() in navigation for page in ROOT.glob("docs/**/*.md"))
 
 
 def test_the_table_of_operators_is_whole() -> None:
@@ -84,7 +113,8 @@ def test_the_pages_have_the_tables_of_today() -> None:
 @pytest.mark.parametrize(
     ("page", "code"), [(p, c) for p, _, c in EXAMPLES], ids=[f"{name(p)}-{i}" for p, i, _ in EXAMPLES]
 )
-def test_examples_run(page: Path, code: str) -> None:
+def test_examples_run(page: Path, code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # some write a picture
     exec(compile(code, name(page), "exec"), {})
 
 

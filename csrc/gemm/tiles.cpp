@@ -7,16 +7,32 @@
 #include "choice.h"
 
 #if PLIANT_LEVELS && defined(__linux__)
+#include <cpuid.h>
 #include <immintrin.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
 namespace pliant {
 
-bool has_tiles() {
+namespace {
+
+// What __builtin_cpu_supports does not tell everywhere: AMX-TILE and AMX-BF16.
+bool processor_has_tiles() {
+  unsigned a, b, c, d;
+  constexpr unsigned kBoth = 1u << 24 | 1u << 22;
+  return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & kBoth) == kBoth;
+}
+
+// The system saves tiles at a change of threads only for processes that have asked.
+bool system_grants_tiles() {
   constexpr long kRequest = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
-  static const bool has =
-      has_bfloat16() && __builtin_cpu_supports("amx-bf16") && syscall(SYS_arch_prctl, kRequest, kTileData) == 0;
+  return syscall(SYS_arch_prctl, kRequest, kTileData) == 0;
+}
+
+}  // namespace
+
+bool has_tiles() {
+  static const bool has = has_bfloat16() && processor_has_tiles() && system_grants_tiles();
   return has;
 }
 

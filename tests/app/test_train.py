@@ -145,11 +145,12 @@ def test_a_damaged_recipe_is_named(run: Path, tmp_path: Path, capsys: pytest.Cap
 
 
 def test_example_is_a_recipe(capsys: pytest.CaptureFixture[str]) -> None:
-    example = Path(__file__).parents[2] / "examples" / "detector.yaml"
+    example = Path(__file__).parents[2] / "examples" / "coco_r50_fpn.yaml"
     with pytest.raises(SystemExit) as stopped:
         app.main(["train", "detector", "--config", str(example), "--print_config"])
     assert stopped.value.code == 0
-    assert "lr: 0.001" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "lr: 0.02" in out and "depth: 50" in out and "options: {}" in out
 
 
 def test_interrupted_run_goes_on(

@@ -48,10 +48,11 @@ def test_layers_have_the_papers_names(depth: int, stem: str) -> None:
     steps = record(network.body(), torch.rand(3, 64, 64)).steps("")
     named = list(zip(network.titles([(name, step.taps) for name, step in steps]), dict(steps).values(), strict=True))
     big = [name for name, step in named if len(step.regular) > 1]
-    # Two basic blocks of two or two bottlenecks with one 3×3 convolution each, in every stage.
-    stages = [f"c{stage}.{n}" for stage in (2, 3, 4, 5) for n in (1, 2)]
-    assert big == ["c1", *(["pool1"] if stem == "imagenet" else []), *stages]
-    assert [name for name, step in named if step.offset is not None] == ["c5.1", "c5.2"]
+    # A basic block of two, or two bottlenecks with one 3×3 convolution each, in every stage.
+    inside = ("0.conv1", "0.conv2") if depth == 10 else ("0.conv2", "1.conv2")
+    stages = [f"backbone.layer{stage}.{n}" for stage in (1, 2, 3, 4) for n in inside]
+    assert big == ["backbone.conv1", *(["backbone"] if stem == "imagenet" else []), *stages]
+    assert [name for name, step in named if step.offset is not None] == stages[-2:]
 
 
 def test_own_modules_share_their_weights(bundled: dict[str, Network]) -> None:
@@ -66,7 +67,7 @@ def test_own_modules_share_their_weights(bundled: dict[str, Network]) -> None:
 def test_checkpoint_of_a_detector_is_read(grouped: Path) -> None:
     network = networks.read(grouped)
     assert network.detects and network.classes == ("cat", "dog") and network.side == 96
-    assert network.label.endswith("/best.pt") and network.about == "Finds cat, dog."
+    assert network.label.endswith("/best.pt") and network.about == "Detects cat, dog."
 
 
 @pytest.mark.parametrize("source", ["composed", "crowns"])

@@ -295,8 +295,15 @@ def test_the_report_says_everything(capsys: pytest.CaptureFixture[str], tmp_path
     state = _mmdet_before_version_2(_network().state_dict())
     state["rpn_head.rpn_conv.weight"] = torch.zeros(1)
     torch.save({"state_dict": {**state, "hyper": 3}, "optimizer": {"lr": 0.1}}, tmp_path / "in.pth")
-    assert app.main(["convert", str(tmp_path / "in.pth"), str(tmp_path / "out.pth"), "--from", "mmdet"]) == 0
+    words = ["convert", str(tmp_path / "in.pth"), str(tmp_path / "out.pth"), "--from", "mmdet"]
+    assert app.main(words) == 0
+    summary, *few = capsys.readouterr().out.splitlines()
+    assert few[0] == "left over  rpn_head.rpn_conv.weight" and few[-2] == "left over  hyper: not a tensor"
+    assert few[1].startswith("note: ") and len(few) == 4
+    assert few[-1] == f"4 deformable layers. Written to {tmp_path / 'out.pth'}; --verbose prints every name."
+    assert app.main([*words, "--verbose"]) == 0
     lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == summary
     assert lines[0] == f"{len(state)} tensors of mmdet: {len(state) - 9} kept, 8 renamed, 1 left over, 0 made"
     new = "backbone.layer2.0.conv2.conv_offset.weight"
     assert f"renamed    backbone.layer2.0.conv2_offset.weight → {new}" in lines
@@ -305,7 +312,7 @@ def test_the_report_says_everything(capsys: pytest.CaptureFixture[str], tmp_path
     assert "left over  hyper: not a tensor" in lines
     assert "deformable backbone.layer4.1.conv2: version 2, offset_groups 1, mask_scale 1.0, boundary zeros" in lines
     assert sum(line.startswith(("kept", "renamed", "left over")) for line in lines) == len(state) + 1
-    assert lines[-2].startswith("note: check the configuration")
+    assert lines[-3].startswith("note: check the configuration")
 
 
 class Elsewhere:

@@ -29,10 +29,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--version", type=int, choices=(1, 2), help="of deformable layers whose channels fit both versions"
     )
+    parser.add_argument("--verbose", action="store_true", help="print what became of every name")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Convert, write, and print what became of every name."""
+    """Convert, write, and print a summary: what was left out or made up, and with --verbose every name."""
     apart([Path(args.output)], [Path(args.input)])
     file = checkpoints.read(args.input)
     if "layers" in file.record:
@@ -44,9 +45,13 @@ def run(args: argparse.Namespace) -> int:
         classes=None if classes is None else [name.strip() for name in classes if name.strip()],
     )  # fmt: skip
     checkpoints.write(args.output, done.state, done.record)
-    print(done.report())
-    for name in file.others:
-        print(f"left over  {name}: not a tensor")
+    summary, *names = done.report().splitlines()
+    names += [f"left over  {name}: not a tensor" for name in file.others]
+    # What is not in the new file as it was in the old one is always said.
+    quiet = [line for line in names if not line.startswith(("kept ", "renamed ", "deformable "))]
+    print("\n".join([summary, *(names if args.verbose else quiet)]))
+    more = "" if args.verbose else "; --verbose prints every name"
+    print(f"{len(done.layers)} deformable layers. Written to {args.output}{more}.")
     if done.detector:
-        print(f"next       pliant predict {args.output} IMAGE --out DIR")
+        print(f"Next: pliant predict {args.output} IMAGE")
     return 0

@@ -101,6 +101,7 @@ def declare(
     what.define()
 
     def fake_forward(*given: Any) -> Any:
+        what.require_tensors(name, given)
         if elementwise:
             return torch.empty_like(given[0])
         size = shape(*given)
@@ -159,6 +160,12 @@ class Declaration:
     def format(self, first: Tensor) -> torch.memory_format:
         """Return the memory format of the output and of the first tensor's gradient."""
         return torch.contiguous_format if self.contiguous else torch._prims_common.suggest_memory_format(first)
+
+    def require_tensors(self, op: str, given: Sequence[Any]) -> None:
+        """Raise TypeError unless every tensor is one; those that are optional may be None."""
+        for i in self.tensors:
+            if given[i] is not None or self.types[i] == "Tensor":
+                _check.tensors(op, **{self.names[i]: given[i]})
 
     def define(self) -> None:
         """Define the schemas of both kernels."""
@@ -391,9 +398,7 @@ def _runner(
         return run_checked(implementation, called or what.name, *given)
 
     def run_checked(implementation: str, op: str, *given: Any) -> Tensor:
-        for i, needed in tensors:
-            if needed or given[i] is not None:
-                _check.tensors(op, **{what.names[i]: given[i]})
+        what.require_tensors(op, given)
         kind = given[0].device.type
         given = tuple(_check.autocast(kind, a) if i in lowered else a for i, a in enumerate(given))
         shape(*given)

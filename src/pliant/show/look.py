@@ -130,7 +130,7 @@ def look(
     Look: 9 paths from x = 20, y = 10 through 0; .save(path) draws them
     """
     given = _tensor(image)
-    whole = given.float() / 255 if given.dtype.is_floating_point is False else given.float()
+    whole = given.float() if given.is_floating_point() else given.float() / 255
     classes: Sequence[str] = ()
     seen = whole
     if isinstance(model, Predictor):

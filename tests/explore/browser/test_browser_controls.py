@@ -39,7 +39,7 @@ def test_every_switch_of_the_sampling_points_draws_something(page: Any) -> None:
     assert page.changes(lambda: tab.get_by_label("conv4", exact=True).check())
     page.said("conv4, row")
     assert tab.locator("#levels label").all_inner_texts() == [
-        "conv4\n9 points", "… through conv3\n81 points", "… through conv2\n729 points"
+        "features.conv4\n9 paths", "… through features.conv3\n81 paths", "… through features.conv2\n729 paths"
     ]  # fmt: skip
     tab.locator("#level-3").uncheck()
     page.settled()
@@ -69,11 +69,13 @@ def test_a_slow_receptive_field_waits_until_the_pointer_rests(page: Any) -> None
 
 def test_offset_groups_can_be_left_out(page: Any, server: Server) -> None:
     page.model(next(i for i in server.networks if i.endswith("best.pt")))
-    assert page.page.locator("#units label").all_inner_texts() == ["c5.2", "c5.1", "c4.2", "c4.1"]
+    assert page.page.locator("#units label").all_inner_texts() == [
+        f"backbone.layer{stage}.{block}.conv2" for stage in (4, 3) for block in (1, 0)
+    ]
     assert page.page.evaluate("state.found.map(f => f.count)") == [18, 324, 5832]
     assert page.changes(lambda: page.page.locator("#groups input").first.uncheck())
     assert page.page.evaluate("state.found.map(f => f.count)") == [9, 81, 729]
-    assert page.page.locator("#levels small").all_inner_texts() == ["9 points", "81 points", "729 points"]
+    assert page.page.locator("#levels small").all_inner_texts() == ["9 paths", "81 paths", "729 paths"]
     page.page.locator("#groups input").last.uncheck()
     page.settled()
     page.said("no points")

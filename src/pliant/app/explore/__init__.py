@@ -21,8 +21,9 @@ PORT = 8377
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what ``pliant explore`` takes."""
     parser.add_argument(
-        "checkpoints", type=Path, nargs="*", metavar="CHECKPOINT",
-        help="best.pt or last.pt of a run, or weights of a study, in addition to the networks of the package",
+        "checkpoints", type=Path, nargs="*", metavar="MODEL",
+        help="best.pt or last.pt of a run, weights of a study, or the name of a network of the package to begin with; "
+        "the networks of the package are there anyway",
     )  # fmt: skip
     parser.add_argument(
         "--picture", type=Path, action="append", default=[], metavar="FILE", help="an image to start with; repeatable"
@@ -38,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"--port must be from 0 to 65535, got {args.port}")
     # Pillow warns of suspiciously large images; here they are refused.
     warnings.simplefilter("error", Image.DecompressionBombWarning)
-    chosen: list[Network] = [networks.read(path) for path in args.checkpoints] + networks.bundled()
+    chosen = _chosen(args.checkpoints)
     first = [Picture(f"file-{i}", path.name, "yours", read(path)) for i, path in enumerate(args.picture, 1)]
     gallery = Gallery(first)
     if args.export is not None:
@@ -57,6 +58,13 @@ def run(args: argparse.Namespace) -> int:
         except KeyboardInterrupt:
             print("\npliant explore: ended")
     return 0
+
+
+def _chosen(given: list[Path]) -> list[Network]:
+    """Return the networks of the page, those that are asked for first."""
+    ours = {network.id: network for network in networks.bundled()}
+    asked = [ours.pop(str(path)) if str(path) in ours and not path.exists() else networks.read(path) for path in given]
+    return [*asked, *ours.values()]
 
 
 def _export(path: Path, chosen: list[Network], gallery: Gallery) -> int:

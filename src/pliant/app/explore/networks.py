@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,9 +25,18 @@ from pliant.train import DetectorRecipe
 BUNDLED = Path(__file__).with_name("bundled")
 # The networks that come with the package: name of the file, label on the page, and a line about it.
 SMALL = {
-    "deform-v2-3": ("Piece of clothing, modulated", "Names it. Three modulated deformable layers: deform-v2-3."),
-    "mdconv-c3-c5-mdpool": ("Clothes in a scene", "Finds them. Everything deformable, modulated: mdconv-c3-c5-mdpool."),
-    "deform-v1-3": ("Piece of clothing", "Names it. Three deformable layers: deform-v1-3."),
+    "deform-v2-3": (
+        "Piece of clothing, modulated",
+        "Classifies one piece of clothing, with three modulated deformable layers: deform-v2-3.",
+    ),
+    "mdconv-c3-c5-mdpool": (
+        "Clothes in a scene",
+        "Detects clothes, with modulated deformable layers and pooling: mdconv-c3-c5-mdpool.",
+    ),
+    "deform-v1-3": (
+        "Piece of clothing",
+        "Classifies one piece of clothing, with three deformable layers: deform-v1-3.",
+    ),
 }
 # Sides of the images of these sources for recipes that set none.
 SIDES = {"composed": 128, "crowns": 200}
@@ -82,22 +90,13 @@ class Network:
         return self.model.features  # type: ignore[return-value]
 
     def titles(self, steps: Sequence[tuple[str, int]]) -> list[str]:
-        """Return the names on the page of steps of the body, given as module name and number of taps, lowest first.
+        """Return the names on the page of steps of the body: those of the modules in the network, as `pliant show` has.
 
-        Layers of a classifier keep their names; convolutions of a ResNet are named by stage and by number among the
-        3×3 convolutions of the stage, as in the papers: "c4.2".
+        Args:
+            steps: module name in the body and number of taps, lowest first.
         """
-        if not isinstance(self.model, TwoStage):
-            return [module for module, _ in steps]
-        named, numbers = [], Counter[int]()
-        for module, taps in steps:
-            if not module.startswith("layer"):
-                named.append({"conv1": "c1", "": "pool1"}.get(module, module))
-                continue
-            stage = int(module[len("layer")]) + 1
-            numbers[stage] += taps > 1
-            named.append(f"c{stage}.{numbers[stage]}")
-        return named
+        body = "backbone" if isinstance(self.model, TwoStage) else "features"
+        return [f"{body}.{module}".rstrip(".") for module, _ in steps]
 
     def stem(self, images: Tensor) -> Tensor:
         """Return the responses of the first layer to images from :meth:`prepare`."""
@@ -148,7 +147,7 @@ def read(path: Path) -> Network:
     if isinstance(state, dict) and "recipe" in state:
         state = checkpoint.read(path)
         label = f"{path.parent.name}/{path.name}" if path.parent.name else path.name
-        return _of_checkpoint(state, str(path), label, f"Finds {_listed(state['classes'])}.")
+        return _of_checkpoint(state, str(path), label, f"Detects {_listed(state['classes'])}.")
     name = path.stem.rsplit("-", 2)[0]
     if name not in {*geometry.CONTESTANTS, *detection.CONTESTANTS} or not isinstance(state, dict):
         raise ValueError(f"{path} does not say which network its weights belong to; {TAKEN}")

@@ -213,7 +213,7 @@ def size_of(box: Tensor, ranges: dict[str, tuple[float, float]]) -> str:
 def _data(name: str) -> DataRecipe:
     if name == "crowns":
         return DataRecipe("crowns", scale=(0.7, 1.4), crop=SIDE, flip=0.5, colour=0.2)
-    return DataRecipe("composed", size=SIDE, flip=0.5)
+    return DataRecipe("composed", size=SIDE, classes=CLASSES, objects=OBJECTS, flip=0.5)
 
 
 def shown(image: Tensor) -> Tensor:

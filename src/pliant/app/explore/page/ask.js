@@ -105,9 +105,8 @@ async function show(answer) {
   redraw();
 }
 
-/** Return the channel with the largest response in the middle of the image. */
+/** Return the channel with the strongest responses over the whole image: one that shows something. */
 function strongest() {
-  const { width, height } = state.look.responses, middle = Math.floor(height / 2) * width + Math.floor(width / 2);
-  const there = state.responses.map((channel) => channel[middle]);
-  return there.indexOf(Math.max(...there));
+  const energy = state.responses.map((channel) => channel.reduce((sum, value) => sum + value * value, 0));
+  return energy.indexOf(Math.max(...energy));
 }

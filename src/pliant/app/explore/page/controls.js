@@ -51,7 +51,7 @@ function levels() {
   $("levels").replaceChildren(...splitting().map((step, n) => {
     count *= taps(step, state).chosen.length;
     return made("label", {}, made("input", { type: "checkbox", id: `level-${n + 1}`, checked: state.levels[n], onchange: (event) => { state.levels[n] = event.target.checked; redraw(); } }),
-      made("i", { className: `dot dot-${n + 1}` }), made("span", { textContent: n ? `… through ${step.name}` : step.name }), made("small", { textContent: `${count} points` }));
+      made("i", { className: `dot dot-${n + 1}` }), made("span", { textContent: n ? `… through ${step.name}` : step.name }), made("small", { textContent: `${count} paths` }));
   }));
 }
 
@@ -95,7 +95,14 @@ function objectsSaid() {
   $("objects").replaceChildren(...(shown.length ? shown.map((i) =>
     made("button", { type: "button", ariaPressed: String(i === state.chosen), onclick: () => choose(i, true) },
       made("span", { textContent: objects[i].label }), made("span", { textContent: objects[i].score.toFixed(2) }))) :
-    [made("p", { className: "quiet", textContent: "No detection with this score." })]));
+    [made("p", { className: "quiet", textContent: nothingFound(objects) })]));
+}
+
+/** Say why no detection is listed, and what to do. */
+function nothingFound(objects) {
+  if (!objects.length) return "The network finds nothing in this image, however low the score.";
+  const best = Math.max(...objects.map((o) => o.score));
+  return `No detection has this score; the best one has ${best.toFixed(2)}. Move the slider “Score ≥” to the left.`;
 }
 
 function choose(i, held) {
