@@ -36,25 +36,35 @@ def _one_of(draw: Draw, *values: Any) -> Any:
     return draw(st.sampled_from(values))
 
 
-def _axis(draw: Draw) -> tuple[int, int, int, int, int]:
+def _axis(draw: Draw, longest: int, most_taps: int) -> tuple[int, int, int, int, int]:
     """Return the size of a map, kernel, stride, padding and dilation along one axis: the kernel fits."""
-    n, k, s, d = _whole(draw, 1, 13), _whole(draw, 1, 5), _whole(draw, 1, 3), _whole(draw, 1, 3)
+    n, k, s, d = _whole(draw, 1, longest), _whole(draw, 1, most_taps), _whole(draw, 1, 3), _whole(draw, 1, 3)
     needed = max(0, (d * (k - 1) + 2 - n) // 2)
     return n, k, s, needed + _whole(draw, 0, 2), d
 
 
 def _conv(draw: Draw, op: Operator) -> DeformConvCase:
-    (H, Kh, sh, ph, dh), (W, Kw, sw, pw, dw) = _axis(draw), _axis(draw)
+    axes, transposed = len(op.cases[0].kernel), op.cases[0].output_padding is not None
+    # A volume has many more pixels than a map of the same sides.
+    sides = (7, 3) if axes == 3 else (13, 5)
+    size, kernel, stride, padding, dilation = zip(*(_axis(draw, *sides) for _ in range(axes)), strict=True)
+    more = None
+    if transposed:
+        # What is cut off leaves at least one row and one column.
+        whole = [(n - 1) * s + d * (k - 1) for n, s, d, k in zip(size, stride, dilation, kernel, strict=True)]
+        padding = tuple(min(p, n // 2) for p, n in zip(padding, whole, strict=True))
+        more = tuple(_whole(draw, 0, max(s, d) - 1) for s, d in zip(stride, dilation, strict=True))
     groups, offset_groups = _one_of(draw, 1, 1, 2, 3), _one_of(draw, 1, 2, 3)
-    C, O = groups * offset_groups * _whole(draw, 1, 9), groups * _whole(draw, 1, 9)
+    # Offset groups divide the channels of the larger map.
+    moved, other = groups * offset_groups * _whole(draw, 1, 9), groups * _whole(draw, 1, 9)
     if draw(st.booleans()):
         # Columns that fill several vectors and panels.
-        C, O = C * _one_of(draw, 1, 8), O * _one_of(draw, 1, 8)
+        moved, other = moved * _one_of(draw, 1, 8), other * _one_of(draw, 1, 8)
     if _whole(draw, 0, 4) == 0:
-        groups = O = C
-    return DeformConvCase(
-        "drawn", (_whole(draw, 1, 3), C, H, W), O, (Kh, Kw), (sh, sw), (ph, pw), (dh, dw), groups, offset_groups
-    )
+        groups = other = moved
+    C, O = (other, moved) if transposed else (moved, other)
+    input = (_whole(draw, 1, 3), C, *size)
+    return DeformConvCase("drawn", input, O, kernel, stride, padding, dilation, groups, offset_groups, more)
 
 
 def _roi(draw: Draw, op: Operator) -> RoICase:
@@ -105,7 +115,7 @@ def _attention(draw: Draw, op: Operator) -> MSDeformAttnCase:
 
 
 def _dcn(draw: Draw, op: Operator) -> DCNCase:
-    (H, Kh, sh, ph, dh), (W, Kw, sw, pw, dw) = _axis(draw), _axis(draw)
+    (H, Kh, sh, ph, dh), (W, Kw, sw, pw, dw) = _axis(draw, 13, 5), _axis(draw, 13, 5)
     groups = _whole(draw, 1, 4)
     C = groups * _one_of(draw, 1, 3, 8, 16, 37)
     # DCNv3 and DCNv4 leave out the centre of odd, square kernels of more than one tap alone.
