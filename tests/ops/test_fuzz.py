@@ -12,6 +12,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -150,21 +151,22 @@ def test_kernels_agree_with_references(op: Operator, fuzz: Fuzz) -> None:
     fuzz.run(check)
 
 
-@pytest.fixture
+@contextmanager
 def little_memory() -> Iterator[None]:
-    """Let allocations of more than half a gigabyte fail, so that a size of 2³¹ ends in an error and not in swap."""
+    """Let allocations of more than a gigabyte fail, so that a size of 2³¹ ends in an error and not in swap."""
     if sys.platform != "linux" or "ASAN_OPTIONS" in os.environ:  # which has a limit of its own
         yield
         return
     resource = importlib.import_module("resource")
     limits = resource.getrlimit(resource.RLIMIT_AS)
     pages = int(Path("/proc/self/statm").read_text().split()[0])
-    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + (1 << 29), limits[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_AS, limits)
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + (1 << 30), limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limits)
 
 
-@pytest.mark.usefixtures("little_memory")
 @each_operator(OPERATORS)
 def test_raw_operators_survive_whatever_they_are_given(op: Operator, fuzz: Fuzz) -> None:
     def check(data: st.DataObject) -> None:
@@ -178,7 +180,8 @@ def test_raw_operators_survive_whatever_they_are_given(op: Operator, fuzz: Fuzz)
                 fuzz.last.write_text(f"{call.function} {[_described(a) for a in arguments]}\n")
                 fuzz.calls += 1
                 try:
-                    result = call.function(*arguments)
+                    with little_memory():
+                        result = call.function(*arguments)
                 except (RuntimeError, TypeError, ValueError, NotImplementedError, OverflowError, MemoryError):
                     continue
                 # It did fit: all that was written can be read.
