@@ -9,10 +9,24 @@ namespace {
 
 template <class A>
 PLIANT_INLINE void place_bilinear(const Placed<A>& out, const Asked<A>& from, int64_t count) {
-  const A* __restrict x = from.x, * __restrict y = from.y, * __restrict start_x = from.start_x, * __restrict start_y = from.start_y, * __restrict scale_x = from.scale_x, * __restrict scale_y = from.scale_y, * __restrict factor = from.factor;
+  const A* __restrict x = from.x;
+  const A* __restrict y = from.y;
+  const A* __restrict start_x = from.start_x;
+  const A* __restrict start_y = from.start_y;
+  const A* __restrict scale_x = from.scale_x;
+  const A* __restrict scale_y = from.scale_y;
+  const A* __restrict factor = from.factor;
   const int32_t* __restrict rows = from.rows, * __restrict columns = from.columns, * __restrict first = from.first;
-  int32_t* __restrict i0 = out.pixel[0], * __restrict i1 = out.pixel[1], * __restrict i2 = out.pixel[2], * __restrict i3 = out.pixel[3];
-  A* __restrict w0 = out.weight[0], * __restrict w1 = out.weight[1], * __restrict w2 = out.weight[2], * __restrict w3 = out.weight[3], * __restrict below = out.fy, * __restrict beside = out.fx;
+  int32_t* __restrict i0 = out.pixel[0];
+  int32_t* __restrict i1 = out.pixel[1];
+  int32_t* __restrict i2 = out.pixel[2];
+  int32_t* __restrict i3 = out.pixel[3];
+  A* __restrict w0 = out.weight[0];
+  A* __restrict w1 = out.weight[1];
+  A* __restrict w2 = out.weight[2];
+  A* __restrict w3 = out.weight[3];
+  A* __restrict below = out.fy;
+  A* __restrict beside = out.fx;
   // Two loops: `valid` is false for NaN, so that only valid positions are converted to integers.
 #pragma omp simd
   for (int64_t i = 0; i < count; ++i) {

@@ -15,8 +15,14 @@ PLIANT_INLINE void locate_planes_as(const Samples<A>& at, const Positions<A>& fr
   const A first = Clamp ? 0 : -1, depth = A(D);
   const int32_t planes = int32_t(D);
   A* __restrict behind = at.fz, * __restrict near_mask = at.mask, * __restrict far_mask = at.far_mask;
-  int64_t* __restrict n0 = at.pixel[0], * __restrict n1 = at.pixel[1], * __restrict n2 = at.pixel[2], * __restrict n3 = at.pixel[3];
-  int64_t* __restrict f0 = at.far_pixel[0], * __restrict f1 = at.far_pixel[1], * __restrict f2 = at.far_pixel[2], * __restrict f3 = at.far_pixel[3];
+  int64_t* __restrict n0 = at.pixel[0];
+  int64_t* __restrict n1 = at.pixel[1];
+  int64_t* __restrict n2 = at.pixel[2];
+  int64_t* __restrict n3 = at.pixel[3];
+  int64_t* __restrict f0 = at.far_pixel[0];
+  int64_t* __restrict f1 = at.far_pixel[1];
+  int64_t* __restrict f2 = at.far_pixel[2];
+  int64_t* __restrict f3 = at.far_pixel[3];
   // In two loops, as `locate` has; `far_mask` holds in between whether the sample is valid.
 #pragma omp simd
   for (int64_t p = 0; p < count; ++p) {

@@ -105,6 +105,13 @@ def test_matching_by_hand() -> None:
     assert negative.tolist() == [[False, False, False, True, False, True], [True] * 6]
 
 
+def test_an_iou_at_a_threshold() -> None:
+    # 0.5 and 0.25, exactly: positive from `high` on, negative below `low`.
+    truth = _truth([(0, 0, 10, 10)])
+    _, positive, negative = boxes.match(torch.tensor([[0.0, 0, 10, 5], [0, 0, 5, 5]]), truth, 0.25, 0.5)
+    assert (positive.tolist(), negative.tolist()) == ([[True, False]], [[False, False]])
+
+
 def test_the_best_box_of_a_true_one_is_kept_only_if_they_overlap() -> None:
     truth = _truth([(100, 100, 110, 110)])
     _, positive, negative = boxes.match(_random(20).clamp(max=90), truth, 0.3, 0.7, keep_best=True)

@@ -89,6 +89,19 @@ def test_anchors_in_the_padding_count_for_nothing() -> None:
     assert (proposals[0, present[0]][:, 2] <= 9).all()
 
 
+@pytest.mark.parametrize(("side", "cells"), [(7.9, 1), (8.0, 1), (8.1, 4), (16.0, 4), (16.1, 9)])
+def test_a_cell_that_begins_at_the_edge_is_outside(side: float, cells: int) -> None:
+    rpn = _silent(samples=1000, share=1.0)
+    # Logit 1 in the first cell, 3 in all others.
+    with torch.no_grad():
+        rpn.conv.weight[0, 0, 1, 1] = rpn.predict.weight[0, 0] = 1.0
+    x = torch.full((1, 4, 4, 4), 3.0)
+    x[0, 0, 0, 0] = 1.0
+    _, _, losses = rpn([x], torch.tensor([[side, side]]), _truth([]))
+    first, other = (math.log1p(math.exp(logit)) for logit in (1, 3))
+    assert losses["rpn_objectness"].item() == pytest.approx((first + (cells - 1) * other) / cells, rel=1e-5)
+
+
 def _scored(logits: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
     """Return the proposals of a 32×32 picture from the logits (4, 4) of its anchors."""
     rpn = _silent(**options).eval()

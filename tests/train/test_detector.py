@@ -203,6 +203,38 @@ def test_generator_and_signals_are_left_as_they_were(detector: Any, scenes: Any)
     assert signal.getsignal(signal.SIGINT) is handler
 
 
+@pytest.mark.parametrize(("resumed", "best"), [(0.3, 4), (0.5, 4), (0.7, 8)])
+def test_a_resumed_run_keeps_the_best_that_it_had(
+    detector: Any, scenes: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, resumed: float, best: int
+) -> None:
+    def scoring(AP: float) -> Any:
+        return lambda *_, **__: {"AP": AP}
+
+    test, two = scenes(6, seed=1), replace(RECIPE, epochs=2)
+    monkeypatch.setattr("pliant.train.detector.evaluate", scoring(0.5))
+
+    def interrupt(record: dict[str, Any]) -> None:
+        if record["kind"] == "step" and record["step"] == 6:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit_detector(made(detector), scenes(16), two, test=test, folder=tmp_path, on_record=interrupt)
+    monkeypatch.setattr("pliant.train.detector.evaluate", scoring(resumed))
+    fit_detector(made(detector), scenes(16), two, test=test, folder=tmp_path, resume=True)
+    assert checkpoint.read(tmp_path / "best.pt")["best"] == {"step": best, "AP": max(0.5, resumed)}
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_weights_decay(name: Any) -> None:
+    net = torch.nn.Linear(2, 1, bias=False)
+    before = net.weight.detach().clone()
+    optimizer = OptimiserRecipe(name, lr=0.1, weight_decay=0.5, momentum=0.9).build(net)
+    net.weight.grad = torch.zeros_like(net.weight)
+    optimizer.step()
+    # Without a gradient both multiply by 1 − lr·decay.
+    assert torch.allclose(net.weight.detach(), 0.95 * before, rtol=1e-6)
+
+
 def test_frozen_and_offset_weights_go_their_own_pace(detector: Any, scenes: Any) -> None:
     net = made(detector)
     net.backbone["layer1"].requires_grad_(False)
