@@ -77,9 +77,9 @@ class DeformConvCase:
             "mask": torch.rand(N, taps, *grid, generator=random, dtype=torch.float64),
         }
         tensors = {name: t.to(dtype) for name, t in tensors.items()}
-        if channels_last:
-            format = torch.channels_last if len(size) == 2 else torch.channels_last_3d
-            tensors["input"] = tensors["input"].contiguous(memory_format=format)
+        formats = {2: torch.channels_last, 3: torch.channels_last_3d}
+        if channels_last and len(size) in formats:
+            tensors["input"] = tensors["input"].contiguous(memory_format=formats[len(size)])
         return tensors
 
     @property

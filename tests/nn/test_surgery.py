@@ -29,7 +29,7 @@ Network = Callable[[str], nn.Module]
 
 
 def _deformable(model: nn.Module) -> list[str]:
-    return [name for name, module in model.named_modules() if isinstance(module, DeformConv2d)]
+    return [name for name, module in model.named_modules() if isinstance(module, DeformConv2d | DeformConvTranspose2d)]
 
 
 CHOICES: dict[str, tuple[str, Any, list[str]]] = {
@@ -58,7 +58,7 @@ CHOICES: dict[str, tuple[str, Any, list[str]]] = {
         [f"blocks.{i}.{j}.conv_dw" for i, j in ((0, 0), (1, 0), (1, 1), (2, 0), (2, 1))],
     ),
     "a last and a stage": ("EfficientNet", ("last 1", "blocks.0"), ["blocks.0.0.conv_dw", "blocks.2.1.conv_dw"]),
-    "all of a U-Net": ("UNet", "*", ["down1.0", "down2.0", "middle.0", "up2.0", "up1.0"]),
+    "all of a U-Net": ("UNet", "*", ["down1.0", "down2.0", "middle.0", "grow2", "up2.0", "grow1", "up1.0"]),
 }
 
 
@@ -220,7 +220,7 @@ def test_what_is_deformable_already_is_left_alone(network: Network) -> None:
     deformify(net, "*")
     assert all(net.get_submodule(name) is layer for name, layer in first.items())
     assert not any("conv_offset" in name for name in _deformable(net))
-    with pytest.raises(ValueError, match="the model has no convolutions with a kernel larger"):
+    with pytest.raises(ValueError, match="the model has no convolutions with a kernel of more than one tap"):
         deformify(net, "layer4")
 
 
@@ -239,10 +239,10 @@ def test_trains_and_is_watched(network: Network) -> None:
             optimizer.step()
             losses.append(loss.item())
     assert losses[-1] < losses[0]
-    assert sorted(statistics.report()) == ["up1.0", "up2.0"]
+    assert sorted(statistics.report()) == ["grow1", "up1.0"]
     assert all(numbers["mean"] > 0 for numbers in statistics.report().values())
     with pytest.raises(
-        ValueError, match=r"^undeformify: layer 'up2.0' moves its samples, no plain convolution equals it$"
+        ValueError, match=r"^undeformify: layer 'grow1' moves its samples, no plain convolution equals it$"
     ):
         undeformify(net)
 

@@ -25,6 +25,7 @@ class Source:
         versions: of its deformable layers.
         boundaries: "zeros" or "clamp", for version 1 and for version 2; None as for `mask_scale`.
         note: what the file does not hold and its user must know.
+        mark: what some name holds wherever the layout is this one, if other names of it are those of any network.
     """
 
     rules: Rules
@@ -33,6 +34,7 @@ class Source:
     versions: tuple[int, ...] = (1, 2)
     boundaries: tuple[str, str] | tuple[None, None] = ("zeros", "zeros")
     note: str = ""
+    mark: str = ""
 
 
 _RESNET = r"(?:conv1|bn1|fc|layer[1-4]\.\d+\.(?:conv[123](?:\.conv_offset)?|bn[123]|downsample\.[01]))\.\w+"
@@ -156,6 +158,7 @@ SOURCES: dict[str, Source] = {
         mask_scale=2.0,
         versions=(2,),
         note="its deformable blocks are DeformASPP(…, kernel_sizes=(1, 1, 3, 7))",
+        mark="modulator_conv",
     ),
     "msra": Source(
         (),
@@ -198,7 +201,8 @@ def suspicion(source: str, state: Mapping[str, Tensor]) -> str:
             return False
         return name != "mmcv" or _is_branch(old, state)
 
-    found = {name: [old for old in state if changed(name, old)] for name in SOURCES}
+    possible = [name for name, of in SOURCES.items() if any(of.mark in old for old in state)]
+    found = {name: [old for old in state if name in possible and changed(name, old)] for name in SOURCES}
     most = max(found, key=lambda name: len(found[name]))
     if found[source] or not found[most]:
         return ""

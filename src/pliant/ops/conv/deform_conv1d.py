@@ -65,6 +65,7 @@ def deform_conv1d(
 
     Source: equation 2 of Dai et al., "Deformable Convolutional Networks", ICCV 2017, over one axis.
 
+    >>> import torch
     >>> x = torch.arange(5.0).view(1, 1, 5)
     >>> deform_conv1d(x, torch.full((1, 3, 5), 0.5), torch.ones(1, 1, 3), padding=1)[0, 0]
     tensor([2.0000, 4.5000, 7.5000, 8.0000, 5.5000])

@@ -68,6 +68,7 @@ def deform_conv2d(
     Source: Dai et al., "Deformable Convolutional Networks", ICCV 2017, equation 2; Zhu et al., "Deformable ConvNets
     v2", CVPR 2019, equation 1. Argument order of torchvision.ops.deform_conv2d.
 
+    >>> import torch
     >>> x = torch.arange(25.0).view(1, 1, 5, 5)
     >>> offset = torch.full((1, 18, 5, 5), 0.5)
     >>> deform_conv2d(x, offset, torch.ones(1, 1, 3, 3), padding=1)[0, 0, 0]

@@ -68,11 +68,12 @@ def deform_conv3d(
     Source: equation 2 of Dai et al., "Deformable Convolutional Networks", ICCV 2017, over three axes; the layout of
     offsets is that of D3Dnet (Ying et al., 2020) and tvdcn.
 
+    >>> import torch
     >>> x = torch.arange(8.0).view(1, 1, 2, 2, 2)
     >>> offset = torch.full((1, 3, 2, 2, 2), 0.5)
     >>> deform_conv3d(x, offset, torch.ones(1, 1, 1, 1, 1))[0, 0, 0]
     tensor([[3.5000, 2.0000],
-            [2.5000, 1.3750]])
+            [2.2500, 1.2500]])
     """
     strides = _check.numbers(_OP, "stride", stride, 1, 3)
     paddings = _check.numbers(_OP, "padding", padding, 0, 3)

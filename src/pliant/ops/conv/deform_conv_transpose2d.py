@@ -73,6 +73,7 @@ def deform_conv_transpose2d(
     Source: the adjoint of equation 2 of Dai et al., "Deformable Convolutional Networks", ICCV 2017; the layout is
     tvdcn's.
 
+    >>> import torch
     >>> x, weight = torch.ones(1, 1, 1, 2), torch.ones(1, 1, 1, 1)
     >>> offset = torch.tensor([0.0, 0.5]).view(1, 2, 1, 1).expand(1, 2, 1, 2)
     >>> deform_conv_transpose2d(x, offset, weight, stride=(1, 2), output_padding=(0, 1))[0, 0]

@@ -27,6 +27,7 @@ class DeformConv1d(Predicting):
 
     Source: Dai et al., ICCV 2017, section 2.1, over one axis.
 
+    >>> import torch
     >>> layer = DeformConv1d(16, 32, 3, padding=1)
     >>> layer(torch.randn(1, 16, 8)).shape
     torch.Size([1, 32, 8])
@@ -95,6 +96,7 @@ class DeformConv2d(Predicting):
     Source: Dai et al., ICCV 2017, section 2.1; Zhu et al., CVPR 2019, section 3.2; mask scale of MXNet's example. The
     guide: Wang et al., "EDVR", CVPRW 2019, section 3.2.
 
+    >>> import torch
     >>> layer = DeformConv2d(16, 32, 3, padding=1)
     >>> layer(torch.randn(1, 16, 8, 8)).shape
     torch.Size([1, 32, 8, 8])
@@ -147,6 +149,7 @@ class DeformConv3d(Predicting):
 
     Source: Ying et al., "Deformable 3D Convolution for Video Super-Resolution", IEEE SPL 2020.
 
+    >>> import torch
     >>> layer = DeformConv3d(16, 32, 3, padding=1)
     >>> layer(torch.randn(1, 16, 4, 8, 8)).shape
     torch.Size([1, 32, 4, 8, 8])

@@ -23,6 +23,7 @@ class SlicedConv2d(nn.Conv2d):
 
     Source: oneDNN issue 6035.
 
+    >>> import torch
     >>> SlicedConv2d(8, 16, 1, stride=2)(torch.zeros(1, 8, 5, 5)).shape
     torch.Size([1, 16, 3, 3])
     """
