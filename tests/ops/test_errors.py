@@ -148,7 +148,9 @@ def _raw_mistakes(op: str, call: RawCall, *kinds: type) -> Iterator[tuple[dict[s
         changed = {("rois" if n == "boxes" and "rois" in lists else n): value for n, value in change.items()}
         if name == op and changed.keys() <= lists.keys():
             values = {n: (v,) * lengths[n] if lists[n] and type(v) is int else v for n, v in changed.items()}
-            if all(type(v) in kinds for v in values.values()):
+            # An empty list may stand for None here.
+            same = all(v == () and lengths.get(n) == 0 for n, v in values.items())
+            if not same and all(type(v) in kinds for v in values.values()):
                 yield values, kind, sentence
 
 

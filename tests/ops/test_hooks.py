@@ -19,7 +19,18 @@ from torch.autograd.graph import save_on_cpu, saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
-from pliant.nn import DCNv3, DCNv4, DeformConv2d, DeformPSRoIPool, DeformRoIPool, LocalResponseNorm, MSDeformAttn
+from pliant.nn import (
+    DCNv3,
+    DCNv4,
+    DeformConv1d,
+    DeformConv2d,
+    DeformConv3d,
+    DeformConvTranspose2d,
+    DeformPSRoIPool,
+    DeformRoIPool,
+    LocalResponseNorm,
+    MSDeformAttn,
+)
 from pliant.ops.table import OPERATORS, Operator
 
 from .contract import DIFFERENTIABLE, Problem, each_operator, leaves, raw_calls
@@ -75,6 +86,17 @@ class OnPixels(nn.Module):
         return self.layer(pixels, self.reference, pixels, [self.size])
 
 
+class Reshaped(nn.Module):
+    """A layer of sequences or volumes, made of the pixels of a map."""
+
+    def __init__(self, layer: nn.Module, *size: int) -> None:
+        super().__init__()
+        self.layer, self.size = layer, size
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x.reshape(2, 4, *self.size))
+
+
 class Root(nn.Module):
     """A module around a part, without annotations: torch.fx cannot pickle those that are strings."""
 
@@ -89,6 +111,9 @@ class Root(nn.Module):
 LAYERS: dict[str, Callable[[], nn.Module]] = {
     "DeformConv2d v1": lambda: DeformConv2d(4, 6, 3, padding=1, version=1),
     "DeformConv2d v2": lambda: DeformConv2d(4, 6, (2, 3), padding="same", version=2, offset_groups=2),
+    "DeformConv1d": lambda: Reshaped(DeformConv1d(4, 6, 3, padding=1), 72),
+    "DeformConv3d": lambda: Reshaped(DeformConv3d(4, 6, (2, 3, 1), padding="same", offset_groups=2), 3, 3, 8),
+    "DeformConvTranspose2d": lambda: DeformConvTranspose2d(4, 6, 3, stride=2, padding=1, output_padding=1),
     "DeformRoIPool v1": lambda: OnBoxes(DeformRoIPool((3, 2), 4, version=1)),
     "DeformRoIPool v2": lambda: OnBoxes(DeformRoIPool((3, 2), 4, version=2, hidden=(8,), separate_mask_trunk=True)),
     "DeformPSRoIPool": lambda: OnBoxes(DeformPSRoIPool(2, 4), torch.randn(2, 8, 9, 8)),
