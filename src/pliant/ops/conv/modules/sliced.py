@@ -18,8 +18,7 @@ class SlicedConv2d(nn.Conv2d):
     channels (8 with AVX2) and a channels_last input, oneDNN's weight gradient of a strided 1×1 convolution writes
     beyond its workspace, and the process dies. Every layer of this kind that pliant builds is this one.
 
-    Args:
-        args, options: those of `nn.Conv2d`.
+    Its arguments are those of `nn.Conv2d`.
 
     Source: oneDNN issue 6035.
 
