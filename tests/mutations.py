@@ -116,12 +116,6 @@ MUTATIONS = (
         _PY + "data/transforms.py", "left < visible * whole", "left <= visible * whole", "tests/data/test_transforms.py"
     ),
     Mutation(
-        _PY + "data/transforms.py",
-        ".item() >= self.probability",
-        ".item() > self.probability",
-        "tests/data/test_transforms.py",
-    ),
-    Mutation(
         _PY + "data/transforms.py", "int(right * (W - w + 1))", "int(right * (W - w))", "tests/data/test_transforms.py"
     ),
     Mutation(_PY + "data/yolo.py", '"category_id": label + 1', '"category_id": label', "tests/data/test_folders.py"),

@@ -105,6 +105,15 @@ def test_crop_is_exact() -> None:
     assert torch.equal(PICTURE[1]["boxes"][0], torch.tensor([2.0, 3, 10, 8]))  # nothing was changed in place
 
 
+def test_crop_reaches_every_place() -> None:
+    image, target = _picture(7, 6, [])
+    image = torch.arange(42, dtype=torch.uint8).view(1, 7, 6).expand(3, 7, 6)
+    random = torch.Generator().manual_seed(0)
+    first = {int(Crop(5)(image, target, random)[0][0, 0, 0]) for _ in range(200)}
+    # Of the three rows and two columns that a part may begin at.
+    assert first == {0, 1, 6, 7, 12, 13}
+
+
 def test_crop_of_a_smaller_picture() -> None:
     image, target = Crop(25)(*PICTURE, GENERATOR)
     assert image.shape == (3, 20, 25)
