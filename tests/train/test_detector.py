@@ -224,6 +224,14 @@ def test_a_resumed_run_keeps_the_best_that_it_had(
     assert checkpoint.read(tmp_path / "best.pt")["best"] == {"step": best, "AP": max(0.5, resumed)}
 
 
+def test_a_run_that_ends_inside_an_epoch_is_evaluated(detector: Any, scenes: Any, tmp_path: Path) -> None:
+    # Four steps an epoch.
+    recipe = replace(RECIPE, steps=6)
+    records = fit_detector(made(detector), scenes(16), recipe, test=scenes(6, seed=1), folder=tmp_path)
+    assert [r["step"] for r in records if r["kind"] == "evaluation"][-1] == 6
+    assert checkpoint.read(tmp_path / "last.pt")["step"] == 6
+
+
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
 def test_weights_decay(name: Any) -> None:
     net = torch.nn.Linear(2, 1, bias=False)
