@@ -142,12 +142,6 @@ MUTATIONS = (
     ),
     Mutation(_PY + "train/recipe.py", "(step + 1) / self.warmup", "step / self.warmup", f"{_PY}train/recipe.py"),
     Mutation(
-        _PY + "train/recipe.py",
-        "step >= share * steps - 1e-6",
-        "step > share * steps - 1e-6",
-        f"tests/train {_PY}train/recipe.py",
-    ),
-    Mutation(
         _PY + "train/evaluation.py",
         "precision[precision > -1]",
         "precision[precision > 0]",
