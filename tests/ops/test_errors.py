@@ -195,6 +195,18 @@ def test_raw_backward_operators_refuse_another_gradient(op: Operator) -> None:
             backward.function(other.contiguous(), *rest)
 
 
+@each_operator(DIFFERENTIABLE)
+def test_raw_operators_name_a_tensor_that_is_missing(op: Operator) -> None:
+    # None reaches the fake kernel where another tensor is on meta.
+    call, right = _raw(op.name)
+    first, *_ = right
+    for name, value in right.items():
+        if isinstance(value, Tensor) and name != first:
+            with pytest.raises(TypeError, match=f"^{op.name}: {first} must be a tensor, got NoneType"):
+                call.function(*{**right, first: None, name: value.to("meta")}.values())
+            break
+
+
 # The public functions of these check in their own words.
 _CHECKED_BEFORE = ("local_response_norm",)
 

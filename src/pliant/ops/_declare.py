@@ -197,6 +197,11 @@ class Backward:
 
     def fake(self, grad: Tensor, *given: Any) -> Tensor | tuple[Tensor, ...]:
         what = self.what
+        read = {
+            what.names[i]: given[what.slot[i]] for i in what.tensors if what.types[i] == "Tensor" and i in what.slot
+        }
+        read.pop(what.names[what.forgotten] if what.forgotten >= 0 else "", None)
+        _check.tensors(f"{what.name}_backward", grad=grad, **read)
         wanted = given[-1] if what.several else 1
         found = []
         for bit, i in what.wanted:
