@@ -193,6 +193,10 @@ def test_raw_backward_operators_refuse_another_gradient(op: Operator) -> None:
     for other in wrong:
         with pytest.raises(RuntimeError):
             backward.function(other.contiguous(), *rest)
+    # None reaches the fake kernel where another tensor is on meta.
+    elsewhere = [a.to("meta") if isinstance(a, Tensor) else a for a in rest]
+    with pytest.raises(TypeError, match=r"^\w+_backward: grad must be a tensor, got NoneType"):
+        backward.function(None, *elsewhere)
 
 
 @each_operator(DIFFERENTIABLE)

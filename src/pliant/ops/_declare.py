@@ -142,6 +142,7 @@ class Declaration:
         self.elementwise, self.contiguous = elementwise, contiguous
         self.types, self.names = zip(*(part.rsplit(" ", 1) for part in arguments.split(", ")), strict=True)
         self.tensors = [i for i, kind in enumerate(self.types) if kind in ("Tensor", "Tensor?")]
+        self.required = [i for i in self.tensors if self.types[i] == "Tensor"]
         self.bias = self.names.index(bias) if bias else -1
         self.forgotten = self.names.index(forgotten) if forgotten else -1
         # The tensors whose gradients the backward kernel computes: a bit of `wanted` and the position of each.
@@ -164,7 +165,7 @@ class Declaration:
     def require_tensors(self, op: str, given: Sequence[Any]) -> None:
         """Raise TypeError unless every tensor is one; those that are optional may be None."""
         for i in self.tensors:
-            if given[i] is not None or self.types[i] == "Tensor":
+            if given[i] is not None or i in self.required:
                 _check.tensors(op, **{self.names[i]: given[i]})
 
     def define(self) -> None:
@@ -197,10 +198,7 @@ class Backward:
 
     def fake(self, grad: Tensor, *given: Any) -> Tensor | tuple[Tensor, ...]:
         what = self.what
-        read = {
-            what.names[i]: given[what.slot[i]] for i in what.tensors if what.types[i] == "Tensor" and i in what.slot
-        }
-        read.pop(what.names[what.forgotten] if what.forgotten >= 0 else "", None)
+        read = {what.names[i]: given[what.slot[i]] for i in what.required if i != what.forgotten}
         _check.tensors(f"{what.name}_backward", grad=grad, **read)
         wanted = given[-1] if what.several else 1
         found = []
