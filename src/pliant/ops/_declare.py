@@ -8,40 +8,30 @@ csrc/.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from types import ModuleType
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn import Parameter
-from torch.overrides import handle_torch_function, has_torch_function
+from torch.overrides import handle_torch_function
 
 from pliant import _check, _native
 
 # Every CPU kernel refuses arguments in these words, before it reads any element (csrc/abi.h).
 REFUSAL = "the arguments do not fit each other"
 
-Function = TypeVar("Function", bound=Callable[..., Tensor])
 
+def handed_over(function: Callable[..., Tensor], arguments: dict[str, Any]) -> Tensor:
+    """Hand a call of a public operator to what overrides torch functions: torch.fx, subclasses of Tensor.
 
-def leaf(function: Function) -> Function:
-    """Make a public operator a single call for all that overrides torch functions: torch.fx, subclasses of Tensor.
-
-    ``torch.fx.symbolic_trace`` records the operator as one node, without its checks.
+    ``torch.fx.symbolic_trace`` records the operator as one node, without its checks. An operator asks for it first of
+    all, in the way of torch.nn.functional; a decorator would cost every call eight times as much.
     """
-
-    @functools.wraps(function)
-    def call(*args: Any, **kwargs: Any) -> Tensor:
-        given = (*args, *kwargs.values()) if kwargs else args
-        if has_torch_function(given):
-            result: Tensor = handle_torch_function(call, given, *args, **kwargs)
-            return result
-        return function(*args, **kwargs)
-
-    return cast(Function, call)
+    result: Tensor = handle_torch_function(function, tuple(arguments.values()), **arguments)
+    return result
 
 
 class Extra(NamedTuple):

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from types import ModuleType
 
 from torch import Tensor
+from torch.overrides import has_torch_function_variadic
 
 from pliant import _check
 from pliant.ops import _declare
@@ -14,7 +15,6 @@ from pliant.ops.aggregation import checks, reference
 _OP = "dcnv3"
 
 
-@_declare.leaf
 def dcnv3(
     input: Tensor,
     offset: Tensor,
@@ -76,6 +76,8 @@ def dcnv3(
             [27.5000, 30.0000, 19.7500],
             [21.7500, 23.2500, 15.0000]])
     """
+    if has_torch_function_variadic(input, offset, mask):
+        return _declare.handed_over(dcnv3, locals())
     geometry = checks.geometry(_OP, kernel_size, stride, padding, dilation, groups, offset_scale, remove_center)
     return _run(implementation, input, offset, mask, *geometry)
 

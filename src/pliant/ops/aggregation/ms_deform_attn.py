@@ -7,6 +7,7 @@ from types import ModuleType
 
 import torch
 from torch import Tensor
+from torch.overrides import has_torch_function_variadic
 
 from pliant import _check
 from pliant.ops import _declare
@@ -16,7 +17,6 @@ _OP = "ms_deform_attn"
 METHODS = ("bilinear", "discrete")
 
 
-@_declare.leaf
 def ms_deform_attn(
     value: Tensor,
     spatial_shapes: Tensor | Sequence[Sequence[int]],
@@ -70,6 +70,8 @@ def ms_deform_attn(
     >>> ms_deform_attn(value, [(2, 3)], None, locations, torch.ones(1, 1, 1, 1, 2))
     tensor([[[4.2500]]])
     """
+    if has_torch_function_variadic(value, spatial_shapes, level_start_index, sampling_locations, attention_weights):
+        return _declare.handed_over(ms_deform_attn, locals())
     if method not in METHODS:
         raise ValueError(f"{_OP}: method must be one of {METHODS}, got {method!r}")
     sizes = _sizes(spatial_shapes)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from types import ModuleType
 
 from torch import Tensor
+from torch.overrides import has_torch_function_variadic
 
 from pliant import _check
 from pliant.ops import _declare
@@ -14,7 +15,6 @@ from pliant.ops.conv import checks, reference
 _OP = "deform_conv1d"
 
 
-@_declare.leaf
 def deform_conv1d(
     input: Tensor,
     offset: Tensor,
@@ -70,6 +70,8 @@ def deform_conv1d(
     >>> deform_conv1d(x, torch.full((1, 3, 5), 0.5), torch.ones(1, 1, 3), padding=1)[0, 0]
     tensor([2.0000, 4.5000, 7.5000, 8.0000, 5.5000])
     """
+    if has_torch_function_variadic(input, offset, weight, bias, mask):
+        return _declare.handed_over(deform_conv1d, locals())
     strides = _check.numbers(_OP, "stride", stride, 1, 1)
     paddings = _check.numbers(_OP, "padding", padding, 0, 1)
     dilations = _check.numbers(_OP, "dilation", dilation, 1, 1)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from types import ModuleType
 
 from torch import Tensor
+from torch.overrides import has_torch_function_variadic
 
 from pliant import _check
 from pliant.ops import _declare
@@ -15,7 +16,6 @@ _OP = "deform_conv2d"
 _Pair = tuple[int, int]
 
 
-@_declare.leaf
 def deform_conv2d(
     input: Tensor,
     offset: Tensor,
@@ -74,6 +74,8 @@ def deform_conv2d(
     >>> deform_conv2d(x, offset, torch.ones(1, 1, 3, 3), padding=1)[0, 0, 0]
     tensor([30.0000, 41.2500, 48.7500, 45.0000, 28.7500])
     """
+    if has_torch_function_variadic(input, offset, weight, bias, mask):
+        return _declare.handed_over(deform_conv2d, locals())
     strides = _check.pair(_OP, "stride", stride, 1)
     paddings = _check.pair(_OP, "padding", padding, 0)
     dilations = _check.pair(_OP, "dilation", dilation, 1)

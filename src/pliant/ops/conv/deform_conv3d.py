@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from types import ModuleType
 
 from torch import Tensor
+from torch.overrides import has_torch_function_variadic
 
 from pliant import _check
 from pliant.ops import _declare
@@ -14,7 +15,6 @@ from pliant.ops.conv import checks, reference
 _OP = "deform_conv3d"
 
 
-@_declare.leaf
 def deform_conv3d(
     input: Tensor,
     offset: Tensor,
@@ -75,6 +75,8 @@ def deform_conv3d(
     tensor([[3.5000, 2.0000],
             [2.2500, 1.2500]])
     """
+    if has_torch_function_variadic(input, offset, weight, bias, mask):
+        return _declare.handed_over(deform_conv3d, locals())
     strides = _check.numbers(_OP, "stride", stride, 1, 3)
     paddings = _check.numbers(_OP, "padding", padding, 0, 3)
     dilations = _check.numbers(_OP, "dilation", dilation, 1, 3)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from types import ModuleType
 
 from torch import Tensor
+from torch.overrides import has_torch_function_variadic
 
 from pliant import _check
 from pliant.ops import _declare
@@ -14,7 +15,6 @@ from pliant.ops.conv import checks, reference
 _OP = "deform_conv_transpose2d"
 
 
-@_declare.leaf
 def deform_conv_transpose2d(
     input: Tensor,
     offset: Tensor,
@@ -79,6 +79,8 @@ def deform_conv_transpose2d(
     >>> deform_conv_transpose2d(x, offset, weight, stride=(1, 2), output_padding=(0, 1))[0, 0]
     tensor([[0.5000, 0.5000, 0.5000, 0.5000]])
     """
+    if has_torch_function_variadic(input, offset, weight, bias, mask):
+        return _declare.handed_over(deform_conv_transpose2d, locals())
     strides = _check.numbers(_OP, "stride", stride, 1, 2)
     paddings = _check.numbers(_OP, "padding", padding, 0, 2)
     more = _check.numbers(_OP, "output_padding", output_padding, 0, 2)

@@ -6,6 +6,7 @@ from types import ModuleType
 
 import torch
 from torch import Tensor
+from torch.overrides import has_torch_function_variadic
 
 from pliant import _check
 from pliant.ops import _declare
@@ -16,7 +17,6 @@ REGIONS = ("channel", "spatial")
 EVEN = ("left", "right")
 
 
-@_declare.leaf
 def local_response_norm(
     input: Tensor,
     size: int,
@@ -69,6 +69,8 @@ def local_response_norm(
     >>> local_response_norm(x, 3, alpha=3.0, beta=1.0, k=0.0).flatten()
     tensor([0.2000, 0.1429, 0.1034, 0.1600])
     """
+    if has_torch_function_variadic(input):
+        return _declare.handed_over(local_response_norm, locals())
     _check.tensors(_OP, input=input)
     check_arguments(_OP, size, alpha, beta, k, region, even)
     spatial = region == "spatial"
@@ -79,7 +81,6 @@ def local_response_norm(
     return _run(implementation, input, 1, before, after, spatial, *numbers)
 
 
-@_declare.leaf
 def lrn(
     input: Tensor,
     depth_radius: int = 5,
@@ -124,6 +125,8 @@ def lrn(
     >>> y[1, 1, 1]
     tensor([0.0107, 0.0081, 0.0083, 0.0111])
     """
+    if has_torch_function_variadic(input):
+        return _declare.handed_over(lrn, locals())
     op = "lrn"
     _check.tensors(op, input=input)
     _integer(op, "depth_radius", depth_radius, 0)

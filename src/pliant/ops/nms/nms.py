@@ -6,6 +6,7 @@ from types import ModuleType
 
 import torch
 from torch import Tensor
+from torch.overrides import has_torch_function_variadic
 
 from pliant import _check
 from pliant.ops import _declare
@@ -14,7 +15,6 @@ from pliant.ops.nms import reference
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
-@_declare.leaf
 def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, *, implementation: str = "auto") -> Tensor:
     """Keep the boxes that no better kept box overlaps by more than a threshold.
 
@@ -50,10 +50,11 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, *, implementation: 
     >>> nms(boxes, torch.tensor([0.5, 0.9, 0.7]), 0.5)
     tensor([1, 2])
     """
+    if has_torch_function_variadic(boxes, scores):
+        return _declare.handed_over(nms, locals())
     return _suppress("nms", boxes, scores, None, iou_threshold, implementation)
 
 
-@_declare.leaf
 def batched_nms(
     boxes: Tensor, scores: Tensor, classes: Tensor, iou_threshold: float, *, implementation: str = "auto"
 ) -> Tensor:
@@ -85,6 +86,8 @@ def batched_nms(
     >>> batched_nms(boxes, torch.tensor([0.5, 0.9, 0.7]), torch.tensor([3, 1, 1]), 0.5)
     tensor([1, 2, 0])
     """
+    if has_torch_function_variadic(boxes, scores, classes):
+        return _declare.handed_over(batched_nms, locals())
     _check.tensors("batched_nms", classes=classes)
     return _suppress("batched_nms", boxes, scores, classes, iou_threshold, implementation)
 

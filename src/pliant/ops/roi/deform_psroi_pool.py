@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from types import ModuleType
 
 from torch import Tensor
+from torch.overrides import has_torch_function_variadic
 
 from pliant import _check
 from pliant.ops import _declare
@@ -15,7 +16,6 @@ from pliant.ops.roi.reference import averages
 _OP = "deform_psroi_pool"
 
 
-@_declare.leaf
 def deform_psroi_pool(
     input: Tensor,
     rois: Tensor | Sequence[Tensor],
@@ -79,6 +79,8 @@ def deform_psroi_pool(
     tensor([[0., 1.],
             [2., 3.]])
     """
+    if has_torch_function_variadic(input, rois, offset, mask):
+        return _declare.handed_over(deform_psroi_pool, locals())
     rois = checks.boxes(_OP, "rois", rois, input)
     part = output_size if part_size is None else part_size
     for name, value in (("output_size", output_size), ("group_size", group_size), ("part_size", part)):

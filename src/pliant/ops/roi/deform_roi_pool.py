@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from types import ModuleType
 
 from torch import Tensor
+from torch.overrides import has_torch_function_variadic
 
 from pliant import _check
 from pliant.ops import _declare
@@ -15,7 +16,6 @@ from pliant.ops.roi.reference import averages
 _OP = "deform_roi_pool"
 
 
-@_declare.leaf
 def deform_roi_pool(
     input: Tensor,
     rois: Tensor | Sequence[Tensor],
@@ -74,6 +74,8 @@ def deform_roi_pool(
     tensor([[1.0000, 1.2500],
             [1.5000, 1.7500]])
     """
+    if has_torch_function_variadic(input, rois, offset, mask):
+        return _declare.handed_over(deform_roi_pool, locals())
     _check.tensors(_OP, input=input)
     rois = checks.boxes(_OP, "rois", rois, input)
     size = _check.pair(_OP, "output_size", output_size, 1)

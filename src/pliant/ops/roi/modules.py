@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import has_torch_function_variadic
 
 from pliant import _check
 from pliant._check import not_scripted
@@ -366,9 +367,10 @@ def _in_roi(moves: Tensor) -> Tensor:
     return (x >= 0) & (x <= 1) & (y >= 0) & (y <= 1)
 
 
-@_declare.leaf
 def _pool_offsets(maps: Tensor, rois: Tensor | Sequence[Tensor], part: int, scale: float, samples: int) -> Tensor:
     """Pool maps of offsets, in float32 under autocast too."""
+    if has_torch_function_variadic(maps, rois):
+        return _declare.handed_over(_pool_offsets, locals())
     kind = maps.device.type
     if kind == "meta" or not torch.is_autocast_enabled(kind):
         return deform_psroi_pool(maps, rois, None, part, scale, group_size=part, sample_per_part=samples)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from types import ModuleType
 
 from torch import Tensor
+from torch.overrides import has_torch_function_variadic
 
 from pliant import _check
 from pliant.ops import _declare
@@ -15,7 +16,6 @@ from pliant.ops.roi.reference import averages
 _OP = "ps_roi_align"
 
 
-@_declare.leaf
 def ps_roi_align(
     input: Tensor,
     boxes: Tensor | Sequence[Tensor],
@@ -59,6 +59,8 @@ def ps_roi_align(
     tensor([[0., 1.],
             [2., 3.]])
     """
+    if has_torch_function_variadic(input, boxes):
+        return _declare.handed_over(ps_roi_align, locals())
     rois = checks.boxes(_OP, "boxes", boxes, input)
     size = _check.pair(_OP, "output_size", output_size, 1)
     checks.whole(_OP, "sampling_ratio", sampling_ratio, limit=_check.SAMPLES)

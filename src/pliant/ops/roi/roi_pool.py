@@ -7,6 +7,7 @@ from types import ModuleType
 
 import torch
 from torch import Tensor
+from torch.overrides import has_torch_function_variadic
 
 from pliant import _check
 from pliant.ops import _declare
@@ -16,7 +17,6 @@ from pliant.ops.roi.reference import bins
 _OP = "roi_pool"
 
 
-@_declare.leaf
 def roi_pool(
     input: Tensor,
     boxes: Tensor | Sequence[Tensor],
@@ -61,6 +61,8 @@ def roi_pool(
     tensor([[ 5.,  6.],
             [13., 14.]])
     """
+    if has_torch_function_variadic(input, boxes):
+        return _declare.handed_over(roi_pool, locals())
     rois = checks.boxes(_OP, "boxes", boxes, input)
     size = _check.pair(_OP, "output_size", output_size, 1)
     return _run(implementation, input, rois, size, float(spatial_scale))

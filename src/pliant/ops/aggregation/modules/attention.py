@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import has_torch_function_variadic
 
 from pliant import _check
 from pliant._check import not_scripted
@@ -15,7 +16,6 @@ from pliant.ops import _declare
 from pliant.ops.aggregation.ms_deform_attn import METHODS, ms_deform_attn
 
 
-@_declare.leaf
 def sampling_locations(
     reference_points: Tensor,
     offsets: Tensor,
@@ -32,6 +32,8 @@ def sampling_locations(
         spatial_shapes: (H, W) of each level.
         points: number of samples of each level.
     """
+    if has_torch_function_variadic(reference_points, offsets, spatial_shapes):
+        return _declare.handed_over(sampling_locations, locals())
     offsets, reference_points = (t.float() if t.dtype in _check.LOW else t for t in (offsets, reference_points))
     levels = torch.tensor([level for level, P in enumerate(points) for _ in range(P)], device=offsets.device)
     references = reference_points.expand(-1, -1, len(points), -1)[:, :, levels].unsqueeze(2)
