@@ -102,13 +102,15 @@ def declare(
 
     def fake_forward(*given: Any) -> Any:
         what.require_tensors(name, given)
+        if fake is not None:
+            return fake(*given)
         if elementwise:
             return torch.empty_like(given[0])
         size = shape(*given)
         output = given[0].new_empty(size).to(memory_format=what.format(given[0]))
         return output if extra is None else (output, given[0].new_empty(size, dtype=extra.dtype))
 
-    torch.library.register_fake(f"pliant::{name}", fake or fake_forward, lib=_native.library)
+    torch.library.register_fake(f"pliant::{name}", fake_forward, lib=_native.library)
     _native.on_gpu(name, lambda *given: getattr(triton(), name)(*given), *also)
     backward = None
     if what.wanted:
