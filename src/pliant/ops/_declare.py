@@ -21,8 +21,8 @@ from torch.overrides import handle_torch_function, has_torch_function
 
 from pliant import _check, _native
 
-# Every CPU kernel refuses arguments in these words, before it reads any element (csrc/abi.h).
-REFUSAL = "the arguments do not fit each other"
+# Every CPU kernel refuses an argument in these words, before it reads any element (csrc/abi.h).
+REFUSAL = "does not fit the other arguments"
 
 Function = TypeVar("Function", bound=Callable[..., Tensor])
 
