@@ -144,7 +144,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt CMakeLists.txt $(wildcard csr
 	@echo 'installing $(PINNED)'
 	@$(PIP) $(TORCH_ARGS) $(PINNED) \
 	  || { echo 'pliant: $(PINNED) could not be installed; TORCH_ARGS="--index-url ..." points pip elsewhere' >&2; exit 1; }
-	$(if $(TORCH),@$(PY) -m pip freeze --all --exclude pip | $(KEPT) - constraints.txt > $(CONSTRAINTS))
+	$(if $(TORCH),@$(PY) -m pip freeze --all --exclude pip --exclude-editable | $(KEPT) - constraints.txt > $(CONSTRAINTS))
 	@echo 'installing build tools'
 	@$(PIP) --quiet -c $(CONSTRAINTS) pip scikit-build-core cmake ninja
 	@echo 'compiling and installing pliant, with what training, studies and tests need'

@@ -80,16 +80,16 @@ inline bool accompanies(const Tensor& t, ScalarType type) {
   return t.scalar_type() == type || (low && t.scalar_type() == ScalarType::Float);
 }
 
-// The one refusal of every kernel, before it reads any element. It does not say which argument is wrong; Python does,
-// which checks the arguments before the call or, on the eager short cut, after a refusal.
-inline void require_fit(bool fits, const char* op) {
-  STD_TORCH_CHECK(fits, op, ": the arguments do not fit each other; pliant.ops.", op, " says which");
+// The one refusal of every kernel, before it reads any element. It names an argument of the schema; what that must be,
+// Python says, which checks the arguments before the call or, on the eager short cut, after a refusal.
+inline void require_fit(bool fits, const char* op, const char* argument) {
+  STD_TORCH_CHECK(fits, op, ": ", argument, " does not fit the other arguments");
 }
 
 // The numbers of a list that the schema leaves open in length.
 template <size_t n>
-std::array<int64_t, n> numbers(const std::vector<int64_t>& list, const char* op) {
-  require_fit(list.size() == n, op);
+std::array<int64_t, n> numbers(const std::vector<int64_t>& list, const char* op, const char* argument) {
+  require_fit(list.size() == n, op, argument);
   std::array<int64_t, n> found{};
   std::copy(list.begin(), list.end(), found.begin());
   return found;

@@ -130,10 +130,10 @@ std::vector<int64_t> keep_all(std::vector<Candidate>& all, const std::vector<int
 
 Tensor nms(const Tensor& boxes, const Tensor& scores, const std::optional<Tensor>& classes, double iou_threshold) {
   auto list = [&](const Tensor& t) { return t.dim() == 1 && t.size(0) == boxes.size(0); };
-  require_fit(iou_threshold >= 0 && iou_threshold <= 1 && is_floating(boxes) && boxes.dim() == 2 &&
-                  boxes.size(1) == 4 && is_floating(scores) && list(scores) &&
-                  (!classes || (list(*classes) && classes->scalar_type() == ScalarType::Long)),
-              "nms");
+  require_fit(is_floating(boxes) && boxes.dim() == 2 && boxes.size(1) == 4, "nms", "boxes");
+  require_fit(is_floating(scores) && list(scores), "nms", "scores");
+  require_fit(!classes || (list(*classes) && classes->scalar_type() == ScalarType::Long), "nms", "classes");
+  require_fit(iou_threshold >= 0 && iou_threshold <= 1, "nms", "iou_threshold");
   std::vector<Candidate> all = candidates(scores, classes);
   std::sort(all.begin(), all.end(), [](const Candidate& a, const Candidate& b) {
     return a.group != b.group ? a.group < b.group : better(a, b);

@@ -20,32 +20,39 @@ struct Geometry {
 Geometry geometry(const char* op, const std::vector<int64_t>& kernel, const std::vector<int64_t>& stride,
                   const std::vector<int64_t>& padding, const std::vector<int64_t>& dilation, int64_t groups,
                   double scale, bool remove_center) {
-  return {numbers<2>(kernel, op),
-          numbers<2>(stride, op),
-          numbers<2>(padding, op),
-          numbers<2>(dilation, op),
+  return {numbers<2>(kernel, op, "kernel_size"),
+          numbers<2>(stride, op, "stride"),
+          numbers<2>(padding, op, "padding"),
+          numbers<2>(dilation, op, "dilation"),
           groups,
           scale,
           remove_center,
           op};
 }
 
-// The problem of a call, without its sources; refuses geometry that does not fit the map.
-Problem problem(const Geometry& g, const Tensor& input) {
+// The problem of a call, without its sources; refuses geometry that does not fit the map. `beside`, the tensor with the
+// offsets, is called `name`: it bounds the number of taps before anything is stored for each.
+Problem problem(const Geometry& g, const Tensor& input, const Tensor& beside, const char* name) {
   constexpr int64_t kMost = int64_t(1) << 31;
   auto within = [](const std::array<int64_t, 2>& pair, int64_t least) {
     return pair[0] >= least && pair[1] >= least && pair[0] < kMost && pair[1] < kMost;
   };
-  require_fit(is_floating(input) && input.dim() == 4 && within(g.kernel, 1) && within(g.stride, 1) &&
-                  within(g.padding, 0) && within(g.dilation, 1) && g.groups >= 1,
-              g.op);
+  auto require = [&](bool fits, const char* argument) { require_fit(fits, g.op, argument); };
+  require(is_floating(input) && input.dim() == 4, "input");
+  require(beside.dim() == 4, name);
+  require(within(g.kernel, 1), "kernel_size");
+  require(within(g.stride, 1), "stride");
+  require(within(g.padding, 0), "padding");
+  require(within(g.dilation, 1), "dilation");
   const int64_t H = input.size(1), W = input.size(2), C = input.size(3), K = g.samples();
-  require_fit(C >= 1 && C % g.groups == 0 && H >= 1 && W >= 1 && H <= INT32_MAX / W && K >= 1 && K < kMost, g.op);
+  require(C >= 1 && C < kMost && H >= 1 && W >= 1 && H <= INT32_MAX / W, "input");
+  require(g.groups >= 1 && C % g.groups == 0, "groups");
+  require(K >= 1 && K < kMost && K <= beside.size(3) / g.groups, "kernel_size");
   Problem s{input.size(0), H * W, g.groups, C / g.groups, 0, K};
   int64_t size[2], center[2];
   for (int axis = 0; axis < 2; ++axis) {
     const int64_t window = g.dilation[axis] * (g.kernel[axis] - 1), all = input.size(1 + axis) + 2 * g.padding[axis];
-    require_fit(all > window, g.op);
+    require(all > window, "kernel_size");
     size[axis] = (all - window - 1) / g.stride[axis] + 1;
     center[axis] = window / 2;
   }
@@ -81,13 +88,14 @@ Tensor forward(const Problem& s, const Tensor& input) {
 
 void require_gradient(const Tensor& grad, const Problem& s, const Tensor& input, const char* op) {
   require_fit(grad.scalar_type() == input.scalar_type() && has_shape(grad, {s.N, s.Q / s.width, s.width, s.M * s.D}),
-              op);
+              op, "grad");
 }
 
 // The problem of `dcnv3`; refuses tensors that do not fit.
 Problem of_v3(const Geometry& g, const Tensor& input, const Tensor& offset, const Tensor& mask) {
-  Problem s = problem(g, input);
-  require_fit(covers(offset, s, input, s.M * s.K * 2) && covers(mask, s, input, s.M * s.K), g.op);
+  Problem s = problem(g, input, offset, "offset");
+  require_fit(covers(offset, s, input, s.M * s.K * 2), g.op, "offset");
+  require_fit(covers(mask, s, input, s.M * s.K), g.op, "mask");
   s.places = source(offset, s, s.K * 2);
   s.factors = source(mask, s, s.K);
   return s;
@@ -125,8 +133,8 @@ std::tuple<Tensor, Tensor, Tensor> dcnv3_backward(const Tensor& grad, const Tens
 
 // The problem of `dcnv4`; refuses tensors that do not fit.
 Problem of_v4(const Geometry& g, const Tensor& input, const Tensor& offset_mask) {
-  Problem s = problem(g, input);
-  require_fit(covers(offset_mask, s, input, (s.M * s.K * 3 + 7) / 8 * 8), g.op);
+  Problem s = problem(g, input, offset_mask, "offset_mask");
+  require_fit(covers(offset_mask, s, input, (s.M * s.K * 3 + 7) / 8 * 8), g.op, "offset_mask");
   s.places = source(offset_mask, s, s.K * 3);
   s.factors = s.places;
   s.factors.first = s.K * 2;

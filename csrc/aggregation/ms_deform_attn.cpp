@@ -8,31 +8,40 @@ namespace {
 
 constexpr const char* kName = "ms_deform_attn";
 
-// Whether the tensors fit each other: locations are (N, Q, M, L, P, 2), or (N, Q, M, ΣP, 2) with `points`.
-bool fits(const Tensor& value, const std::vector<int64_t>& shapes, const std::vector<int64_t>& starts,
-          const Tensor& locations, const Tensor& weights, const std::vector<int64_t>& points) {
+// Refuse tensors that do not fit each other: locations are (N, Q, M, L, P, 2), or (N, Q, M, ΣP, 2) with `points`.
+void require_all(const Tensor& value, const std::vector<int64_t>& shapes, const std::vector<int64_t>& starts,
+                 const Tensor& locations, const Tensor& weights, const std::vector<int64_t>& points) {
+  auto require = [](bool fits, const char* argument) { require_fit(fits, kName, argument); };
   const ScalarType type = value.scalar_type();
   const int64_t L = starts.size();
-  if (!is_floating(type) || value.dim() != 4 || !accompanies(locations, type) || !accompanies(weights, type))
-    return false;
+  require(is_floating(type) && value.dim() == 4, "value");
   const int64_t N = value.size(0), S = value.size(1), M = value.size(2), D = value.size(3);
-  if (L < 1 || int64_t(shapes.size()) != 2 * L || M < 1 || D < 1 || S > INT32_MAX) return false;
+  require(M >= 1 && D >= 1 && S <= INT32_MAX, "value");
+  require(L >= 1, "level_start_index");
+  require(int64_t(shapes.size()) == 2 * L, "spatial_shapes");
   for (int64_t l = 0; l < L; ++l) {
     const int64_t H = shapes[2 * l], W = shapes[2 * l + 1];
-    if (H < 1 || W < 1 || H > S || W > S || starts[l] < 0 || starts[l] > S || H * W > S - starts[l]) return false;
+    require(H >= 1 && W >= 1 && H <= S && W <= S, "spatial_shapes");
+    require(starts[l] >= 0 && starts[l] <= S && H * W <= S - starts[l], "level_start_index");
   }
-  if (locations.dim() != (points.empty() ? 6 : 5) || weights.dim() != locations.dim() - 1) return false;
+  const bool uniform = points.empty();
+  require(accompanies(locations, type) && locations.dim() == (uniform ? 6 : 5), "sampling_locations");
+  require(accompanies(weights, type), "attention_weights");
   const int64_t Q = locations.size(1);
-  if (points.empty()) {
+  if (uniform) {
     const int64_t P = locations.size(4);
-    return has_shape(locations, {N, Q, M, L, P, 2}) && has_shape(weights, {N, Q, M, L, P});
+    require(has_shape(locations, {N, Q, M, L, P, 2}), "sampling_locations");
+    require(has_shape(weights, {N, Q, M, L, P}), "attention_weights");
+    return;
   }
   int64_t K = 0;
   for (const int64_t P : points) {
-    if (P < 1 || P > INT32_MAX) return false;
+    require(P >= 1 && P <= INT32_MAX, "points");
     K += P;
   }
-  return int64_t(points.size()) == L && has_shape(locations, {N, Q, M, K, 2}) && has_shape(weights, {N, Q, M, K});
+  require(int64_t(points.size()) == L, "points");
+  require(has_shape(locations, {N, Q, M, K, 2}), "sampling_locations");
+  require(has_shape(weights, {N, Q, M, K}), "attention_weights");
 }
 
 Source source(const Tensor& t, int64_t Q, int64_t M, int64_t each) {
@@ -60,7 +69,7 @@ Problem problem(const Tensor& value, const std::vector<int64_t>& shapes, const s
 Tensor ms_deform_attn(const Tensor& value, const std::vector<int64_t>& spatial_shapes,
                       const std::vector<int64_t>& level_start_index, const Tensor& sampling_locations,
                       const Tensor& attention_weights, const std::vector<int64_t>& points, bool discrete) {
-  require_fit(fits(value, spatial_shapes, level_start_index, sampling_locations, attention_weights, points), kName);
+  require_all(value, spatial_shapes, level_start_index, sampling_locations, attention_weights, points);
   const Tensor map = torch::stable::contiguous(value), locations = torch::stable::contiguous(sampling_locations),
                weights = torch::stable::contiguous(attention_weights);
   const Problem s = problem(map, spatial_shapes, level_start_index, locations, weights, points, discrete);
@@ -73,10 +82,10 @@ std::tuple<Tensor, Tensor, Tensor> ms_deform_attn_backward(
     const Tensor& grad, const Tensor& value, const std::vector<int64_t>& spatial_shapes,
     const std::vector<int64_t>& level_start_index, const Tensor& sampling_locations, const Tensor& attention_weights,
     const std::vector<int64_t>& points, bool discrete, int64_t wanted) {
-  require_fit(fits(value, spatial_shapes, level_start_index, sampling_locations, attention_weights, points) &&
-                  grad.scalar_type() == value.scalar_type() &&
+  require_all(value, spatial_shapes, level_start_index, sampling_locations, attention_weights, points);
+  require_fit(grad.scalar_type() == value.scalar_type() &&
                   has_shape(grad, {value.size(0), sampling_locations.size(1), value.size(2) * value.size(3)}),
-              kName);
+              kName, "grad");
   const Tensor map = torch::stable::contiguous(value), locations = torch::stable::contiguous(sampling_locations),
                weights = torch::stable::contiguous(attention_weights);
   const Problem s = problem(map, spatial_shapes, level_start_index, locations, weights, points, discrete);

@@ -9,10 +9,10 @@ Tensor forward(int64_t axes, const char* op, const Tensor& input, const Tensor& 
                const std::optional<Tensor>& bias, const Sizes& stride, const Sizes& padding, const Sizes& dilation,
                const std::optional<Tensor>& mask, bool clamp, const Tensor* packed = nullptr) {
   const ConvGeometry geometry(axes, stride, padding, dilation, clamp, op);
-  const Sizes positions = positions_on(sizes(input), sizes(weight), geometry);
-  require_fit(conv_fits(input.scalar_type(), sizes(input), offset, weight, mask, positions), op);
+  const Sizes positions = positions_on(sizes(input), sizes(weight), geometry, op);
+  require_conv(op, input.scalar_type(), sizes(input), offset, weight, mask, positions);
   const ConvShape s(sizes(input), sizes(offset), sizes(weight), geometry);
-  require_fit(!bias || (bias->scalar_type() == input.scalar_type() && has_shape(*bias, {s.O})), op);
+  require_fit(!bias || (bias->scalar_type() == input.scalar_type() && has_shape(*bias, {s.O})), op, "bias");
   const bool last = channels_last(input);
   Sizes size = positions;
   size[1] = s.O;
@@ -28,11 +28,11 @@ Four backward(int64_t axes, const char* op, const Tensor& grad, const Tensor& in
               const Tensor& weight, const Sizes& stride, const Sizes& padding, const Sizes& dilation,
               const std::optional<Tensor>& mask, bool clamp, int64_t wanted) {
   const ConvGeometry geometry(axes, stride, padding, dilation, clamp, op);
-  Sizes positions = positions_on(sizes(input), sizes(weight), geometry);
-  require_fit(conv_fits(input.scalar_type(), sizes(input), offset, weight, mask, positions), op);
+  Sizes positions = positions_on(sizes(input), sizes(weight), geometry, op);
+  require_conv(op, input.scalar_type(), sizes(input), offset, weight, mask, positions);
   const ConvShape s(sizes(input), sizes(offset), sizes(weight), geometry);
   positions[1] = s.O;
-  require_fit(grad.scalar_type() == input.scalar_type() && sizes(grad) == positions, op);
+  require_fit(grad.scalar_type() == input.scalar_type() && sizes(grad) == positions, op, "grad");
   const bool last = channels_last(input), want_input = wanted & 1, want_offset = wanted & 2, want_weight = wanted & 4,
              want_mask = mask && (wanted & 8);
   Gradients out{want_input,
@@ -74,9 +74,9 @@ Tensor deform_conv2d_packed(const Tensor& input, const Tensor& offset, const Ten
 }
 
 Tensor deform_conv2d_pack(const Tensor& weight, int64_t groups) {
-  require_fit(
-      is_floating(weight) && weight.dim() == 4 && weight.numel() > 0 && groups > 0 && weight.size(0) % groups == 0,
-      "deform_conv2d");
+  constexpr const char* kOp = "deform_conv2d_pack";
+  require_fit(is_floating(weight) && weight.dim() == 4 && weight.numel() > 0, kOp, "weight");
+  require_fit(groups > 0 && weight.size(0) % groups == 0, kOp, "groups");
   return pack(weight, ConvShape(sizes(weight), groups));
 }
 

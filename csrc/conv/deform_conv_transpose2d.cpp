@@ -9,17 +9,22 @@ namespace {
 
 constexpr const char* kOp = "deform_conv_transpose2d";
 
-// The sizes of the output; empty if it has none.
+// The sizes of the output, without its channels. Refuses arguments that have none.
 Sizes map_of(const Tensor& input, const Tensor& weight, const Sizes& output_padding, const ConvGeometry& geometry) {
-  if (input.dim() != 4 || weight.dim() != 4 || output_padding.size() != 2 || !geometry_fits(geometry)) return {};
-  if (input.size(1) != weight.size(0)) return {};
+  require_fit(input.dim() == 4, kOp, "input");
+  require_fit(weight.dim() == 4 && weight.size(0) == input.size(1) && weight.size(1) > 0 && weight.size(1) < kMost, kOp,
+              "weight");
+  require_fit(output_padding.size() == 2, kOp, "output_padding");
   Sizes found{input.size(0), 0};
   for (int64_t i = 0; i < 2; ++i) {
     const int64_t n = input.size(2 + i), k = weight.size(2 + i), s = geometry.stride[1 + i],
                   d = geometry.dilation[1 + i], more = output_padding[i];
-    if (n <= 0 || n >= kMost || k <= 0 || k >= kMost || more < 0 || more >= std::max(s, d)) return {};
+    require_fit(n > 0 && n < kMost, kOp, "input");
+    require_fit(k > 0 && k < kMost, kOp, "weight");
+    require_fit(more >= 0 && more < std::max(s, d), kOp, "output_padding");
     found.push_back((n - 1) * s - 2 * geometry.padding[1 + i] + d * (k - 1) + 1 + more);
-    if (found.back() <= 0 || found.back() >= kMost) return {};
+    require_fit(found.back() > 0, kOp, "padding");
+    require_fit(found.back() < kMost, kOp, "input");
   }
   return found;
 }
@@ -28,9 +33,9 @@ Sizes map_of(const Tensor& input, const Tensor& weight, const Sizes& output_padd
 ConvShape shape_of(const Tensor& input, const Tensor& offset, const Tensor& weight, const std::optional<Tensor>& mask,
                    int64_t groups, const Sizes& output_padding, const ConvGeometry& geometry, Sizes& map) {
   map = map_of(input, weight, output_padding, geometry);
-  require_fit(!map.empty() && groups > 0, kOp);
+  require_fit(groups > 0 && groups < kMost && input.size(1) % groups == 0, kOp, "groups");
   map[1] = weight.size(1) * groups;
-  require_fit(conv_fits(input.scalar_type(), map, offset, weight, mask, sizes(input)), kOp);
+  require_conv(kOp, input.scalar_type(), map, offset, weight, mask, sizes(input));
   return ConvShape(map, sizes(offset), sizes(weight), geometry);
 }
 
@@ -41,7 +46,7 @@ Tensor deform_conv_transpose2d(const Tensor& input, const Tensor& offset, const 
   const ConvGeometry geometry(2, stride, padding, dilation, clamp, kOp);
   Sizes map;
   const ConvShape s = shape_of(input, offset, weight, mask, groups, output_padding, geometry, map);
-  require_fit(!bias || (bias->scalar_type() == input.scalar_type() && has_shape(*bias, {s.C})), kOp);
+  require_fit(!bias || (bias->scalar_type() == input.scalar_type() && has_shape(*bias, {s.C})), kOp, "bias");
   const bool last = channels_last(input);
   const Tensor none = torch::stable::new_empty(input, {0});
   Gradients out{true, false, false, false, empty_map(input, map, last), none, none, none, last, true, bias};
@@ -56,7 +61,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> deform_conv_transpose2d_backward(
   const ConvGeometry geometry(2, stride, padding, dilation, clamp, kOp);
   Sizes map;
   const ConvShape s = shape_of(input, offset, weight, mask, groups, output_padding, geometry, map);
-  require_fit(grad.scalar_type() == input.scalar_type() && sizes(grad) == map, kOp);
+  require_fit(grad.scalar_type() == input.scalar_type() && sizes(grad) == map, kOp, "grad");
   const bool last = channels_last(input), want_input = wanted & 1, want_offset = wanted & 2, want_weight = wanted & 4,
              want_mask = mask && (wanted & 8);
   Tensor grad_input = gradient_map(want_input, input, last, input);

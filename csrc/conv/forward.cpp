@@ -123,7 +123,7 @@ bool convolve(const Tensor& input, const Tensor& offset, const Tensor& weight, c
       const int64_t size = packed_size<V>(s, ProductPlan::of<V>(s));
       require_fit(
           size > 0 && packed->scalar_type() == kScalarType<V> && has_shape(*packed, {size}) && packed->stride(0) == 1,
-          "deform_conv2d");
+          "deform_conv2d_packed", "packed");
     }
     ok = Forward<T, A, V>(input, offset, weight, bias, mask, packed, s, output, last).run();
   });

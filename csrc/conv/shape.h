@@ -30,6 +30,9 @@ inline std::optional<Tensor> rows(const std::optional<Tensor>& t) {
   return t ? std::optional<Tensor>(rows(*t)) : std::nullopt;
 }
 
+// Sides of maps, strides and the like are below this, so that products of two are far from overflow.
+inline constexpr int64_t kMost = int64_t(1) << 31;
+
 // The grid of positions, as the operators receive it: one number per axis, in the order z, y, x. Axes that a map does
 // not have, come first and have stride 1, padding 0, dilation 1.
 struct ConvGeometry {
@@ -40,14 +43,17 @@ struct ConvGeometry {
   ConvGeometry(int64_t axes, const Sizes& stride, const Sizes& padding, const Sizes& dilation, bool clamp,
                const char* op)
       : axes(axes),
-        stride(last(stride, axes, 1, op)),
-        padding(last(padding, axes, 0, op)),
-        dilation(last(dilation, axes, 1, op)),
+        stride(last(stride, axes, 1, op, "stride")),
+        padding(last(padding, axes, 0, op, "padding")),
+        dilation(last(dilation, axes, 1, op, "dilation")),
         clamp(clamp) {}
 
  private:
-  static std::array<int64_t, 3> last(const Sizes& list, int64_t axes, int64_t fill, const char* op) {
-    require_fit(int64_t(list.size()) == axes, op);
+  // The numbers of all three axes; none may be less than the one of an axis that a map does not have.
+  static std::array<int64_t, 3> last(const Sizes& list, int64_t axes, int64_t fill, const char* op,
+                                     const char* argument) {
+    auto fits = [&](int64_t n) { return n >= fill && n < kMost; };
+    require_fit(int64_t(list.size()) == axes && std::all_of(list.begin(), list.end(), fits), op, argument);
     std::array<int64_t, 3> found{fill, fill, fill};
     std::copy(list.begin(), list.end(), found.end() - axes);
     return found;
@@ -60,51 +66,43 @@ inline int64_t along(const Sizes& size, int64_t axis) {
   return d < 2 ? 1 : size[d];
 }
 
-// Sides of maps, strides and the like are below this, so that products of two are far from overflow.
-inline constexpr int64_t kMost = int64_t(1) << 31;
-
-inline bool geometry_fits(const ConvGeometry& geometry) {
-  for (int i = 0; i < 3; ++i)
-    if (geometry.stride[i] <= 0 || geometry.stride[i] >= kMost || geometry.dilation[i] <= 0 ||
-        geometry.dilation[i] >= kMost || geometry.padding[i] < 0 || geometry.padding[i] >= kMost)
-      return false;
-  return true;
-}
-
-// The size of the grid of positions that a kernel has on a map: N, 0 and a number per axis; empty where it has none.
-inline Sizes positions_on(const Sizes& map, const Sizes& weight, const ConvGeometry& geometry) {
-  if (!geometry_fits(geometry) || int64_t(map.size()) != 2 + geometry.axes || weight.size() != map.size()) return {};
+// The size of the grid of positions that a kernel has on a map: N, 0 and a number per axis. Refuses a map and a weight
+// that have none.
+inline Sizes positions_on(const Sizes& map, const Sizes& weight, const ConvGeometry& geometry, const char* op) {
+  require_fit(int64_t(map.size()) == 2 + geometry.axes, op, "input");
+  require_fit(weight.size() == map.size(), op, "weight");
   Sizes found{map[0], 0};
   for (int64_t i = 3 - geometry.axes; i < 3; ++i) {
     const int64_t size = along(map, i), kernel = along(weight, i);
-    if (size <= 0 || size >= kMost || kernel <= 0 || kernel >= kMost) return {};
+    require_fit(size > 0 && size < kMost, op, "input");
+    require_fit(kernel > 0 && kernel < kMost, op, "weight");
     const int64_t room = size + 2 * geometry.padding[i] - geometry.dilation[i] * (kernel - 1) - 1;
-    if (room < 0) return {};
+    require_fit(room >= 0, op, "weight");
     found.push_back(room / geometry.stride[i] + 1);
   }
   return found;
 }
 
-// Whether a map of the sizes `map` and the type `type` fits the other tensors, with that grid of positions.
-inline bool conv_fits(ScalarType type, const Sizes& map, const Tensor& offset, const Tensor& weight,
-                      const std::optional<Tensor>& mask, const Sizes& positions) {
-  if (!is_floating(type) || weight.scalar_type() != type || !accompanies(offset, type)) return false;
-  if (mask && !accompanies(*mask, type)) return false;
-  if (positions.size() != map.size() || weight.dim() != int64_t(map.size()) || offset.dim() != weight.dim())
-    return false;
+// Refuse tensors that do not fit a map of the sizes `map` and the type `type`, with that grid of positions. The map and
+// the weight have the same number of axes.
+inline void require_conv(const char* op, ScalarType type, const Sizes& map, const Tensor& offset, const Tensor& weight,
+                         const std::optional<Tensor>& mask, const Sizes& positions) {
   const int64_t axes = int64_t(map.size()) - 2, C = map[1], O = weight.size(0), Cg = weight.size(1);
-  if (O <= 0 || Cg <= 0 || C <= 0 || C % Cg != 0 || O % (C / Cg) != 0) return false;
+  require_fit(is_floating(type) && C > 0, op, "input");
+  require_fit(weight.scalar_type() == type && O > 0 && Cg > 0 && C % Cg == 0 && O % (C / Cg) == 0, op, "weight");
   // An expanded weight may have sizes whose product overflows.
   int64_t K = 1;
   for (int64_t d = 2; d < weight.dim(); ++d) {
-    if (weight.size(d) <= 0 || weight.size(d) >= kMost) return false;
+    require_fit(weight.size(d) > 0 && weight.size(d) < kMost, op, "weight");
     K *= weight.size(d);
-    if (K >= kMost) return false;
+    require_fit(K < kMost, op, "weight");
   }
+  require_fit(accompanies(offset, type) && offset.dim() == weight.dim(), op, "offset");
   const int64_t G = std::max<int64_t>(offset.size(1) / (axes * K), 1);
   Sizes moved = positions, masked = positions;
   moved[1] = axes * G * K, masked[1] = G * K;
-  return C % G == 0 && sizes(offset) == moved && (!mask || sizes(*mask) == masked);
+  require_fit(C % G == 0 && sizes(offset) == moved, op, "offset");
+  require_fit(!mask || (accompanies(*mask, type) && sizes(*mask) == masked), op, "mask");
 }
 
 struct ConvShape {

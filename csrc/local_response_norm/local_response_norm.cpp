@@ -75,13 +75,16 @@ std::optional<Layout> layout_of(const Tensor& x, int64_t dim, bool spatial) {
 }
 
 Tensor normalize(Tensor x, const Tensor* grad, int64_t dim, bool spatial, const Window& window) {
-  bool fits =
-      is_floating(x) && window.before >= 0 && window.after >= 0 && (spatial ? x.dim() >= 2 : dim >= 0 && dim < x.dim());
+  constexpr const char* kOp = "local_response_norm";
+  require_fit(is_floating(x) && (!spatial || x.dim() >= 2), kOp, "input");
+  require_fit(spatial || (dim >= 0 && dim < x.dim()), kOp, "dim");
+  require_fit(window.before >= 0, kOp, "before");
+  require_fit(window.after >= 0, kOp, "after");
   if (grad) {
-    fits = fits && grad->scalar_type() == x.scalar_type() && grad->dim() == x.dim();
-    for (int64_t d = 0; fits && d < x.dim(); ++d) fits = grad->size(d) == x.size(d);
+    bool same = grad->scalar_type() == x.scalar_type() && grad->dim() == x.dim();
+    for (int64_t d = 0; same && d < x.dim(); ++d) same = grad->size(d) == x.size(d);
+    require_fit(same, kOp, "grad");
   }
-  require_fit(fits, "local_response_norm");
   if (x.numel() == 0) return torch::stable::empty_like(x);
   // clone keeps the order of the dimensions, contiguous does not.
   if (!is_dense(x)) x = torch::stable::clone(x);

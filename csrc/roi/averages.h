@@ -32,7 +32,8 @@ struct Pool {
 
   // Return `op` if the ranks are right: the sizes are read next.
   static const char* ranked(const char* op, const Tensor& input, const Tensor& rois) {
-    require_fit(input.dim() == 4 && rois.dim() == 2, op);
+    require_fit(input.dim() == 4, op, "input");
+    require_fit(rois.dim() == 2, op, "rois");
     return op;
   }
 
@@ -51,21 +52,21 @@ struct Pool {
 // The four operators, from their arguments.
 inline Pool deform_roi_pool_of(const Tensor& input, const Tensor& rois, const std::vector<int64_t>& output_size,
                                double scale, int64_t ratio, double gamma) {
-  Pool s("deform_roi_pool", input, rois, numbers<2>(output_size, "deform_roi_pool"));
+  Pool s("deform_roi_pool", input, rois, numbers<2>(output_size, "deform_roi_pool", "output_size"));
   s.rule = {.samples = ratio, .scale = scale, .gamma = gamma};
   return s;
 }
 
 inline Pool roi_align_of(const Tensor& input, const Tensor& rois, const std::vector<int64_t>& output_size, double scale,
                          int64_t ratio, bool aligned) {
-  Pool s("roi_align", input, rois, numbers<2>(output_size, "roi_align"));
+  Pool s("roi_align", input, rois, numbers<2>(output_size, "roi_align", "output_size"));
   s.rule = {.samples = ratio, .aligned = aligned, .scale = scale};
   return s;
 }
 
 inline Pool ps_roi_align_of(const Tensor& input, const Tensor& rois, const std::vector<int64_t>& output_size,
                             double scale, int64_t ratio) {
-  Pool s("ps_roi_align", input, rois, numbers<2>(output_size, "ps_roi_align"));
+  Pool s("ps_roi_align", input, rois, numbers<2>(output_size, "ps_roi_align", "output_size"));
   s.rule = {.samples = ratio, .scale = scale};
   s.Gh = s.Ph, s.Gw = s.Pw;
   return s;
@@ -77,30 +78,33 @@ inline Pool deform_psroi_pool_of(const Tensor& input, const Tensor& rois, const 
   s.rule = {.samples = samples, .counted = true, .scale = scale, .gamma = std};
   s.Gh = s.Gw = group;
   s.part = part;
-  require_fit(!offset || offset->dim() == 4, s.op);
+  require_fit(!offset || offset->dim() == 4, s.op, "offset");
   s.classes = offset ? offset->size(1) / 2 : 1;
   return s;
 }
 
-// Whether the tensors fit each other. Image indices are not checked: a box of an image that does not exist reads
+// Refuse tensors that do not fit each other. Image indices are not checked: a box of an image that does not exist reads
 // nothing.
-inline bool pool_fits(const Pool& s, const Tensor& input, const Tensor& rois, const std::optional<Tensor>& offset,
-                      const std::optional<Tensor>& mask, const Tensor* grad = nullptr) {
+inline void require_pool(const Pool& s, const Tensor& input, const Tensor& rois, const std::optional<Tensor>& offset,
+                         const std::optional<Tensor>& mask, const Tensor* grad = nullptr) {
   const ScalarType type = input.scalar_type();
   constexpr int64_t kMost = int64_t(1) << 31, kMostSamples = 1 << 16;
   auto sized = [](int64_t n) { return n > 0 && n < kMost; };
-  if (!is_floating(type) || input.dim() != 4 || !sized(s.C) || !sized(s.H) || !sized(s.W)) return false;
-  if (!has_shape(rois, {s.R, 5}) || (rois.scalar_type() != type && rois.scalar_type() != ScalarType::Float))
-    return false;
-  if (!sized(s.Ph) || !sized(s.Pw) || !sized(s.Gh) || !sized(s.Gw) || s.part < 0 || s.part >= kMost) return false;
-  if (s.C % s.groups() != 0 || !sized(s.classes) || s.outputs() % s.classes != 0 || s.rule.samples >= kMostSamples)
-    return false;
-  if (s.rule.counted && (s.part <= 0 || s.rule.samples <= 0)) return false;
+  auto require = [&](bool fits, const char* argument) { require_fit(fits, s.op, argument); };
+  require(is_floating(type) && sized(s.C) && sized(s.H) && sized(s.W), "input");
+  require(has_shape(rois, {s.R, 5}) && (rois.scalar_type() == type || rois.scalar_type() == ScalarType::Float), "rois");
+  require(sized(s.Ph) && sized(s.Pw), "output_size");
+  require(sized(s.Gh) && sized(s.Gw), "group_size");
+  require(s.C % s.groups() == 0, "input");
+  require(s.rule.counted ? sized(s.part) : s.part == 0, "part_size");
+  require(s.rule.samples < kMostSamples && (!s.rule.counted || s.rule.samples > 0),
+          s.rule.counted ? "sample_per_part" : "sampling_ratio");
+  require(sized(s.classes) && s.outputs() % s.classes == 0, "offset");
   const int64_t high = s.part ? s.part : s.Ph;
-  if (offset && !(accompanies(*offset, type) && has_shape(*offset, {s.R, 2 * s.classes, high, s.part_width()})))
-    return false;
-  if (mask && !(accompanies(*mask, type) && has_shape(*mask, {s.R, 1, s.Ph, s.Pw}))) return false;
-  return !grad || (grad->scalar_type() == type && has_shape(*grad, {s.R, s.outputs(), s.Ph, s.Pw}));
+  require(!offset || (accompanies(*offset, type) && has_shape(*offset, {s.R, 2 * s.classes, high, s.part_width()})),
+          "offset");
+  require(!mask || (accompanies(*mask, type) && has_shape(*mask, {s.R, 1, s.Ph, s.Pw})), "mask");
+  require(!grad || (grad->scalar_type() == type && has_shape(*grad, {s.R, s.outputs(), s.Ph, s.Pw})), "grad");
 }
 
 // Boxes, offsets and masks, and one thread's memory to walk over the bins of one RoI.

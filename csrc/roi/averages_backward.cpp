@@ -160,7 +160,7 @@ void offset_and_mask_gradients(const Pool& s, const Tensor& input, const Tensor&
 std::tuple<Tensor, Tensor, Tensor> backward(const Pool& s, const Tensor& grad, const Tensor& input, const Tensor& rois,
                                             const std::optional<Tensor>& offset, const std::optional<Tensor>& mask,
                                             int64_t wanted) {
-  require_fit(pool_fits(s, input, rois, offset, mask, &grad), s.op);
+  require_pool(s, input, rois, offset, mask, &grad);
   const bool want_input = wanted & 1, want_offset = offset && (wanted & 2), want_mask = mask && (wanted & 4);
   const bool last = channels_last(input);
   Tensor grad_input = gradient_map(want_input, input, last, input);

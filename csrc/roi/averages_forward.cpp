@@ -54,7 +54,7 @@ void average(const Pool& s, Walk<A>& walk, const Map<A>& map, int64_t r, A* tile
 
 Tensor forward(const Pool& s, const Tensor& input, const Tensor& rois, const std::optional<Tensor>& offset,
                const std::optional<Tensor>& mask) {
-  require_fit(pool_fits(s, input, rois, offset, mask), s.op);
+  require_pool(s, input, rois, offset, mask);
   const bool last = channels_last(input);
   const int64_t outputs = s.outputs(), P = s.bins();
   Tensor output = empty_map(input, s.R, outputs, s.Ph, s.Pw, last);

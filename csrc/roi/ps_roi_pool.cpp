@@ -8,6 +8,8 @@
 namespace pliant {
 namespace {
 
+constexpr const char* kOp = "ps_roi_pool";
+
 // total += x over all pixels of a bin, for its n channels.
 template <class A>
 PLIANT_INLINE void collect_bin(A* __restrict total, const A* image, int64_t C, int64_t W, const Span& rows,
@@ -60,10 +62,11 @@ void average_box(const Bins& bins, const Map<A>& map, int64_t r, int64_t O, int6
 }
 
 Tensor ps_roi_pool(const Tensor& input, const Tensor& rois, const std::vector<int64_t>& output_size, double scale) {
-  const auto bins_of = numbers<2>(output_size, "ps_roi_pool");
+  const auto bins_of = numbers<2>(output_size, kOp, "output_size");
   const int64_t Ph = bins_of[0], Pw = bins_of[1];
-  require_fit(is_map(input) && are_boxes(rois, input) && are_bins(Ph, Pw) && input.size(1) % (Ph * Pw) == 0,
-              "ps_roi_pool");
+  require_fit(are_bins(Ph, Pw), kOp, "output_size");
+  require_fit(is_map(input) && input.size(1) % (Ph * Pw) == 0, kOp, "input");
+  require_fit(are_boxes(rois, input), kOp, "rois");
   const int64_t N = input.size(0), C = input.size(1), H = input.size(2), W = input.size(3), R = rois.size(0);
   const int64_t count = Ph * Pw, O = C / count;
   const bool last = channels_last(input);
@@ -103,12 +106,13 @@ void scatter_bins(const Bins& bins, int64_t b, A* values, int64_t R, int64_t O, 
 
 Tensor ps_roi_pool_backward(const Tensor& grad, const std::vector<int64_t>& input_size, bool last, const Tensor& rois,
                             const std::vector<int64_t>& output_size, double scale) {
-  const auto map_of = numbers<4>(input_size, "ps_roi_pool");
-  const auto bins_of = numbers<2>(output_size, "ps_roi_pool");
+  const auto map_of = numbers<4>(input_size, kOp, "input_size");
+  const auto bins_of = numbers<2>(output_size, kOp, "output_size");
   const int64_t N = map_of[0], C = map_of[1], H = map_of[2], W = map_of[3], Ph = bins_of[0], Pw = bins_of[1];
-  require_fit(is_map(grad) && are_boxes(rois, grad) && are_bins(Ph, Pw) && grad.size(0) == rois.size(0) && N >= 0 &&
-                  H > 0 && W > 0 && grad.size(2) == Ph && grad.size(3) == Pw && grad.size(1) * Ph * Pw == C,
-              "ps_roi_pool");
+  require_fit(are_bins(Ph, Pw), kOp, "output_size");
+  require_fit(N >= 0 && C > 0 && C % (Ph * Pw) == 0 && H > 0 && W > 0, kOp, "input_size");
+  require_fit(are_boxes(rois, grad), kOp, "rois");
+  require_fit(is_floating(grad) && has_shape(grad, {rois.size(0), C / (Ph * Pw), Ph, Pw}), kOp, "grad");
   const int64_t R = grad.size(0), O = grad.size(1), count = Ph * Pw;
   Tensor grad_input = empty_map(grad, N, C, H, W, last);
 

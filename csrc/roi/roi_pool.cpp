@@ -8,6 +8,8 @@
 namespace pliant {
 namespace {
 
+constexpr const char* kOp = "roi_pool";
+
 // Channels whose maxima stay in registers while the pixels of a bin pass by.
 constexpr int64_t kStrip = 32;
 
@@ -64,10 +66,11 @@ void pool_box(const Bins& bins, const Map<A>& map, int64_t r, int64_t C, int64_t
 
 std::tuple<Tensor, Tensor> roi_pool(const Tensor& input, const Tensor& rois, const std::vector<int64_t>& output_size,
                                     double scale) {
-  const auto bins_of = numbers<2>(output_size, "roi_pool");
+  const auto bins_of = numbers<2>(output_size, kOp, "output_size");
   const int64_t Ph = bins_of[0], Pw = bins_of[1];
-  require_fit(is_map(input) && are_boxes(rois, input) && are_bins(Ph, Pw) && input.size(2) <= INT32_MAX / input.size(3),
-              "roi_pool");
+  require_fit(is_map(input) && input.size(2) <= INT32_MAX / input.size(3), kOp, "input");
+  require_fit(are_boxes(rois, input), kOp, "rois");
+  require_fit(are_bins(Ph, Pw), kOp, "output_size");
   const int64_t N = input.size(0), C = input.size(1), H = input.size(2), W = input.size(3), R = rois.size(0);
   const int64_t size = Ph * Pw * C;
   const bool last = channels_last(input);
@@ -121,13 +124,14 @@ std::vector<std::vector<int64_t>> boxes_of_images(const Tensor& rois, int64_t N,
 
 Tensor roi_pool_backward(const Tensor& grad, const std::vector<int64_t>& input_size, bool last, const Tensor& rois,
                          const std::vector<int64_t>& output_size, double scale, const Tensor& taken) {
-  const auto map_of = numbers<4>(input_size, "roi_pool");
-  const auto bins_of = numbers<2>(output_size, "roi_pool");
+  const auto map_of = numbers<4>(input_size, kOp, "input_size");
+  const auto bins_of = numbers<2>(output_size, kOp, "output_size");
   const int64_t N = map_of[0], C = map_of[1], H = map_of[2], W = map_of[3], Ph = bins_of[0], Pw = bins_of[1];
-  require_fit(is_map(grad) && are_boxes(rois, grad) && grad.size(0) == rois.size(0) && N >= 0 && H > 0 && W > 0 &&
-                  taken.scalar_type() == ScalarType::Int && has_shape(grad, {grad.size(0), C, Ph, Pw}) &&
-                  has_shape(taken, {grad.size(0), C, Ph, Pw}),
-              "roi_pool");
+  require_fit(are_bins(Ph, Pw), kOp, "output_size");
+  require_fit(N >= 0 && C > 0 && H > 0 && W > 0, kOp, "input_size");
+  require_fit(are_boxes(rois, grad), kOp, "rois");
+  require_fit(is_floating(grad) && has_shape(grad, {rois.size(0), C, Ph, Pw}), kOp, "grad");
+  require_fit(taken.scalar_type() == ScalarType::Int && has_shape(taken, {rois.size(0), C, Ph, Pw}), kOp, "taken");
   const int64_t count = Ph * Pw, HW = H * W;
   Tensor grad_input = empty_map(grad, N, C, H, W, last);
   const Tensor places = torch::stable::contiguous(taken);

@@ -222,6 +222,8 @@ def test_the_threshold_is_the_larger_side_on_small_maps_or_a_number() -> None:
         layer(x)
     with OffsetStatistics(layer, threshold=20):
         layer(x)
+    with OffsetStatistics(layer, threshold=9):
+        layer(x)  # 9 does not exceed 9
 
 
 def test_nan_and_infinity_are_counted_and_warned_about() -> None:

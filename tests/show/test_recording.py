@@ -156,6 +156,7 @@ def test_positions_of_a_map_and_points_of_the_picture():
             np.testing.assert_array_equal(centre, np.multiply(position, stride))
             assert recording.nearest(tuple(centre), layer) == position
     assert recording.nearest((-50, 1e4), "layer3") == (0, 8)
+    assert recording.nearest((1e4, -50), "layer3") == (6, 0)
 
 
 @pytest.mark.parametrize("detector", ["fpn", "c4", "rfcn"])
@@ -326,6 +327,7 @@ MOVES: dict[str, tuple[int, Callable[[Tensor], Tensor]]] = {
     "roll one": (1, lambda x: x.roll(1, -1)),
     "flip": (1, lambda x: x.flip(3)),
     "flip both": (1, lambda x: x.flip((2, 3))),
+    "stack": (4, lambda x: torch.stack((x, 2 * x), 2).flatten(1, 2)),
     "where": (1, lambda x: torch.where(x > -9, x, 0.0)),
     "hardswish": (1, lambda x: F.hardswish(x + 9, inplace=True)),
     **{
@@ -343,7 +345,7 @@ def test_operators_of_other_networks_read_where_their_gradients_say(name: str) -
     found = record(net, picture)
     output = net(picture)
     Ho, Wo = output.shape[2:]
-    assert found.map_size() == (Ho, Wo)
+    assert found.map_size() == (Ho, Wo) and found.stop() == ""
     for i in range(Ho):
         for j in range(Wo):
             (gradient,) = torch.autograd.grad(output[0, :, i, j].sum(), picture, retain_graph=True)

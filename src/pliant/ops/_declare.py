@@ -20,8 +20,8 @@ from torch.overrides import handle_torch_function
 
 from pliant import _check, _native
 
-# Every CPU kernel refuses arguments in these words, before it reads any element (csrc/abi.h).
-REFUSAL = "the arguments do not fit each other"
+# Every CPU kernel refuses an argument in these words, before it reads any element (csrc/abi.h).
+REFUSAL = "does not fit the other arguments"
 
 
 def handed_over(function: Callable[..., Tensor], arguments: dict[str, Any]) -> Tensor:
@@ -92,13 +92,15 @@ def declare(
 
     def fake_forward(*given: Any) -> Any:
         what.require_tensors(name, given)
+        if fake is not None:
+            return fake(*given)
         if elementwise:
             return torch.empty_like(given[0])
         size = shape(*given)
         output = given[0].new_empty(size).to(memory_format=what.format(given[0]))
         return output if extra is None else (output, given[0].new_empty(size, dtype=extra.dtype))
 
-    torch.library.register_fake(f"pliant::{name}", fake or fake_forward, lib=_native.library)
+    torch.library.register_fake(f"pliant::{name}", fake_forward, lib=_native.library)
     _native.on_gpu(name, lambda *given: getattr(triton(), name)(*given), *also)
     backward = None
     if what.wanted:
