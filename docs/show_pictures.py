@@ -17,8 +17,9 @@ from pliant.data import Composed, FashionMNIST, read_image
 from pliant.data.drawing import Ranges
 from pliant.nn import OffsetHistory
 from pliant.show import canvas, figures, history
+from pliant.show.boxes import frames
 from pliant.show.influence import OfBox, locations
-from pliant.show.layout import frame, look_at
+from pliant.show.layout import look_at
 from pliant.show.view import view
 from pliant.studies.geometry import build
 from pliant.studies.geometry.protocol import Protocol, epoch
@@ -77,7 +78,6 @@ def readme() -> None:
     panels = figure.subplots(1, 3)
     label, score = int(look.detections["labels"][0]), float(look.detections["scores"][0])
     canvas.show_picture(panels[0], photograph, "what a small detector finds", size=look.size)
-    frame(panels[0], look.box, canvas.GREEN, f"{detector.classes[label]} {score:.2f}").set_fontsize(10)
     x1, y1, x2, y2 = look.box
     side, y, x = 0.66 * max(x2 - x1, y2 - y1), (y1 + y2 - 1) / 2, (x1 + x2 - 1) / 2
     for axes, points, colour, title in (
@@ -91,6 +91,7 @@ def readme() -> None:
     for axes in panels:
         axes.title.set_fontsize(13)
     figure.subplots_adjust(0.003, 0.005, 0.997, 0.93, 0.02)
+    frames(panels[0], [look.box], [f"{detector.classes[label]} {score:.2f}"], [canvas.GREEN], font=12)
     save("readme", canvas.png(figure))
 
 
