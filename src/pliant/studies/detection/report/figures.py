@@ -64,8 +64,9 @@ def detections(results: Results, data: str) -> Figure:
             overlap = (boxes.iou(best, truth) * (labels == named[:, None])).amax(1)
             colours = [RIGHT if hit else WRONG for hit in (overlap >= HIT).tolist()]
             frames(cell, best.tolist(), [test.classes[i] for i in named.tolist()], colours, SMALL)
+    seed = f", seed {results.seeds[0]}" if len(results.seeds) > 1 else ""
     caption = (
-        f"Test images ({data}), seed {results.seeds[0]}. Each shows as many detections as it has objects, those of the "
+        f"Test images ({data}){seed}. Each shows as many detections as it has objects, those of the "
         f"highest score: green where an object of that class overlaps by {HIT} or more, else red."
     )
     alternative = "True boxes and the detections of several contestants, side by side"
