@@ -26,13 +26,13 @@ main { max-width:1240px; margin:0 auto; padding:28px 20px 60px; }
 h1 { font-size:1.9rem; line-height:1.2; margin:0 0 .4em; } h2 { font-size:1.3rem; margin:2.4em 0 .5em; }
 h3 { font-size:1.03rem; margin:1.6em 0 .4em; } p, li { max-width:78ch; } li { margin:.25em 0; }
 nav { border:1px solid var(--rule); border-radius:6px; padding:.6em 1em; margin:1.4em 0; }
-nav ul { columns:3 260px; margin:.2em 0; padding-left:1.2em; } nav a { color:var(--blue); }
+nav ul { columns:3 260px; column-gap:2em; margin:.2em 0; padding-left:1.2em; } nav a { color:var(--blue); }
 .quick { background:var(--mark); border-left:4px solid var(--orange); padding:.7em 1em; margin:1em 0; max-width:none; }
 .scroll { overflow-x:auto; margin:.8em 0 1.2em; }
 table { border-collapse:collapse; font-size:.88rem; font-variant-numeric:tabular-nums; white-space:nowrap; }
 caption { text-align:left; color:var(--faint); padding:0 0 .5em; white-space:normal; }
 caption span { display:block; position:sticky; left:0; max-width:min(78ch, calc(100vw - 40px)); }
-th, td { padding:.34em .5em; text-align:right; border-bottom:1px solid var(--rule); font-weight:400; }
+th, td { padding:.24em .5em; text-align:right; border-bottom:1px solid var(--rule); font-weight:400; }
 thead th { font-weight:600; vertical-align:bottom; white-space:normal; border-bottom:2px solid var(--faint); }
 th[scope=row], thead th:first-child, tr.group th { text-align:left; position:sticky; left:0; background:var(--ground); }
 tr.group th { color:var(--faint); font-weight:600; padding-top:.9em; } tr.group span { position:sticky; left:.75em; }

@@ -32,7 +32,7 @@ def _content(results: Results, drawn: Sequence[Figure]) -> frame.Content:
         title="Do deformable layers cope with transformations that training did not show?",
         quick=_quick(results),
         lead=" ".join(text for training in trainings for text in findings.verdict(results, training)),
-        pictures=placed(drawn, "sampling"),
+        pictures=placed(drawn, "sampling", width=900),
         sections=_sections(results),
         question=_QUESTION,
         protocol=_protocol(results),

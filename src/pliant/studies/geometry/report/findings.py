@@ -44,7 +44,7 @@ def verdict(results: Results, training: str) -> list[str]:
 def _score(every: dict[str, tuple[str, str, Difference]], whom: str) -> str:
     if all(math.isnan(gap.low) for *_, gap in every.values()):
         ahead = [c for c, (*_, gap) in every.items() if gap.mean > 0]
-        return f"is ahead of {whom} on {len(ahead)} of {len(every)}{_named(ahead)}."
+        return f"is ahead of {whom} on {len(ahead)}{_named(ahead)}."
     ahead, behind, open_ = ([c for c, (*_, gap) in every.items() if gap.verdict == sign] for sign in (1, -1, 0))
     text = f"wins {len(ahead) or 'none'}{_named(ahead)} against {whom}, loses {len(behind) or 'none'}{_named(behind)}, "
     return text + (f"and cannot be told apart on {len(open_)}{_named(open_)}." if open_ else "and none is undecided.")
