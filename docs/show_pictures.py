@@ -1,8 +1,13 @@
-"""Draw the figures of show.md and of README: ``python docs/show_pictures.py``. Takes two minutes on one core."""
+"""Draw the figures of show.md and of README, and those that the studies' reports share with other pages.
+
+``python docs/show_pictures.py [FOLDER]``; FOLDER is that of ``pliant study geometry --quick``, whose networks are drawn
+for deform_conv2d.md and local_response_norm.md. Takes two minutes on one core.
+"""
 
 from __future__ import annotations
 
 import io
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +26,12 @@ from pliant.show.boxes import frames
 from pliant.show.influence import OfBox, locations
 from pliant.show.layout import look_at
 from pliant.show.view import view
+from pliant.studies.detection import protocol as detection
+from pliant.studies.detection.report.figures import bins_by_size
 from pliant.studies.geometry import build
 from pliant.studies.geometry.protocol import Protocol, epoch
+from pliant.studies.geometry.report import figures as report
+from pliant.studies.geometry.report.results import Results
 from pliant.train import fit
 
 FOLDER = Path(__file__).parent / "pictures"
@@ -119,7 +128,25 @@ def training() -> None:
     save("show-history", canvas.png(figure), flat=True)
 
 
+def bins() -> None:
+    """Draw the bins that the detector of the package pools from objects of three sizes."""
+    detector = next(n for n in networks.bundled() if n.detects)
+    test = detection.Protocol.of("quick").images("composed", "test", 0)
+    save("bins", bins_by_size(detector.model, "the network", test).data, flat=True)
+
+
+def study(folder: Path) -> None:
+    """Draw grids, sampling points and inhibition as the report of a geometry study has them."""
+    results = Results.read(folder)
+    for maker in (report.special_cases, report.sampling_pair, report.inhibition):
+        figure = maker(results)
+        save(figure.name, figure.data, flat=True)
+
+
 if __name__ == "__main__":
+    for folder in sys.argv[1:]:
+        study(Path(folder))
+    bins()
     readme()
     garment()
     scene()

@@ -396,8 +396,8 @@ def _inhibition(view: View) -> Figure:
     finally:
         handle.remove()
     found = lrn.inhibition(seen[0][:1], norm.size, norm.alpha, norm.beta, norm.k, even=norm.even)
-    figure = canvas.sheet(12, 2.9)
-    figure.set_layout_engine("constrained")
+    figure = canvas.sheet(8.6, 6.2)
+    figure.set_layout_engine("constrained", wspace=0.06)
     lrn.draw(figure, found, view.image)
     caption = (
         f"Lateral inhibition in {name or 'the model'} (size {norm.size}, α = {norm.alpha:g}, β = {norm.beta:g}, "

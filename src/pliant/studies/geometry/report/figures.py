@@ -83,14 +83,14 @@ def sampling_poses(results: Results) -> Figure:
 def special_cases(results: Results) -> Figure:
     """Draw regular, scaled, stretched, sheared and rotated grids over a test image."""
     canvas_ = _drawn(SHOWN[1], {"scale": 1.5})
-    figure = canvas.sheet(12, 2.75)
+    figure = canvas.sheet(8.6, 6.2)
     image = canvas_[0, 0].numpy()
-    for axes, (name, case) in zip(
-        figure.subplots(1, len(grids.SPECIAL_CASES)), grids.SPECIAL_CASES.items(), strict=True
-    ):
+    *cells, key = figure.subplots(2, 3).flat
+    for axes, (name, case) in zip(cells, grids.SPECIAL_CASES.items(), strict=True):
         offsets = grids.affine_offsets(3, **case) if case else None
         grids.draw(axes, image, (31.5, 31.5), offsets, pixel=9.0, title=name)
-    figure.subplots_adjust(0.005, 0.005, 0.995, 0.9, 0.03)
+    grids.legend(key)
+    figure.subplots_adjust(0.005, 0.005, 0.995, 0.95, 0.03, 0.12)
     caption = (
         "Scaling, stretching, shearing and rotating the sampling grid are special cases of offsets: rings are the "
         "regular 3×3 taps, dots where the offsets move them."
@@ -114,8 +114,8 @@ def inhibition(results: Results) -> Figure:
     if norm is None:
         raise LookupError(f"{name} holds no local response normalization, so its responses are not drawn.")
     found = lrn.inhibition(x, norm.size, norm.alpha, norm.beta, norm.k)
-    figure = canvas.sheet(12, 2.9)
-    figure.set_layout_engine("constrained")
+    figure = canvas.sheet(8.6, 6.2)
+    figure.set_layout_engine("constrained", wspace=0.06)
     lrn.draw(figure, found, image)
     caption = (
         f"Lateral inhibition in the first layer of {name}, size {norm.size}, α = {norm.alpha:g}, β = {norm.beta:g}, "
