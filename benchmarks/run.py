@@ -43,7 +43,9 @@ def machine() -> dict[str, Any]:
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="pliant bench", description="Time every operator beside its limit and its peers."
+    )
     parser.add_argument(
         "--op", type=lambda s: SHORT.get(s, s), choices=PROBLEMS, help="one operator instead of all; lrn for short"
     )

@@ -1,8 +1,13 @@
-"""Draw the figures of show.md and of README: ``python docs/show_pictures.py``. Takes two minutes on one core."""
+"""Draw the figures of show.md and of README, and those that the studies' reports share with other pages.
+
+``python docs/show_pictures.py [FOLDER]``; FOLDER is that of ``pliant study geometry --quick``, whose networks are drawn
+for deform_conv2d.md and local_response_norm.md. Takes two minutes on one core.
+"""
 
 from __future__ import annotations
 
 import io
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +22,16 @@ from pliant.data import Composed, FashionMNIST, read_image
 from pliant.data.drawing import Ranges
 from pliant.nn import OffsetHistory
 from pliant.show import canvas, figures, history
+from pliant.show.boxes import frames
 from pliant.show.influence import OfBox, locations
-from pliant.show.layout import frame, look_at
+from pliant.show.layout import look_at
 from pliant.show.view import view
+from pliant.studies.detection import protocol as detection
+from pliant.studies.detection.report.figures import bins_by_size
 from pliant.studies.geometry import build
 from pliant.studies.geometry.protocol import Protocol, epoch
+from pliant.studies.geometry.report import figures as report
+from pliant.studies.geometry.report.results import Results
 from pliant.train import fit
 
 FOLDER = Path(__file__).parent / "pictures"
@@ -77,7 +87,6 @@ def readme() -> None:
     panels = figure.subplots(1, 3)
     label, score = int(look.detections["labels"][0]), float(look.detections["scores"][0])
     canvas.show_picture(panels[0], photograph, "what a small detector finds", size=look.size)
-    frame(panels[0], look.box, canvas.GREEN, f"{detector.classes[label]} {score:.2f}").set_fontsize(10)
     x1, y1, x2, y2 = look.box
     side, y, x = 0.66 * max(x2 - x1, y2 - y1), (y1 + y2 - 1) / 2, (x1 + x2 - 1) / 2
     for axes, points, colour, title in (
@@ -91,6 +100,7 @@ def readme() -> None:
     for axes in panels:
         axes.title.set_fontsize(13)
     figure.subplots_adjust(0.003, 0.005, 0.997, 0.93, 0.02)
+    frames(panels[0], [look.box], [f"{detector.classes[label]} {score:.2f}"], [canvas.GREEN], font=12)
     save("readme", canvas.png(figure))
 
 
@@ -118,7 +128,25 @@ def training() -> None:
     save("show-history", canvas.png(figure), flat=True)
 
 
+def bins() -> None:
+    """Draw the bins that the detector of the package pools from objects of three sizes."""
+    detector = next(n for n in networks.bundled() if n.detects)
+    test = detection.Protocol.of("quick").images("composed", "test", 0)
+    save("bins", bins_by_size(detector.model, "the network", test).data, flat=True)
+
+
+def study(folder: Path) -> None:
+    """Draw grids, sampling points and inhibition as the report of a geometry study has them."""
+    results = Results.read(folder)
+    for maker in (report.special_cases, report.sampling_pair, report.inhibition):
+        figure = maker(results)
+        save(figure.name, figure.data, flat=True)
+
+
 if __name__ == "__main__":
+    for folder in sys.argv[1:]:
+        study(Path(folder))
+    bins()
     readme()
     garment()
     scene()

@@ -15,6 +15,7 @@ RESULTS = HERE.parent / "benchmarks" / "results"
 # Peers in the order of the columns and of the bars: label and colour.
 PEERS = {
     "conv2d nchw": ("conv2d, not deformable", "#B5B5B5"),
+    "torchvision": ("torchvision", canvas.VERMILION),
     "ONNX Runtime": ("ONNX Runtime", canvas.BLUE),
     "OpenVINO": ("OpenVINO", canvas.SKY),
     "ncnn": ("ncnn", canvas.GREEN),
@@ -26,13 +27,15 @@ PEERS = {
 OWN = ("pliant nchw", "pliant channels_last", "pliant")
 MARK = re.compile(r"(<!-- table (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
+CHARTED = ("S1", "S2", "S3", "S4", "S5", "S6", "S7", "S8", "T1")
+
 Results = list[dict[str, Any]]
 
 
 def results(name: str) -> Results:
-    """Return the entries of a file of benchmarks/results, one per case and number of threads."""
-    found: Results = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))["results"]
-    return found
+    """Return the entries of a file of benchmarks/results, and of its further parts, one per case and threads."""
+    paths = [RESULTS / f"{name}.json", *sorted(RESULTS.glob(f"{name}-[0-9].json"))]
+    return [entry for path in paths for entry in json.loads(path.read_text(encoding="utf-8"))["results"]]
 
 
 def medians(entry: dict[str, Any]) -> dict[str, float]:
@@ -64,7 +67,7 @@ def page(text: str) -> str:
 
 def chart(panels: Sequence[tuple[str, Results]]) -> bytes:
     """Return bars as a PNG: each peer's time relative to pliant's, one group of bars per case."""
-    figure = canvas.sheet(9, 7)
+    figure = canvas.sheet(9, 8.5)
     for place, (title, entries) in enumerate(panels, 1):
         axes = figure.add_subplot(1, len(panels), place)
         named: set[str] = set()
@@ -86,8 +89,8 @@ def chart(panels: Sequence[tuple[str, Results]]) -> bytes:
             at += 1
         axes.axvline(1, color=canvas.INK, linewidth=1)
         axes.set_xscale("log")
-        axes.set_xlim(0.1, 14)
-        axes.set_xticks([0.2, 0.5, 1, 2, 5, 10], ["⅕", "½", "1", "2", "5", "10"])
+        axes.set_xlim(0.055, 55)
+        axes.set_xticks([0.1, 0.2, 0.5, 1, 2, 5, 10, 20], ["⅒", "⅕", "½", "1", "2", "5", "10", "20"])
         axes.minorticks_off()
         axes.set_yticks(ticks, [entry["case"] for entry in entries])
         axes.invert_yaxis()
@@ -97,8 +100,8 @@ def chart(panels: Sequence[tuple[str, Results]]) -> bytes:
             axes.spines[side].set_visible(False)
         axes.tick_params(axis="y", length=0)
         if place == 1:
-            figure.legend(*axes.get_legend_handles_labels(), loc="lower center", ncols=5, frameon=False, fontsize=9)
-    figure.tight_layout(rect=(0, 0.06, 1, 1))
+            figure.legend(*axes.get_legend_handles_labels(), loc="lower center", ncols=3, frameon=False, fontsize=9)
+    figure.tight_layout(rect=(0, 0.08, 1, 1))
     return canvas.png(figure)
 
 
@@ -106,7 +109,7 @@ if __name__ == "__main__":
     path = HERE / "speed.md"
     path.write_text(page(path.read_text(encoding="utf-8")), encoding="utf-8")
     panels = [
-        (mode, results(f"amd-epyc-deform_conv2d-{name}"))
+        (mode, [entry for entry in results(f"intel-xeon-deform_conv2d-{name}") if entry["case"] in CHARTED])
         for mode, name in (("forward", "forward"), ("forward + backward", "backward"))
     ]
     plot = HERE / "pictures" / "speed.png"

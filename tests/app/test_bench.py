@@ -87,6 +87,16 @@ def test_an_installed_package_has_no_benchmarks(
     monkeypatch.setattr(pliant, "__file__", str(tmp_path / "lib" / "pliant" / "__init__.py"))
     assert app.main(["bench"]) == 2
     assert capsys.readouterr().err.count("checkout") == 1
+    assert app.main(["bench", "--help"]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("usage: pliant bench") and "checkout" in said
+
+
+@pytest.mark.skipif(not CHECKOUT.is_dir(), reason="pliant is not installed from a checkout")
+def test_help_names_the_command_that_was_typed(capfd: pytest.CaptureFixture[str]) -> None:
+    assert app.main(["bench", "--help"]) == 0
+    said = capfd.readouterr().out
+    assert said.startswith("usage: pliant bench") and "--peers" in said and "run.py" not in said
 
 
 @pytest.mark.parametrize("size", [3, 5])

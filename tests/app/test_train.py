@@ -8,14 +8,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import ImageColor
 
 from pliant import _files, app
 from pliant.app import arguments, eval, predict
 from pliant.app.progress import Bar, Plain
 from pliant.data import Composed
 from pliant.models import checkpoint
+from pliant.show import boxes
 from pliant.train import DetectorRecipe, log
 
 NETWORK = """
@@ -392,7 +395,7 @@ def test_prediction(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
     names = {f"{first.stem}.png", f"{first.stem}-2.png", f"{second.stem}.png", "detections.json"}
     assert {p.name for p in out.iterdir()} == names
     with Image.open(out / f"{first.stem}-2.png") as picture:
-        assert picture.size == (200, 90)
+        assert picture.size == (4 * 200, 4 * 90)  # enlarged, so that names can be read
     found = json.loads((out / "detections.json").read_text())
     sizes = {1: (64, 64), 3: (200, 90), 4: (64, 64)}
     assert {line["image_id"] for line in found} <= sizes.keys() and found
@@ -408,12 +411,29 @@ def test_prediction(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
 
 def test_boxes_are_drawn_where_they_are() -> None:
     found = {"boxes": torch.tensor([[10.0, 20.0, 30.0, 40.0]]), "scores": torch.tensor([0.9])}
-    picture = predict.drawn(torch.zeros(3, 50, 60, dtype=torch.uint8), {**found, "labels": torch.tensor([0])}, ("dog",))
-    assert picture.size == (60, 50)
-    assert picture.getpixel((20, 30)) == (0, 0, 0)
-    edge = picture.getpixel((10, 30))
-    assert edge != (0, 0, 0)
-    assert picture.getpixel((29, 30)) == picture.getpixel((20, 39)) == edge
+    found["labels"] = torch.tensor([0])
+    for factor in (1, 8):
+        image = torch.zeros(3, 400 // factor, 480 // factor, dtype=torch.uint8)
+        scaled = {**found, "boxes": 8 / factor * found["boxes"]}
+        picture = predict.drawn(image, scaled, ("dog",))
+        assert picture.size == (480, 400)  # a small image is enlarged
+        assert picture.getpixel((160, 240)) == (0, 0, 0)
+        edge = picture.getpixel((80, 240))
+        assert edge == ImageColor.getrgb(boxes.colour(0))
+        assert picture.getpixel((239, 240)) == picture.getpixel((160, 319)) == edge
+
+
+def test_names_of_boxes_lie_on_the_image_and_can_be_read() -> None:
+    found = {
+        "boxes": torch.tensor([[0.0, 0, 90, 60], [500, 2, 640, 200], [2, 1, 95, 62], [560, 440, 640, 480]]),
+        "scores": torch.tensor([0.9, 0.8, 0.7, 0.6]), "labels": torch.tensor([0, 1, 0, 1]),
+    }  # fmt: skip
+    plain = torch.full((3, 480, 640), 128, dtype=torch.uint8)
+    pixels = np.asarray(predict.drawn(plain, found, ("a very long name of a class", "dog")))
+    # Four dark grounds with white in them, and none is cut off: white never touches the edge of the image.
+    white = (pixels == 255).all(2)
+    assert white.sum() > 200
+    assert not (white[0].any() or white[-1].any() or white[:, 0].any() or white[:, -1].any())
 
 
 @pytest.mark.parametrize(

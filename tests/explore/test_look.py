@@ -16,6 +16,7 @@ from pliant.app.explore.networks import Network
 from pliant.app.explore.pictures import Gallery, canvas
 from pliant.models import RFCN, ResNet
 from pliant.show.bins import bins
+from pliant.show.boxes import colour
 from pliant.show.recording import record
 from pliant.studies.detection.measures import bin_shifts
 
@@ -96,6 +97,7 @@ def test_detections_are_the_detectors_and_come_from_their_rois(
         objects = found["objects"]
         assert len(objects) > 3
         torch.testing.assert_close(torch.tensor([o["box"] for o in objects]), expected["boxes"][: len(objects)])
+        assert [o["colour"] for o in objects] == [colour(c) for c in expected["labels"][: len(objects)].tolist()]
         rois = torch.tensor([o["roi"] for o in objects])
         assert all(roi in found["proposals"] for roi in rois.round(decimals=2).tolist())
         # Moved by the network, a detection's RoI is its box.

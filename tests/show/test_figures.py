@@ -12,7 +12,7 @@ from PIL import Image
 from torch import nn
 
 from pliant.nn import DeformConv2d, LocalResponseNorm
-from pliant.show import canvas, layout
+from pliant.show import boxes, canvas
 from pliant.show.figures import figures
 from pliant.show.view import view
 
@@ -62,15 +62,24 @@ def test_texts_of_boxes_lie_on_the_image_and_cover_no_other():
     figure = canvas.sheet(5, 4)
     axes = figure.add_axes((0.0, 0.0, 1.0, 1.0))
     canvas.show_picture(axes, np.zeros((80, 100, 3)))
-    boxes = [(30, 1, 60, 40), (32, 2, 61, 41), (31, 1, 60, 39), (90, 60, 100, 80), (0, 70, 20, 80), (2, 69, 22, 79)]
-    names = [layout.frame(axes, box, "#009E73", f"pullover 0.{i}1") for i, box in enumerate(boxes)]
-    layout.apart(axes, list(zip(names, boxes, strict=True)))
-    renderer = figure.canvas.get_renderer()
-    places = [name.get_window_extent(renderer) for name in names]
+    edges = [(30, 1, 60, 40), (32, 2, 61, 41), (31, 1, 60, 39), (90, 60, 100, 80), (0, 70, 20, 80), (2, 69, 22, 79)]
+    names = [f"pullover 0.{i}1" for i in range(len(edges))]
+    texts = boxes.frames(axes, edges, names, [boxes.colour(0)] * len(edges))
+    assert [text.get_text() for text in texts] == names
+    figure.canvas.draw()
+    # With the dark ground around it.
+    places = [text.get_bbox_patch().get_window_extent() for text in texts]
     for i, one in enumerate(places):
-        assert one.x0 >= 0 and one.y0 >= 0 and one.x1 <= 500 and one.y1 <= 400
-        assert not any(one.overlaps(other) for other in places[:i])
-    assert layout.frame(axes, boxes[0], "#009E73", "") is None
+        assert one.x0 >= -0.5 and one.y0 >= -0.5 and one.x1 <= 500.5 and one.y1 <= 400.5
+        assert not any(one.padded(-1).overlaps(other) for other in places[:i])
+
+
+def test_a_name_without_room_lies_where_it_covers_least():
+    full = [(0, 0, 100, 20)] * 5
+    found = boxes.places(full, [(60, 10)] * 5, (100, 20))
+    assert all(0 <= x <= 40 and 0 <= y <= 10 for x, y in found)
+    assert len({(x, y) for x, y in found[:4]}) == 4  # of four corners, each is taken once
+    assert boxes.places([(5, 5, 9, 9)], [(300, 40)], (100, 20)) == [(0, 0)]
 
 
 @pytest.mark.parametrize(

@@ -53,7 +53,9 @@ def test_losing_and_winning_are_said() -> None:
     results += [_result("deform-v1-3", s, 0.79 + 0.02 * s, 0.4, **wins) for s in range(3)]
     said = summary(results)
     assert "deformable v1, 3 layers, points against the best control (named) of the same seeds:" in said
-    lines = {line.strip().partition(":")[0]: line for line in said.splitlines() if line.startswith("  ")}
+    assert all(len(line) <= 100 for line in said.splitlines())
+    unwrapped = said.replace("\n    ", " ")
+    lines = {line.strip().partition(":")[0]: line for line in unwrapped.splitlines() if line.startswith("  ")}
     # SIFT is no control: a network is compared with networks.
     assert "scale +20.0 ± 0.0 (" in lines["wins"]
     assert "rotation -20.0 ± 0.0 (fixed dilation 2)" in lines["DOES NOT WIN, it loses"]
@@ -61,13 +63,14 @@ def test_losing_and_winning_are_said() -> None:
     assert "transformed" in lines["DOES NOT WIN, it loses"]
     row = next(line for line in said.splitlines() if line.startswith("sift"))
     assert "–" in row and "70.0 ± 0.0" in row
+    assert "Accuracy in percent, mean ± standard deviation over 3 seeds." in said
     assert "quick" not in said
 
 
 def test_one_seed_decides_nothing() -> None:
     results = [_result("plain", 0, 0.8, 0.5), _result("deform-v2-3", 0, 0.9, 0.6)]
     said = summary([{**r, "profile": "quick"} for r in results])
-    assert "one seed, no interval: clean +10.0 (plain CNN)" in said
+    assert "  clean +10.0 (plain CNN)" in said and said.count("one seed") == 1
     assert "wins" not in said
     assert "This is the quick study" in said
 

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from pliant.data import CocoDetection, Composed, Crowns
-from pliant.models import FasterRCNN, build_detector
+from pliant.models import FasterRCNN, Predictor, build_detector
+from pliant.models.predictor import resized
 from pliant.nn import DeformConv2d
 from pliant.train import DataRecipe, DetectorRecipe, ModelRecipe, OptimiserRecipe, fit_detector
 from pliant.train.build import augmentation, build_data, resizing
@@ -121,6 +122,19 @@ def test_recipe_becomes_data(tmp_path: Path) -> None:
         build_data(DataRecipe(source="coco"), "train")
 
 
+@pytest.mark.parametrize(("settings", "side"), [({}, 128), ({"size": 96}, 96)])
+def test_a_photograph_is_shown_at_the_size_of_the_scenes(settings: dict[str, Any], side: int) -> None:
+    """A detector of composed scenes meets large photographs: scenes stay as they are, photographs become as small."""
+    recipe = DetectorRecipe(DataRecipe(flip=0.0, **settings), RECIPE)
+    scenes = build_data(recipe.data, "train")
+    assert scenes is not None
+    random = torch.Generator()
+    assert torch.equal(augmentation(recipe.data)(*scenes[0], random)[0], scenes[0][0])
+    state = {"recipe": asdict(recipe), "model": build_detector(RECIPE, 2).state_dict(), "classes": ("a", "b")}
+    resize = Predictor.of({**state, "category_ids": (1, 2)}).resize
+    assert resized(torch.zeros(3, 2 * side + 10, 3 * side + 15), resize).shape == (3, side, 3 * side // 2)
+
+
 def test_recipe_becomes_transforms() -> None:
     image = torch.arange(3 * 20 * 40).remainder(251).to(torch.uint8).view(3, 20, 40)
     target = {
@@ -132,13 +146,14 @@ def test_recipe_becomes_transforms() -> None:
         result, boxes = augmentation(recipe)(image, target, torch.Generator().manual_seed(0))
         return result, boxes["boxes"]
 
-    assert torch.equal(changed()[0], image)
-    flipped, boxes = changed(flip=1.0)
+    assert torch.equal(changed(short_side=0)[0], image)
+    flipped, boxes = changed(short_side=0, flip=1.0)
     assert torch.equal(flipped, image.flip(2)) and boxes.tolist() == [[20, 4, 30, 12]]
     resized, boxes = changed(short_side=40, long_side=60)
     assert resized.shape == (3, 30, 60) and boxes.tolist() == [[15, 6, 30, 18]]
     assert changed(crop=16)[0].shape == (3, 16, 16)
-    assert changed(scale=(2.0, 2.0), crop=30)[0].shape == (3, 30, 30)
-    assert changed(colour=0.5)[0].shape == image.shape and not torch.equal(changed(colour=0.5)[0], image)
-    assert resizing(DataRecipe()) is None
+    assert changed(short_side=0, scale=(2.0, 2.0), crop=30)[0].shape == (3, 30, 30)
+    coloured = changed(short_side=0, colour=0.5)[0]
+    assert coloured.shape == image.shape and not torch.equal(coloured, image)
+    assert resizing(DataRecipe("crowns")) is None
     assert resizing(DataRecipe(short_side=40))(image, target, torch.Generator())[0].shape == (3, 40, 80)

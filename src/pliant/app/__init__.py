@@ -96,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         sentence = f"pliant {command}: needs {missing}: {pliant._INSTALL.format(extra=extra)}"
         if {"-h", "--help"} & set(words):
-            print(f"{_about(command)}\n\n{sentence}\nThen this help lists all arguments.")
+            print(f"{about(command)}\n\n{sentence}\nThen this help lists all arguments.")
             return 0
         print(sentence, file=sys.stderr)
         return 2
@@ -144,5 +144,6 @@ def _overview() -> str:
     return "\n".join([*lines, "With --traceback an error shows where in the code it arose."])
 
 
-def _about(command: str) -> str:
+def about(command: str) -> str:
+    """Return what a command does, without its arguments."""
     return f"usage: pliant {command} …\n\n{COMMANDS[command].does}\n\nExample: {COMMANDS[command].example}"

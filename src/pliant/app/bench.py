@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pliant
+from pliant.app import about
 
 
 def main(words: Sequence[str]) -> int:
@@ -19,8 +20,12 @@ def main(words: Sequence[str]) -> int:
     assert pliant.__file__ is not None
     script = Path(pliant.__file__).resolve().parents[2] / "benchmarks" / "run.py"
     if not script.is_file():
-        raise ValueError(
+        absent = (
             "the benchmarks are not part of the installed package; run `make install` and `make bench` in a checkout "
             "of the repository"
         )
+        if {"-h", "--help"} & set(words):
+            print(f"{about('bench')}\n\nHere {absent}. Then this help lists all arguments.")
+            return 0
+        raise ValueError(absent)
     return subprocess.run([sys.executable, str(script), *words]).returncode

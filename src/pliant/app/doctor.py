@@ -95,23 +95,24 @@ def run(args: argparse.Namespace) -> int:
         print(f"{title:<8} {text}")
     limit = testing.TOLERANCE[torch.float32]
     print(f"\nkernels against their references, float32, largest relative error (limit {limit:.0e})")
-    agree = [_report(operator, limit) for operator in OPERATORS]
+    width = max(len(operator.name) for operator in OPERATORS)
+    agree = [_report(operator, limit, width) for operator in OPERATORS]
     return 0 if all(agree) else 1
 
 
-def _report(operator: Operator, limit: float) -> bool:
+def _report(operator: Operator, limit: float, width: int) -> bool:
     """Print one line about an operator; return whether it agrees with its reference."""
     name = operator.name
     try:
         found = errors(operator)
     except Exception as error:
         # Whatever went wrong, the other operators are checked too.
-        print(f"{name:<20} failed: {textwrap.shorten(str(error), 160)}")
+        print(f"{name:<{width}}  failed: {textwrap.shorten(str(error), 160)}")
         return False
     # Written so that a NaN fails.
     agrees = all(value <= limit for value in found.values())
     columns = [f"{kind} {f'{found[kind]:.0e}' if kind in found else 'none':>5}" for kind in KINDS]
-    print("  ".join([f"{name:<20}", *columns, "ok" if agrees else "failed"]))
+    print("  ".join([f"{name:<{width}}", *columns, "ok" if agrees else "failed"]))
     return agrees
 
 

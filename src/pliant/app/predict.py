@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import colorsys
 import json
 import sys
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ from pliant._files import apart, replacing
 from pliant.app import CHECKPOINT, DEVICE
 from pliant.data import read_image
 from pliant.models import Predictor
+from pliant.show import boxes
 from pliant.train.distributed import resolve
 from pliant.train.evaluation import coco_results
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 
 OUT = Path("runs/predict")
+LEGIBLE = 400  # shorter side in pixels that names of objects need; smaller images are enlarged to about that
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -98,22 +99,18 @@ def said(labels: Sequence[int], classes: Sequence[str]) -> str:
 
 
 def drawn(image: Tensor, found: dict[str, Tensor], classes: Sequence[str]) -> Image:
-    """Return an image (3, H, W) with boxes, classes and scores drawn on it, the best on top."""
-    from PIL import Image, ImageDraw
+    """Return an image (3, H, W) with boxes, classes and scores drawn on it, the best on top.
+
+    A small image is enlarged by a whole factor, every pixel into a square.
+    """
+    from PIL import Image
 
     picture = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
-    draw = ImageDraw.Draw(picture)
-    width = max(1, round(min(picture.size) / 300))
-    rows = zip(found["boxes"].tolist(), found["scores"].tolist(), found["labels"].tolist(), strict=True)
-    for (x1, y1, x2, y2), score, label in reversed(list(rows)):
-        red, green, blue = (round(255 * v) for v in colorsys.hsv_to_rgb(label * 0.618 % 1, 0.75, 1.0))
-        colour = (red, green, blue)
-        draw.rectangle((x1, y1, max(x1, x2 - 1), max(y1, y2 - 1)), outline=colour, width=width)
-        text = f"{classes[label]} {score:.2f}"
-        left, top, right, bottom = draw.textbbox((0, 0), text)
-        at = (min(max(0.0, x1), max(0.0, picture.width - right)), max(0.0, y1 - bottom - 1))
-        draw.rectangle((at[0] + left, at[1] + top, at[0] + right, at[1] + bottom), fill=colour)
-        draw.text(at, text, fill="black")
+    factor = max(1, round(LEGIBLE / min(picture.size)))
+    picture = picture.resize((factor * picture.width, factor * picture.height), Image.Resampling.NEAREST)
+    labels = found["labels"].tolist()
+    names = [f"{classes[label]} {score:.2f}" for label, score in zip(labels, found["scores"].tolist(), strict=True)]
+    boxes.draw(picture, (factor * found["boxes"]).tolist(), names, [boxes.colour(label) for label in labels])
     return picture
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from pliant.models.two_stage import TwoStage
 from pliant.nn.deformable import DeformablePool, rows_first
 from pliant.nn.modes import evaluation
-from pliant.show.canvas import BACKGROUND, INK, REGULAR, TAPS, YELLOW, scatter, show_picture
+from pliant.show.boxes import frame
+from pliant.show.canvas import BACKGROUND, REGULAR, TAPS, YELLOW, scatter, show_picture
 from pliant.show.layout import look_at
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 Call = Callable[[nn.Module, Tensor, Tensor], Any]
+AROUND = 0.35  # margin around a box, relative to its longer side: bins beyond it are cut off
 
 
 @dataclass(frozen=True)
@@ -147,6 +149,12 @@ def _placed(
     return Bins(boxes.numpy(), regular.numpy(), moved.numpy(), mask, name)
 
 
+def window(box: Sequence[float]) -> float:
+    """Return the side of the part of an image that shows a box (x1, y1, x2, y2) and what its bins reach around it."""
+    x1, y1, x2, y2 = box
+    return (1 + 2 * AROUND) * max(x2 - x1, y2 - y1)
+
+
 def draw(
     axes: Axes,
     picture: np.ndarray,
@@ -155,7 +163,7 @@ def draw(
     *,
     title: str = "",
     offsets: bool = True,
-    around: float = 0.55,
+    side: float | None = None,
     size: tuple[int, int] | None = None,
 ) -> None:
     """Draw the bins of one box: rings at their regular centres, dots where offsets move them, fainter for less weight.
@@ -167,18 +175,13 @@ def draw(
         index: of the box.
         title: above the image.
         offsets: draw where the bins move; False draws the regular bins alone.
-        around: margin shown on every side, relative to the longer side of the box; points beyond it are cut off.
+        side: of the part that is shown, in pixels, for several boxes at one zoom; None is :func:`window` of this box.
         size: (H, W) of the image as the network reads it, where `picture` has another resolution.
     """
-    from matplotlib.patches import Rectangle
-
     x1, y1, x2, y2 = found.boxes[index]
     regular, moved = found.regular[index].reshape(-1, 2), found.moved[index].reshape(-1, 2)
     show_picture(axes, picture, title, size=size)
-    for color, width in ((INK, 2.6), (YELLOW, 1.4)):
-        axes.add_patch(
-            Rectangle((x1 - 0.5, y1 - 0.5), x2 - x1, y2 - y1, fill=False, edgecolor=color, linewidth=width, zorder=2)
-        )
+    frame(axes, found.boxes[index], YELLOW)
     if offsets:
         for (ya, xa), (yb, xb) in zip(regular, moved, strict=True):
             axes.plot([xa, xb], [ya, yb], color=BACKGROUND, linewidth=1.8, zorder=2)
@@ -190,10 +193,10 @@ def draw(
     else:
         scatter(axes, regular, REGULAR, size=20)
     H, W = picture.shape[:2] if size is None else size
-    side = min((0.5 + around) * max(x2 - x1, y2 - y1), max(H, W) / 2)
+    half = min((window(found.boxes[index]) if side is None else side) / 2, max(H, W) / 2)
     # Shifted into the image: no strip of white where the box lies near an edge.
     y, x = (
-        min(max((low + high - 1) / 2, min(side, n / 2) - 0.5), n - 0.5 - min(side, n / 2))
+        min(max((low + high - 1) / 2, min(half, n / 2) - 0.5), n - 0.5 - min(half, n / 2))
         for low, high, n in ((y1, y2, H), (x1, x2, W))
     )
-    look_at(axes, (y - side, y + side, x - side, x + side))
+    look_at(axes, (y - half, y + half, x - half, x + half))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from html import escape
 
 WIDTH, HEIGHT = 420, 270
-_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 12, 30, 44
+_LEFT, _RIGHT, _TOP, _BOTTOM = 60, 12, 30, 44
 _LABEL = 30  # minimum distance of two labels on the horizontal axis
 
 
@@ -54,7 +54,7 @@ def chart(
         curves: what to draw; later ones are drawn on top.
         title: above the chart.
         x_label: below the horizontal axis, with the unit.
-        y_label: beside the title.
+        y_label: along the vertical axis, with the unit.
         y_range: limits of the vertical axis; None: those of the curves and bands.
         shaded: range of x with a shaded background, cut off at the ends of the axis.
         logarithmic: make the horizontal axis logarithmic.
@@ -107,9 +107,11 @@ def chart(
             parts.append(f'<path d="M{taken:.1f} {HEIGHT - _BOTTOM}v4" style="stroke:var(--faint)"/>')
     middle = (_LEFT + WIDTH - _RIGHT) / 2
     parts.append(f'<text x="{middle}" y="{HEIGHT - 6}" text-anchor="middle" {text}>{escape(x_label)}</text>')
-    heading = f'{escape(title)}<tspan font-weight="400" style="fill:var(--faint)">  {escape(y_label)}</tspan>'
+    across_ = (_TOP + HEIGHT - _BOTTOM) / 2
+    turned = f'transform="rotate(-90 13 {across_})" text-anchor="middle"'
+    parts.append(f'<text x="13" y="{across_}" {turned} {text}>{escape(y_label)}</text>')
     bold = 'font-size="14" font-weight="600" fill="currentColor" xml:space="preserve"'
-    parts.append(f'<text x="{_LEFT}" y="18" {bold}>{heading}</text>')
+    parts.append(f'<text x="{_LEFT}" y="18" {bold}>{escape(title)}</text>')
     for curve in curves:
         parts.append(_curve(curve, across, down))
     parts.append("</svg>")

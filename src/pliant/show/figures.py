@@ -13,9 +13,10 @@ from torch import Tensor
 from pliant.models.two_stage import TwoStage
 from pliant.nn import LocalResponseNorm
 from pliant.show import bins, canvas, fields, history, lrn, places, sampling
-from pliant.show.canvas import CENTRE, GREEN, INK, REGULAR, TAPS, VERMILION, YELLOW
+from pliant.show.boxes import colour, frame, frames
+from pliant.show.canvas import CENTRE, INK, REGULAR, TAPS, VERMILION, YELLOW
 from pliant.show.influence import At, Node, OfBox, locations, receptive_field, saliency_region
-from pliant.show.layout import apart, coloured, enlarged, frame, grey, height, look_at, row, widened, window
+from pliant.show.layout import coloured, enlarged, grey, height, look_at, row, widened, window
 from pliant.show.recording import record
 from pliant.show.view import View
 
@@ -117,14 +118,12 @@ def _overview(view: View) -> Figure:
     if view.detections:
         scores = view.detections["scores"]
         drawn = min(DETECTIONS, max(int((scores >= SURE).sum()), min(1, len(scores))))
-        names = []
-        for i in reversed(range(drawn)):
-            label, box = int(view.detections["labels"][i]), view.detections["boxes"][i].tolist()
-            name = view.classes[label] if label < len(view.classes) else str(label)
-            names.append((frame(axes, box, GREEN, f"{name} {float(scores[i]):.2f}"), box))
-        apart(axes, names[::-1])
+        labels = view.detections["labels"][:drawn].tolist()
+        known = [view.classes[label] if label < len(view.classes) else str(label) for label in labels]
+        names = [f"{name} {score:.2f}" for name, score in zip(known, scores.tolist(), strict=False)]
+        frames(axes, view.detections["boxes"][:drawn].tolist(), names, [colour(label) for label in labels])
     if view.box is not None:
-        frame(axes, view.box, YELLOW, "")
+        frame(axes, view.box, YELLOW)
     canvas.scatter(axes, row(view.centre), CENTRE, size=150, marker="P", layer=6)
     canvas.scatter(axes, row(view.centre), "white", size=14, outlined=False, layer=7)
     y, x = view.centre
@@ -134,7 +133,8 @@ def _overview(view: View) -> Figure:
         f"of the map of {name}; its centre lies at x = {x:g}, y = {y:g}."
     )
     if view.detections:
-        caption += f" Green: {drawn} detections" + (f" (score at least {SURE})." if drawn > 1 else ", the best one.")
+        caption += f" {drawn} detections" + (f" (score at least {SURE})" if drawn > 1 else ", the best one")
+        caption += ", in the colours of their classes."
     if view.box is not None:
         caption += " Yellow: the box that is explained."
     return Figure("picture", canvas.png(figure), "The image", caption)
@@ -282,7 +282,7 @@ def _support(view: View, node: Node, name: str, title: str, what: str, error: fl
         panels[-1].contour(region.mask, levels=[0.5], colors=[VERMILION], linewidths=1.2)
     for axes in panels:
         if view.box is not None:
-            frame(axes, view.box, YELLOW, "")
+            frame(axes, view.box, YELLOW)
         if isinstance(node, At):
             canvas.scatter(axes, row(view.centre), CENTRE, size=70, marker="P", layer=6)
     figure.subplots_adjust(0.005, 0.005, 0.995, 1 - 0.3 / figure.get_figheight(), 0.02)
@@ -306,14 +306,17 @@ def _bins(view: View) -> Figure:
     if not boxes:
         raise LookupError("Nothing is detected and no box is given: no bins are drawn.")
     found = bins.bins(view.model, view.picture, torch.tensor(boxes[:3]))
-    figure = canvas.sheet(3.9 * len(found.boxes), 3.95)
-    for i, axes in enumerate(figure.subplots(1, len(found.boxes), squeeze=False)[0]):
-        bins.draw(axes, view.paper, found, i, size=view.size)
-    figure.subplots_adjust(0.005, 0.005, 0.995, 0.995, 0.03)
+    count, side = len(found.boxes), max(map(bins.window, found.boxes))
+    figure = canvas.sheet(3.7 * count + 0.3, 7.5)
+    for offsets, cells in zip((False, True), figure.subplots(2, count, squeeze=False), strict=True):
+        for i, axes in enumerate(cells):
+            bins.draw(axes, view.paper, found, i, offsets=offsets, side=side, size=view.size)
+        cells[0].set_ylabel("moved bins" if offsets else "regular bins", fontsize=13, color=INK)
+    figure.subplots_adjust(0.3 / figure.get_figwidth(), 0.005, 0.997, 0.997, 0.03, 0.02)
     Ph, Pw = found.regular.shape[1:3]
     caption = (
-        f"Centres of the {Ph} × {Pw} bins that {found.layer} pools from boxes (yellow): rings without offsets, dots "
-        "where the offsets move them."
+        f"Centres of the {Ph} × {Pw} bins that {found.layer} pools from boxes (yellow), all at one zoom: above on the "
+        "regular grid, below where the offsets move them (dots, from the rings)."
     )
     if found.mask is not None:
         caption += " Fainter dots have less weight, relative to the strongest bin of their box."
@@ -393,8 +396,8 @@ def _inhibition(view: View) -> Figure:
     finally:
         handle.remove()
     found = lrn.inhibition(seen[0][:1], norm.size, norm.alpha, norm.beta, norm.k, even=norm.even)
-    figure = canvas.sheet(12, 2.9)
-    figure.set_layout_engine("constrained")
+    figure = canvas.sheet(8.6, 6.2)
+    figure.set_layout_engine("constrained", wspace=0.06)
     lrn.draw(figure, found, view.image)
     caption = (
         f"Lateral inhibition in {name or 'the model'} (size {norm.size}, α = {norm.alpha:g}, β = {norm.beta:g}, "

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pliant import _check
-from pliant.show.canvas import BACKGROUND, REGULAR, TAPS, scatter, show_picture
+from pliant.show.canvas import BACKGROUND, INK, REGULAR, TAPS, scatter, show_picture
 
 if TYPE_CHECKING:
     import numpy as np
@@ -106,6 +106,19 @@ def draw(
             axes.plot([x0, x1], [y0, y1], color=REGULAR, linewidth=1.0, zorder=3)
         scatter(axes, start, REGULAR, size=22, hollow=True)
     scatter(axes, end, TAPS, size=34)
+
+
+def legend(axes: Axes) -> None:
+    """Say in an empty panel what the marks of :func:`draw` are."""
+    import numpy as np
+
+    axes.set_axis_off()
+    axes.set_xlim(0, 1)
+    axes.set_ylim(0, 1)
+    scatter(axes, np.array([[0.62, 0.12]]), REGULAR, size=40, hollow=True)
+    scatter(axes, np.array([[0.45, 0.12]]), TAPS, size=52)
+    axes.text(0.2, 0.62, "tap of the regular grid", va="center", fontsize=11, color=INK)
+    axes.text(0.2, 0.45, "where its offset moves it", va="center", fontsize=11, color=INK)
 
 
 SPECIAL_CASES: Mapping[str, Mapping[str, Any]] = {

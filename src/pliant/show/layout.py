@@ -1,11 +1,8 @@
-"""Sizes of panels, frames of boxes and backgrounds: the small parts that figures are laid out with."""
+"""Sizes of panels, parts of images and backgrounds: the small parts that figures are laid out with."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
-
-from pliant.show.canvas import INK
 
 if TYPE_CHECKING:
     import numpy as np
@@ -85,48 +82,3 @@ def look_at(axes: Any, part: tuple[float, float, float, float]) -> None:
         patch.set_clip_on(True)
     for spine in axes.spines.values():
         spine.set_edgecolor("#B5B5B5")
-
-
-def frame(axes: Any, box: Sequence[float], color: str, text: str) -> Any:
-    """Draw a box that is visible on any background, and above it a text, which is returned."""
-    from matplotlib.patches import Rectangle
-
-    x1, y1, x2, y2 = box
-    for shade, width in ((INK, 2.8), (color, 1.6)):
-        axes.add_patch(
-            Rectangle((x1 - 0.5, y1 - 0.5), x2 - x1, y2 - y1, fill=False, edgecolor=shade, linewidth=width, zorder=3)
-        )
-    return axes.text(
-        x1 - 0.5, y1 - 0.5, text, fontsize=9.5, color="white", va="bottom", clip_on=True, zorder=5,
-        bbox={"facecolor": color, "edgecolor": "none", "pad": 1.0},
-    ) if text else None  # fmt: skip
-
-
-def apart(axes: Any, names: Sequence[tuple[Any, Sequence[float]]]) -> None:
-    """Move the texts of boxes, from :func:`frame`, to corners where they lie on the image and cover no earlier text.
-
-    Args:
-        axes: axes that fill their figure.
-        names: texts with their boxes, x1, y1, x2, y2; earlier ones are placed first.
-    """
-    renderer, whole = axes.figure.canvas.get_renderer(), axes.get_window_extent()
-    taken: list[Any] = []
-    for name, (x1, y1, x2, y2) in names:
-        left, right, top, bottom = x1 - 0.5, x2 - 0.5, y1 - 0.5, y2 - 0.5
-        corners = (
-            (left, top, "left", "bottom"), (left, top, "left", "top"), (left, bottom, "left", "top"),
-            (right, top, "right", "bottom"), (right, bottom, "right", "top"), (left, bottom, "left", "bottom"),
-            (right, top, "right", "top"), (right, bottom, "right", "bottom"),
-        )  # fmt: skip
-        best: tuple[float, Any] | None = None
-        for x, y, across, down in corners:
-            name.set(position=(x, y), horizontalalignment=across, verticalalignment=down)
-            here = name.get_window_extent(renderer)
-            inside = here.x0 >= whole.x0 and here.x1 <= whole.x1 and here.y0 >= whole.y0 and here.y1 <= whole.y1
-            bad = (not inside) + sum(here.padded(2).overlaps(other) for other in taken)
-            if best is None or bad < best[0]:
-                best = (bad, (x, y, across, down, here))
-        assert best is not None
-        x, y, across, down, here = best[1]
-        name.set(position=(x, y), horizontalalignment=across, verticalalignment=down)
-        taken.append(here)

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from pliant.data.images import pixels, read_image
 from pliant.models.predictor import Predictor, resized
 from pliant.show import canvas, sampling
+from pliant.show.boxes import frame
 from pliant.show.canvas import CENTRE, REGULAR, TAPS, YELLOW
-from pliant.show.layout import frame, height, look_at, row, window
+from pliant.show.layout import height, look_at, row, window
 from pliant.show.paths import Trace
 from pliant.show.view import View, view
 
@@ -57,7 +58,7 @@ class Look:
         cells = list(figure.subplots(1, len(ratios), gridspec_kw={"width_ratios": ratios}))
         canvas.show_picture(cells[0], self.view.ground, f"{W} × {H} pixels", size=self.view.size)
         if self.view.box is not None:
-            frame(cells[0], self.view.box, YELLOW, "")
+            frame(cells[0], self.view.box, YELLOW)
         canvas.scatter(cells[0], row(self.view.centre), CENTRE, size=110, marker="P", layer=6)
         for axes, (trace, colour, title) in zip(cells[1:], panels, strict=True):
             assert trace is not None

@@ -98,7 +98,7 @@ def draw(figure: Figure, found: Inhibition, picture: np.ndarray | None = None) -
     the share that every channel loses to its neighbours over the whole map; and which neighbour it loses to.
 
     Args:
-        figure: an empty figure, about 4 times as wide as high.
+        figure: an empty figure, about 1.4 times as wide as high.
         found: from :func:`inhibition`.
         picture: the image, (h, w) or (h, w, 3); None leaves the first panel out.
     """
@@ -107,10 +107,11 @@ def draw(figure: Figure, found: Inhibition, picture: np.ndarray | None = None) -
     C, H, W = found.before.shape
     strength = np.abs(found.before).sum(0)
     row, column = np.unravel_index(strength.argmax(), strength.shape)
-    widths = ([0.8] if picture is not None else []) + [1.5, 1.5, 1.0]
-    panels = list(figure.subplots(1, len(widths), gridspec_kw={"width_ratios": widths}))
+    first, *panels = figure.subplots(2, 2, gridspec_kw={"width_ratios": [1.0, 1.3]}).flat
+    panels = [panels[0], panels[2], panels[1]]  # bars on the right, the image and what is lost to whom on the left
+    first.set_axis_off()
     if picture is not None:
-        axes = panels.pop(0)
+        axes = first
         show_picture(axes, picture, "position ○")
         y, x = (row + 0.5) * picture.shape[0] / H - 0.5, (column + 0.5) * picture.shape[1] / W - 0.5
         axes.scatter([x], [y], s=90, facecolors="none", edgecolors=VERMILION, linewidths=1.8)
@@ -120,7 +121,8 @@ def draw(figure: Figure, found: Inhibition, picture: np.ndarray | None = None) -
     here = np.abs(found.before[:, row, column])
     axes.bar(channels, here, width=0.8, color=SKY, label="before")
     axes.bar(channels, np.abs(found.after[:, row, column]), width=0.8, color=BLUE, label="after")
-    axes.set_title("|response| at this position", fontsize=11, color=INK)
+    axes.set_title("at this position", fontsize=11, color=INK)
+    axes.set_ylabel("|response|", fontsize=10)
     axes.legend(frameon=False, fontsize=9, loc="upper right")
     axes.set_ylim(0, here.max() * 1.25 or 1)
 
@@ -128,18 +130,21 @@ def draw(figure: Figure, found: Inhibition, picture: np.ndarray | None = None) -
     alone = np.abs(found.alone).sum((1, 2))
     share = np.divide(100 * found.lost.sum((1, 2)), alone, out=np.zeros(C), where=alone > 0)
     axes.bar(channels, share, width=0.8, color=ORANGE)
-    axes.set_title("% lost to neighbours, whole map", fontsize=11, color=INK)
+    axes.set_title("lost to neighbours, whole map", fontsize=11, color=INK)
+    axes.set_ylabel("% of the response", fontsize=10)
 
     axes = panels[2]
     image = axes.imshow(found.taken, cmap="cividis", interpolation="nearest")
     axes.set_title("lost to which neighbour", fontsize=11, color=INK)
-    axes.set_xlabel("neighbour", fontsize=10)
-    axes.set_ylabel("loses", fontsize=10)
+    axes.set_xlabel("neighbour's channel", fontsize=10)
+    axes.set_ylabel("channel that loses", fontsize=10)
     bar = figure.colorbar(image, ax=axes, fraction=0.046, pad=0.04)
+    bar.set_label("mean response lost", fontsize=9)
     bar.ax.tick_params(labelsize=8)
     bar.outline.set_visible(False)
     for axes in panels:
         axes.tick_params(labelsize=8, length=2)
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.spines[["top", "right"]].set_visible(False)
     for axes in panels[:2]:
         axes.set_xlabel("channel", fontsize=10)

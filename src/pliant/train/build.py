@@ -19,7 +19,7 @@ from pliant.data import (
 from pliant.data.folders import read
 from pliant.data.part import held_out
 from pliant.models import predictor
-from pliant.train.recipe import DataRecipe
+from pliant.train.recipe import SCENE, DataRecipe
 
 
 def build_data(recipe: DataRecipe, split: Literal["train", "test"]) -> Detection | None:
@@ -32,7 +32,7 @@ def build_data(recipe: DataRecipe, split: Literal["train", "test"]) -> Detection
     if recipe.source == "composed":
         count = recipe.count if split == "train" else recipe.test_count
         objects = recipe.objects if split == "train" else (1, 4)
-        size = recipe.size or 128
+        size = recipe.size or SCENE
         return Composed(recipe.seed, count, split, size, objects=objects, classes=recipe.classes) if count else None
     if recipe.source == "crowns":
         return Crowns(split, tile=recipe.size) if recipe.size else Crowns(split)

@@ -14,6 +14,7 @@ from pliant.models.recipe import ModelRecipe, recorded
 from pliant.nn import parameter_groups
 
 SHORT_SIDE = 256  # pixels to which a user's images are resized, unless a recipe says otherwise
+SCENE = 128  # side of a composed scene in pixels, unless a recipe says otherwise
 STEPS = 3000  # of a training for which neither steps nor epochs are given
 
 
@@ -39,8 +40,9 @@ class DataRecipe:
         seed: of the scenes (source composed), and of the images held out (source folder).
         classes: names of the clothes in the scenes (source composed); null takes all ten.
         objects: least and most objects per training scene (source composed); test scenes have 1 to 4.
-        short_side: images are resized to this shorter side in pixels; 0 leaves them as they are. null is 256 for a
-            folder and 0 for images that come with the package.
+        short_side: images are resized to this shorter side in pixels, in training and whenever the detector is used; 0
+            leaves them as they are. null is 256 for a folder, the side of a scene for composed scenes, so that objects
+            in a photograph are as large as those that were learned, and 0 for tree crowns, tiles of large photographs.
         long_side: images are resized less where their longer side would exceed this many pixels; 0 is no limit.
         interpolation: how they are resized: ours, or as in torchvision, mmdetection (opencv) and detectron2 (pillow).
         scale: training images are then resized by a random factor between these two, log-uniform.
@@ -81,10 +83,15 @@ class DataRecipe:
 
     @property
     def settled(self) -> DataRecipe:
-        """Return the recipe with a number for `short_side`."""
+        """Return the recipe with a number for `short_side`.
+
+        >>> DataRecipe().settled.short_side, DataRecipe("folder").settled.short_side
+        (128, 256)
+        """
         if self.short_side is not None:
             return self
-        return replace(self, short_side=SHORT_SIDE if self.own else 0)
+        scene = (self.size or SCENE) if self.source == "composed" else 0
+        return replace(self, short_side=SHORT_SIDE if self.own else scene)
 
 
 @dataclass(frozen=True)

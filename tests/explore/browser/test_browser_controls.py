@@ -36,7 +36,7 @@ def test_every_switch_of_the_sampling_points_draws_something(page: Any) -> None:
     for id in ("level-1", "level-2", "level-3", "modulation", "regular", "field"):
         for _ in ("off", "on"):
             assert page.changes(lambda id=id: tab.locator(f"#{id}").click()), id
-    assert page.changes(lambda: tab.get_by_label("conv4", exact=True).check())
+    assert page.changes(lambda: tab.get_by_label("features.conv4", exact=True).check())
     page.said("conv4, row")
     assert tab.locator("#levels label").all_inner_texts() == [
         "features.conv4\n9 paths", "… through features.conv3\n81 paths", "… through features.conv2\n729 paths"

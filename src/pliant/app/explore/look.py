@@ -16,6 +16,7 @@ from pliant.app.explore.pictures import Picture, canvas, png_address
 from pliant.models.two_stage import TwoStage, listed
 from pliant.nn import DeformPSRoIPool
 from pliant.show.bins import bins, layers
+from pliant.show.boxes import colour
 from pliant.show.paths import Step
 from pliant.show.recording import record
 
@@ -137,7 +138,7 @@ def _detection(network: Network, seen: Tensor) -> dict[str, Any]:
     rows = zip(found["boxes"].tolist(), found["labels"].tolist(), found["scores"].tolist(), pooled, strict=True)
     return {
         "objects": [
-            {"box": box, "label": network.classes[label], "score": round(score, 4), "roi": roi}
+            {"box": box, "label": network.classes[label], "colour": colour(label), "score": round(score, 4), "roi": roi}
             for box, label, score, roi in rows
         ],
         "proposals": rois[:, 1:].round(decimals=2).tolist(),

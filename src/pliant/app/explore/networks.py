@@ -21,6 +21,7 @@ from pliant.studies.detection import contestants as detection
 from pliant.studies.detection import protocol
 from pliant.studies.geometry import contestants as geometry
 from pliant.train import DetectorRecipe
+from pliant.train.recipe import SCENE
 
 BUNDLED = Path(__file__).with_name("bundled")
 # The networks that come with the package: name of the file, label on the page, and a line about it.
@@ -39,7 +40,7 @@ SMALL = {
     ),
 }
 # Sides of the images of these sources for recipes that set none.
-SIDES = {"composed": 128, "crowns": 200}
+SIDES = {"composed": SCENE, "crowns": 200}
 # The end of every error sentence of :func:`read`.
 TAKEN = (
     "use best.pt or last.pt of `pliant train detector`, or a file CONTESTANT-DATA-SEED.pt in the folder models/ of a "
@@ -157,7 +158,9 @@ def read(path: Path) -> Network:
 def _of_checkpoint(state: dict[str, Any], id: str, label: str, about: str) -> Network:
     """Return the network of a run's checkpoint, with the side of the images that it was trained on."""
     data = DetectorRecipe.of(state["recipe"]).data
-    side = data.long_side or 2 * (data.short_side or 0) or data.crop or data.size or SIDES.get(data.source, 320)
+    short = data.short_side or 0
+    # Scenes are square; photographs are up to twice as long as they are high.
+    side = data.long_side or (2 * short if data.own else short) or data.crop or data.size or SIDES.get(data.source, 320)
     predictor = Predictor.of(state)
     return Network(id, label, about, predictor.model, predictor.classes, min(side, LONGEST), predictor.resize)
 

@@ -10,12 +10,9 @@ from pliant.studies import summary as studies
 from pliant.studies.detection.contestants import CONTESTANTS
 from pliant.studies.detection.protocol import DATA
 from pliant.studies.report.statistics import Cell, difference, points, spread
-from pliant.studies.summary import Result, Runs
+from pliant.studies.summary import Result, Runs, over_seeds, table, wrapped
 
 COLUMNS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
-_HEAD = "".join(
-    (" " * 34, " seeds", *(f"{c:>13}" for c in COLUMNS), "  parameters", "  M mult-adds", "  ms/image", "  train s")
-)
 
 
 def summary(results: Sequence[Result]) -> str:
@@ -30,18 +27,29 @@ def score(results: Sequence[Result], column: str) -> Cell | None:
 
 
 def _section(data: str, runs: Runs) -> list[str]:
-    title = f"{data}. Average precision in percent, mean ± standard deviation over seeds."
-    return [title, _HEAD, *map(_row, runs.values()), "", *_floor(runs), *_against_regular(runs)]
+    """Return two tables, so that each fits a terminal: average precision, and what it costs."""
+    return [
+        f"{data}. Average precision in percent{over_seeds(runs)}.",
+        *table(["", *COLUMNS], [_row(r) for r in runs.values()]),
+        "",
+        *table(["", "parameters", "M mult-adds", "ms/image", "train s"], [_costs(r) for r in runs.values()]),
+        "",
+        *_floor(runs),
+        *_against_regular(runs),
+    ]
 
 
-def _row(found: list[Result]) -> str:
+def _row(found: list[Result]) -> list[str]:
     cells = [score(found, column) for column in COLUMNS]
-    text = "".join(f"{spread(list(cell.by_seed.values())) if cell else '–':>13}" for cell in cells)
+    said = [spread(list(cell.by_seed.values())).strip() if cell else "–" for cell in cells]
+    return [found[0]["label"], *(text.replace(" ± ", "±") for text in said)]
+
+
+def _costs(found: list[Result]) -> list[str]:
     adds = found[0]["multiply_adds"]
-    cost = "–" if adds is None else f"{adds / 1e6:.1f}"
     pace, seconds = 1e3 * fmean(r["image_seconds"] for r in found), fmean(r["train_seconds"] for r in found)
-    label = found[0]["label"]
-    return f"{label:34}{len(found):>6}{text}{found[0]['parameters']:>12,}{cost:>13}{pace:>10.1f}{seconds:>9.0f}"
+    cost = "–" if adds is None else f"{adds / 1e6:.1f}"
+    return [found[0]["label"], f"{found[0]['parameters']:,}", cost, f"{pace:.1f}", f"{seconds:.0f}"]
 
 
 def _floor(runs: Runs) -> list[str]:
@@ -66,5 +74,5 @@ def _against_regular(runs: Runs) -> list[str]:
                 chance = "" if math.isnan(gap.low) or gap.verdict else ", not told from chance"
                 said.append(f"{column} {points(gap)}{chance}")
         if said:
-            lines.append(f"{found[0]['label']} − regular, points: {'; '.join(said)}")
+            lines += wrapped(f"{found[0]['label']} − regular, points: {'; '.join(said)}")
     return lines

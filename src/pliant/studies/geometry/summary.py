@@ -10,7 +10,7 @@ from pliant.studies import summary as studies
 from pliant.studies.geometry.contestants import CONTESTANTS
 from pliant.studies.geometry.protocol import STRENGTHS, TRAININGS, inside
 from pliant.studies.report.statistics import compare, spread
-from pliant.studies.summary import Result, Runs
+from pliant.studies.summary import Result, Runs, over_seeds, table, wrapped
 
 
 def measured(result: Result) -> dict[str, float]:
@@ -38,21 +38,30 @@ def summary(results: Sequence[Result]) -> str:
 
 
 _COLUMNS = ("clean", "transformed", "unseen", *STRENGTHS)
-_HEAD = "".join((" " * 28, " seeds", *(f"{c:>13}" for c in _COLUMNS), "  parameters", "  M mult-adds", "  train s"))
 
 
 def _section(training: str, runs: Runs) -> list[str]:
-    title = f"Trained {training}. Accuracy in percent, mean ± standard deviation over seeds."
-    return [title, _HEAD, *map(_row, runs.values()), "", *_verdicts(runs)]
+    """Return two tables, so that each fits a terminal: what counts and what it costs; every kind."""
+    whole, kinds = _COLUMNS[:3], _COLUMNS[3:]
+    return [
+        f"Trained {training}. Accuracy in percent{over_seeds(runs)}.",
+        *table(["", *whole, "params", "M adds", "train s"], [_row(r, whole) + _costs(r) for r in runs.values()]),
+        "",
+        *table(["", *kinds], [_row(r, kinds) for r in runs.values()]),
+        "",
+        *_verdicts(runs),
+    ]
 
 
-def _row(found: list[Result]) -> str:
+def _row(found: list[Result], columns: Sequence[str]) -> list[str]:
     scores = [measured(r) for r in found]
-    cells = "".join(f"{spread([s[c] for s in scores]):>13}" for c in _COLUMNS)
+    return [found[0]["label"], *(spread([s[c] for s in scores]).strip() for c in columns)]
+
+
+def _costs(found: list[Result]) -> list[str]:
     adds = found[0]["multiply_adds"]
-    cost = "–" if adds is None else f"{adds / 1e6:.1f}"
     seconds = fmean(r["train_seconds"] for r in found)
-    return f"{found[0]['label']:28}{len(found):>6}{cells}{found[0]['parameters']:>12,}{cost:>13}{seconds:>9.0f}"
+    return [f"{found[0]['parameters']:,}", "–" if adds is None else f"{adds / 1e6:.1f}", f"{seconds:.0f}"]
 
 
 def _verdicts(runs: Runs) -> list[str]:
@@ -77,8 +86,9 @@ def _verdicts(runs: Runs) -> list[str]:
             continue
         lines.append(f"{CONTESTANTS[name].label}, points against the best control (named) of the same seeds:")
         if len(runs[name]) < 2:
-            lines.append(f"  one seed, no interval: {'; '.join(verdicts['ties'])}")
+            lines += wrapped("; ".join(verdicts["ties"]), "  ")
             continue
         words = {"wins": "wins", "ties": "no difference beyond chance (95 %)", "loses": "DOES NOT WIN, it loses"}
-        lines += [f"  {words[v]}: {'; '.join(found)}" for v, found in verdicts.items() if found]
+        for v, found in verdicts.items():
+            lines += wrapped(f"{words[v]}: {'; '.join(found)}", "  ") if found else []
     return lines

@@ -42,10 +42,9 @@ def save(figures: Sequence[Figure], folder: Path) -> None:
         (folder / f"{figure.name}.png").write_bytes(figure.data)
 
 
-def placed(figures: Sequence[Figure], name: str, title: str = "") -> list[str]:
-    """Return a figure as HTML, with a heading above it; nothing where it was not drawn."""
-    html = [page.picture(f.data, f.alternative, f.caption) for f in figures if f.name == name]
-    return [page.heading(title), *html] if html and title else html
+def placed(figures: Sequence[Figure], name: str, width: int | None = None) -> list[str]:
+    """Return a figure as HTML, no wider than `width` pixels; nothing where it was not drawn."""
+    return [page.picture(f.data, f.alternative, f.caption, width) for f in figures if f.name == name]
 
 
 def first(candidates: Iterable[tuple[Path, Callable[[], T]]], what: str) -> T:

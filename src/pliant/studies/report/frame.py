@@ -1,4 +1,4 @@
-"""The frame that all reports share: what came out, the question, the protocol, what is missing."""
+"""The frame that all reports share: one paragraph, pictures, contents, curves and tables, and what belongs to them."""
 
 from __future__ import annotations
 
@@ -12,6 +12,16 @@ from pliant.studies.report.figures import Figure, save
 from pliant.studies.report.results import Results
 
 R = TypeVar("R", bound=Results)
+# Said once: all that a single seed leaves out below.
+SINGLE = "All runs have one seed, so there are no intervals and nothing is decided."
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of a report: its title and its HTML; a part without HTML is left out."""
+
+    title: str
+    html: Sequence[str]
 
 
 @dataclass(frozen=True)
@@ -21,18 +31,22 @@ class Content:
     Args:
         title: the question in one line.
         quick: what a profile that is not the full one shows, and what it does not.
-        findings: what came out, as HTML.
+        lead: what came out, in one paragraph.
+        pictures: the most telling ones, as HTML.
+        sections: curves and tables of the main part.
         question: paragraphs.
         protocol: sentences; profile and seeds are named before them.
-        sections: tables, curves and figures, as HTML.
+        details: what follows the main part.
     """
 
     title: str
     quick: str
-    findings: Sequence[str]
+    lead: str
+    pictures: Sequence[str]
+    sections: Sequence[Section]
     question: Sequence[str]
     protocol: Sequence[str]
-    sections: Sequence[str]
+    details: Sequence[Section]
 
 
 def write(results: R, draw: Callable[[R], Sequence[Figure]], content: Callable[[R, Sequence[Figure]], Content]) -> Path:
@@ -57,17 +71,25 @@ def write(results: R, draw: Callable[[R], Sequence[Figure]], content: Callable[[
 
 
 def _body(results: Results, content: Content) -> list[str]:
-    body = [page.heading(content.title, 1)]
-    if results.profile != "full":
-        body.append(page.paragraph(content.quick, "quick"))
+    sections = [*content.sections, Section("The question", [*map(page.paragraph, content.question)])]
+    sections += [Section("The protocol", [page.bullets([_runs(results), *content.protocol])])]
+    missing = [f"Not run, and left out everywhere: {', '.join(results.missing)}."] if results.missing else []
+    missing += results.notes
+    sections += [Section("What is missing", [page.bullets(missing)] if missing else []), *content.details]
+    sections = [section for section in sections if any(section.html)]
+
+    quick = results.profile != "full"
+    single = SINGLE if len(results.seeds) == 1 else ""
+    lead = " ".join(text for text in (content.quick if quick else "", single, content.lead) if text)
+    body = [page.heading(content.title, 1), page.paragraph(lead, "quick" if quick else "")]
     if results.missing:
         body.append(page.paragraph("The study is incomplete: what is missing is named below.", "quick"))
-    body += [page.heading("What came out"), *content.findings]
-    body += [page.heading("The question"), *map(page.paragraph, content.question)]
-    seeds = ", ".join(map(str, results.seeds))
-    runs = f"Profile: {results.profile}. Seeds: {seeds}; {len(results.runs)} finished runs."
-    body += [page.heading("The protocol"), page.bullets([runs, *content.protocol])]
-    if results.missing or results.notes:
-        missing = [f"Not run, and left out everywhere: {', '.join(results.missing)}."] if results.missing else []
-        body += [page.heading("What is missing", 3), page.bullets(missing + results.notes)]
-    return [*body, *content.sections, page.footer(results.study, results.folder, results.settings)]
+    body += [*content.pictures, page.contents([section.title for section in sections])]
+    for section in sections:
+        body += [page.heading(section.title), *section.html]
+    return [*body, page.footer(results.study, results.folder, results.settings)]
+
+
+def _runs(results: Results) -> str:
+    seeds = f" Seeds: {', '.join(map(str, results.seeds))}." if len(results.seeds) > 1 else ""
+    return f"Profile: {results.profile}.{seeds} {page.count(len(results.runs), 'finished run')}."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -24,12 +25,14 @@ body { margin:0; background:var(--ground); color:var(--ink); font:16px/1.55 syst
 main { max-width:1240px; margin:0 auto; padding:28px 20px 60px; }
 h1 { font-size:1.9rem; line-height:1.2; margin:0 0 .4em; } h2 { font-size:1.3rem; margin:2.4em 0 .5em; }
 h3 { font-size:1.03rem; margin:1.6em 0 .4em; } p, li { max-width:78ch; } li { margin:.25em 0; }
+nav { border:1px solid var(--rule); border-radius:6px; padding:.6em 1em; margin:1.4em 0; }
+nav ul { columns:3 260px; column-gap:2em; margin:.2em 0; padding-left:1.2em; } nav a { color:var(--blue); }
 .quick { background:var(--mark); border-left:4px solid var(--orange); padding:.7em 1em; margin:1em 0; max-width:none; }
 .scroll { overflow-x:auto; margin:.8em 0 1.2em; }
 table { border-collapse:collapse; font-size:.88rem; font-variant-numeric:tabular-nums; white-space:nowrap; }
 caption { text-align:left; color:var(--faint); padding:0 0 .5em; white-space:normal; }
 caption span { display:block; position:sticky; left:0; max-width:min(78ch, calc(100vw - 40px)); }
-th, td { padding:.34em .5em; text-align:right; border-bottom:1px solid var(--rule); font-weight:400; }
+th, td { padding:.24em .5em; text-align:right; border-bottom:1px solid var(--rule); font-weight:400; }
 thead th { font-weight:600; vertical-align:bottom; white-space:normal; border-bottom:2px solid var(--faint); }
 th[scope=row], thead th:first-child, tr.group th { text-align:left; position:sticky; left:0; background:var(--ground); }
 tr.group th { color:var(--faint); font-weight:600; padding-top:.9em; } tr.group span { position:sticky; left:.75em; }
@@ -37,7 +40,7 @@ td small { color:var(--faint); } td b { font-weight:700; }
 td.stack small { display:block; } td.name { white-space:normal; color:var(--faint); font-size:.82rem; }
 td.win, td.win b { color:var(--good); } td.lose, td.lose b { color:var(--bad); }
 .charts { margin-bottom:1.6em; display:grid;
-  grid-template-columns:repeat(auto-fit,minmax(min(100%,440px),1fr)); gap:14px 22px; }
+  grid-template-columns:repeat(auto-fit,minmax(min(100%,370px),1fr)); gap:14px 22px; }
 .chart { width:100%; height:auto; display:block; }
 .legend { display:flex; flex-wrap:wrap; gap:.3em 1.2em; padding:.7em 0; margin:.2em 0 .8em; font-size:.9rem;
   border-top:1px solid var(--rule); border-bottom:1px solid var(--rule); }
@@ -74,16 +77,36 @@ def write(text: str, path: Path) -> Path:
     return path
 
 
+def marked(text: str) -> str:
+    """Return text as HTML, with code where it stands between backticks.
+
+    >>> marked("`pliant show` < 3")
+    '<code>pliant show</code> &lt; 3'
+    """
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text))
+
+
 def heading(text: str, level: int = 2) -> str:
-    return f"<h{level}>{escape(text)}</h{level}>"
+    return f'<h{level} id="{anchor(text)}">{escape(text)}</h{level}>'
+
+
+def anchor(text: str) -> str:
+    """Return the id of a heading."""
+    return re.sub(r"\W+", "-", text.lower()).strip("-")
+
+
+def contents(titles: Sequence[str]) -> str:
+    """Return a list of links to headings."""
+    items = "".join(f'<li><a href="#{anchor(title)}">{escape(title)}</a></li>' for title in titles)
+    return f'<nav aria-label="Contents"><ul>{items}</ul></nav>'
 
 
 def paragraph(text: str, kind: str = "") -> str:
-    return f'<p class="{kind}">{escape(text)}</p>' if kind else f"<p>{escape(text)}</p>"
+    return f'<p class="{kind}">{marked(text)}</p>' if kind else f"<p>{marked(text)}</p>"
 
 
 def bullets(texts: Sequence[str]) -> str:
-    return "<ul>" + "".join(f"<li>{escape(text)}</li>" for text in texts) + "</ul>"
+    return "<ul>" + "".join(f"<li>{marked(text)}</li>" for text in texts) + "</ul>"
 
 
 def picture(data: bytes, alternative: str, caption: str, width: int | None = None) -> str:
@@ -93,7 +116,7 @@ def picture(data: bytes, alternative: str, caption: str, width: int | None = Non
     style = "" if width is None else f'style="max-width:{width}px;min-width:{560 if width > 720 else 0}px" '
     return (
         f'<figure><div class="paper" tabindex="0"><img {style}alt="{escape(alternative, quote=True)}" '
-        f'src="data:image/png;base64,{code}"/></div><figcaption>{escape(caption)}</figcaption></figure>'
+        f'src="data:image/png;base64,{code}"/></div><figcaption>{marked(caption)}</figcaption></figure>'
     )
 
 

@@ -106,6 +106,15 @@ class Results(ABC):
         return sorted({int(run["seed"]) for run in self.runs})
 
     @property
+    def over_seeds(self) -> str:
+        """Return how a caption says what stands in a cell: with one seed there is neither a mean nor a deviation."""
+        return ", mean ± standard deviation over seeds" if len(self.seeds) > 1 else ""
+
+    def counted(self, count: int) -> list[str]:
+        """Return the cell that says how many seeds a row has, where there are several."""
+        return [str(count)] if len(self.seeds) > 1 else []
+
+    @property
     def missing(self) -> list[str]:
         """Return "contestant (condition)" for what a whole study has and this one lacks."""
         there = {(run["contestant"], run[self.key]) for run in self.runs}

@@ -77,10 +77,10 @@ def signed(value: float) -> str:
 
 
 def interval(found: Difference) -> str:
-    """Write the interval of a difference in percentage points, or why there is none."""
-    return "(one seed)" if math.isnan(found.low) else f"[{signed(found.low)}, {signed(found.high)}]"
+    """Write the interval of a difference in percentage points; one seed has none."""
+    return "" if math.isnan(found.low) else f"[{signed(found.low)}, {signed(found.high)}]"
 
 
 def points(found: Difference) -> str:
     """Write a difference of shares in percentage points with its interval: ``+1.2 [+0.3, +2.1]``."""
-    return f"{signed(found.mean)} {interval(found)}"
+    return f"{signed(found.mean)} {interval(found)}".rstrip()

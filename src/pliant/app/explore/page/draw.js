@@ -142,20 +142,20 @@ class Sheet {
     context.setLineDash([]);
     context.globalAlpha = 1;
   }
-  /** Write the label of a box at a corner where it covers none of the labels in `taken`, and add it to `taken`. */
-  label([x1, y1, x2, y2], text, colour, paper, taken) {
+  /** Write the label of a box at the corner where it covers least of the labels in `taken`, and add it to `taken`. */
+  label([x1, y1, x2, y2], text, taken) {
     const context = this.context, { clientWidth: W, clientHeight: H } = context.canvas;
     context.font = "600 12px system-ui, sans-serif";
     const [left, top] = this.at(y1 - 0.5, x1 - 0.5), [right, bottom] = this.at(y2 - 0.5, x2 - 0.5);
     const width = context.measureText(text).width + 10, height = 19;
     const corners = [[left - 1, top - height], [left - 1, bottom], [right + 1 - width, top - height], [right + 1 - width, bottom], [left - 1, top], [left - 1, bottom - height]]
       .map(([x, y]) => [Math.max(0, Math.min(x, W - width)), Math.max(0, Math.min(y, H - height))]);
-    const free = ([x, y]) => taken.every(([a, b, c]) => x + width <= a || x >= a + c || y + height <= b || y >= b + height);
-    const [x, y] = corners.find(free) || corners[0];
+    const shared = ([x, y]) => taken.reduce((sum, [a, b, c]) => sum + Math.max(0, Math.min(x + width, a + c) - Math.max(x, a)) * Math.max(0, height - Math.abs(y - b)), 0);
+    const [x, y] = corners.reduce((best, corner) => (shared(corner) < shared(best) ? corner : best));
     taken.push([x, y, width]);
-    context.fillStyle = colour;
+    context.fillStyle = EDGE;
     context.fillRect(x, y, width, height);
-    context.fillStyle = paper;
+    context.fillStyle = "#FFFFFF";
     context.textBaseline = "middle";
     context.fillText(text, x + 5, y + 10);
   }
@@ -181,6 +181,7 @@ function drawPoints(sheet, found, level, colours, regular = false) {
   }
 }
 
+const EDGE = "#222222"; // beside the line of a box and under its name, as in pliant.show.boxes
 const MOST_LABELS = 12; // labelled boxes: more would cover the image with text
 
 /** Draw detections; `chosen` is the one of `shown` whose bins are drawn too. */
@@ -189,7 +190,7 @@ function drawObjects(sheet, detection, shown, chosen, show, colours) {
   if (show.rois) for (const roi of detection.proposals) sheet.box(roi, colours.ink, { width: 1, alpha: faint, dash: [3, 3] });
   const object = chosen === null ? null : detection.objects[chosen];
   const others = shown.filter((i) => i !== chosen);
-  if (show.boxes) for (const i of [...others].reverse()) sheet.box(detection.objects[i].box, colours.ink, { width: 1.5, rim: colours.paper });
+  if (show.boxes) for (const i of [...others].reverse()) sheet.box(detection.objects[i].box, detection.objects[i].colour, { rim: EDGE });
   if (object && show.bins && detection.bins) {
     const [x1, y1, x2, y2] = object.roi, P = detection.side, first = chosen * P * P;
     sheet.box(object.roi, colours.ink, { width: 1, dash: [5, 4], alpha: 0.9 });
@@ -208,11 +209,11 @@ function drawObjects(sheet, detection, shown, chosen, show, colours) {
     }
   }
   if (!show.boxes) return;
-  if (object) sheet.box(object.box, colours.accent, { width: 2.5, rim: colours.paper });
+  if (object) sheet.box(object.box, colours.accent, { width: 3, rim: EDGE });
   const named = [...(object ? [chosen] : []), ...(shown.length <= MOST_LABELS ? others : [])], taken = [];
   for (const i of named) {
     const { box, label, score } = detection.objects[i];
-    sheet.label(box, `${label} ${score.toFixed(2)}`, i === chosen ? colours.accent : colours.ink, colours.paper, taken);
+    sheet.label(box, `${label} ${score.toFixed(2)}`, taken);
   }
 }
 

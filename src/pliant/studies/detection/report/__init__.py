@@ -9,7 +9,6 @@ from pliant.studies.detection.report import figures, findings, sections
 from pliant.studies.detection.report.results import Results
 from pliant.studies.report import frame, page
 from pliant.studies.report.figures import Figure, placed
-from pliant.studies.report.page import count
 
 __all__ = ["write"]
 
@@ -26,46 +25,55 @@ def write(out: Path) -> Path:
 
 
 def _content(results: Results, drawn: Sequence[Figure]) -> frame.Content:
+    found = [picture for data in results.conditions for picture in placed(drawn, f"detections-{data}")]
     return frame.Content(
         title="Which of the papers' claims does a small detector show?",
         quick=_quick(results),
-        findings=_findings(results),
+        lead=" ".join(findings.sentences(results)),
+        pictures=[*found, *placed(drawn, "bins")],
+        sections=_sections(results),
         question=_QUESTION,
         protocol=_protocol(results),
-        sections=_sections(results, drawn),
+        details=_details(results, drawn),
     )
 
 
-def _findings(results: Results) -> list[str]:
-    claims = [sections.claims(results, data) for data in results.conditions]
-    return [page.bullets(findings.sentences(results)), *claims, *([page.paragraph(_CLAIMS)] if any(claims) else [])]
-
-
-def _sections(results: Results, drawn: Sequence[Figure]) -> list[str]:
-    body = [page.heading("The tables"), page.paragraph(_COLUMNS)]
-    for data in results.conditions:
-        body += [sections.ablation(results, data), sections.differences(results, data)]
-    classes = "".join(sections.classes(results, data) for data in results.conditions)
-    if classes:
-        body.append(page.details("Every single class", classes))
+def _sections(results: Results) -> list[frame.Section]:
     curves = sections.curves(results)
-    if curves:
-        body += [page.heading("Learning curves"), page.paragraph(_CURVES), sections.switches(results), curves]
-    for data in results.conditions:
-        body += placed(drawn, f"detections-{data}", "What they find" if data == results.conditions[0] else "")
-    dilation, bins = sections.dilation(results), [sections.bins(results), *placed(drawn, "bins")]
-    if dilation:
-        body += [page.heading("Does the grid grow with the object?"), page.paragraph(_DILATION), dilation]
-    body += placed(drawn, "sampling")
-    return [*body, *([page.heading("Where deformable RoI pooling looks"), *bins] if any(bins) else [])]
+    claims = [sections.claims(results, data) for data in results.conditions]
+    if any(claims) and len(results.seeds) > 1:
+        claims.append(page.paragraph(_CLAIMS))
+    tables = [page.paragraph(_COLUMNS), *(sections.ablation(results, data) for data in results.conditions)]
+    lines = [page.paragraph(_curves(results)), sections.switches(results), curves] if curves else []
+    return [
+        frame.Section("Learning curves", lines),
+        frame.Section("The papers' claims", claims),
+        frame.Section("Average precision", tables),
+    ]
+
+
+def _details(results: Results, drawn: Sequence[Figure]) -> list[frame.Section]:
+    classes = "".join(sections.classes(results, data) for data in results.conditions)
+    dilation = sections.dilation(results)
+    growth = [page.paragraph(_DILATION), dilation] if dilation else []
+    return [
+        frame.Section("Against the regular network", [sections.differences(results, d) for d in results.conditions]),
+        frame.Section("Every single class", [page.details("Tables", classes)] if classes else []),
+        frame.Section("Does the grid grow with the object?", [*growth, *placed(drawn, "sampling")]),
+        frame.Section("How far bins move", [sections.bins(results)]),
+    ]
+
+
+def _curves(results: Results) -> str:
+    band = "The mean over seeds with a band of one standard deviation. " if len(results.seeds) > 1 else ""
+    return f"{band}Point at a dot to see its value; the boxes switch curves off."
 
 
 def _quick(results: Results) -> str:
     return (
-        f"This is the {results.profile} profile: {count(len(results.seeds), 'seed')}, a few contestants, "
-        f"{results.settings.get('steps', 'few')} steps. It shows that everything works and decides nothing. The full "
-        "profile (`pliant study detection` without --quick) runs all contestants on both data sets, for more steps and "
-        "with three seeds."
+        f"This is the {results.profile} profile, a few contestants, {results.settings.get('steps', 'few')} steps: it "
+        "shows that everything works. The full profile (`pliant study detection` without --quick) runs all contestants "
+        "on both data sets, for more steps and with three seeds."
     )
 
 
@@ -132,12 +140,8 @@ _CLAIMS = (
 )
 _COLUMNS = (
     "COCO's average precision: AP is the mean over overlaps from 0.5 to 0.95, AP50 and AP75 at one of them; APs, APm "
-    "and APl are of small, medium and large objects, each about a third of all. The highest mean of a column is bold, "
-    "which does not mean that its lead is more than chance; the table after it tests that."
-)
-_CURVES = (
-    "Mean over seeds with a band of one standard deviation. Point at a dot to see its value; the boxes switch curves "
-    "off."
+    "and APl are of small, medium and large objects, each about a third of all. The highest value of a column is bold, "
+    "which does not mean that its lead is more than chance."
 )
 _DILATION = (
     "The effective dilation is the mean distance of adjacent taps, in pixels of the layer's input map. A position of a "

@@ -12,6 +12,9 @@ from torch import Tensor, nn
 from pliant import _files
 from pliant.models import boxes, build_detector, strip_training_only
 from pliant.show import canvas, sampling
+from pliant.show.bins import window
+from pliant.show.boxes import frame, frames
+from pliant.show.layout import look_at
 from pliant.studies.detection import measures
 from pliant.studies.detection.contestants import CONTESTANTS, find
 from pliant.studies.detection.hog import HogMachine
@@ -24,7 +27,8 @@ from pliant.studies.store import weights
 SHOWN = ("hog", "regular", "dconv-c3-c5", "mdconv-c3-c5-mdpool", "full-mimic-fg")
 SCENES = 4
 HIT = 0.5  # least overlap with an object of its class for a detection that is drawn as correct
-RIGHT, WRONG, TRUE = canvas.GREEN, canvas.VERMILION, canvas.BLUE
+RIGHT, WRONG, TRUE = canvas.GREEN, canvas.VERMILION, canvas.SKY
+SMALL = 6.5  # points, of names on small images
 
 
 def all_figures(results: Results) -> list[Figure]:
@@ -44,6 +48,7 @@ def detections(results: Results, data: str) -> Figure:
     chosen = [i for i in range(len(test)) if int((~test[i][1]["ignore"]).sum()) >= 3][:SCENES]
     figure = canvas.sheet(2.35 * (len(finders) + 1), 2.55 * len(chosen) + 0.1)
     rows = figure.subplots(len(chosen), len(finders) + 1, squeeze=False)
+    figure.subplots_adjust(0.005, 0.005, 0.995, 1 - 0.3 / figure.get_figheight(), 0.03, 0.03)
     for cells, index in zip(rows, chosen, strict=True):
         image, target = test[index]
         counted = ~target["ignore"]
@@ -51,17 +56,17 @@ def detections(results: Results, data: str) -> Figure:
         pixels = image.permute(1, 2, 0).numpy() / 255
         title = "truth" if index == chosen[0] else ""
         canvas.show_picture(cells[0], pixels, title)
-        for box, label in zip(truth, labels.tolist(), strict=True):
-            _frame(cells[0], box, TRUE, test.classes[label])
+        frames(cells[0], truth.tolist(), [test.classes[i] for i in labels.tolist()], [TRUE] * len(truth), SMALL)
         for cell, (name, find_) in zip(cells[1:], finders, strict=True):
             canvas.show_picture(cell, pixels, results.label(name) if index == chosen[0] else "")
             found = find_(image)
-            for box, label in zip(found["boxes"][: len(truth)], found["labels"][: len(truth)].tolist(), strict=True):
-                overlap = boxes.iou(box[None], truth)[0] * (labels == label)
-                _frame(cell, box, RIGHT if overlap.max() >= HIT else WRONG, test.classes[label])
-    figure.subplots_adjust(0.005, 0.005, 0.995, 1 - 0.3 / figure.get_figheight(), 0.03, 0.03)
+            best, named = found["boxes"][: len(truth)], found["labels"][: len(truth)]
+            overlap = (boxes.iou(best, truth) * (labels == named[:, None])).amax(1)
+            colours = [RIGHT if hit else WRONG for hit in (overlap >= HIT).tolist()]
+            frames(cell, best.tolist(), [test.classes[i] for i in named.tolist()], colours, SMALL)
+    seed = f", seed {results.seeds[0]}" if len(results.seeds) > 1 else ""
     caption = (
-        f"Test images ({data}), seed {results.seeds[0]}. Each shows as many detections as it has objects, those of the "
+        f"Test images ({data}){seed}. Each shows as many detections as it has objects, those of the "
         f"highest score: green where an object of that class overlaps by {HIT} or more, else red."
     )
     alternative = "True boxes and the detections of several contestants, side by side"
@@ -71,10 +76,17 @@ def detections(results: Results, data: str) -> Figure:
 def moved(results: Results) -> Figure:
     """Draw the bins of RoI pooling on a small, a medium and a large object, before and after their offsets."""
     model, name, data = _model(results, lambda c: c.roi_pool != "align", "a network with deformable RoI pooling")
-    test = _test(results, data)
+    return bins_by_size(model, name, _test(results, data))
+
+
+def bins_by_size(model: Any, name: str, test: Kept) -> Figure:
+    """Draw the bins that a network pools from a small, a medium and a large object, all at one zoom."""
     examples = _by_size(test)
-    figure = canvas.sheet(3.1 * len(examples), 6.6)
-    above, below = figure.subplots(2, len(examples), squeeze=False)
+    # As wide as the part of the image that each shows.
+    wide = [_around(image, box)[0].shape[1] for image, box in examples.values()]
+    unit = 9.3 / sum(wide)
+    figure = canvas.sheet(9.6, 2 * (max(wide) * unit + 0.3))
+    above, below = figure.subplots(2, len(examples), squeeze=False, gridspec_kw={"width_ratios": wide})
     for before, after, (size, (image, box)) in zip(above, below, examples.items(), strict=True):
         with torch.no_grad():
             shifts, masks = measures.bin_shifts(model, image, box[None])
@@ -91,13 +103,18 @@ def moved(results: Results) -> Figure:
             (after, there, canvas.TAPS, 0.15 + 0.85 * weight, ""),
         ):
             canvas.show_picture(axes, image.permute(1, 2, 0).numpy() / 255, title)
-            _frame(axes, box, canvas.YELLOW, "")
+            frame(axes, box.tolist(), canvas.YELLOW)
             points = (at * sides.flip(0) + box[:2].flip(0) - 0.5).reshape(-1, 2)
-            canvas.scatter(axes, points.numpy(), color, size=16, alpha=alpha.flatten().numpy())
-    figure.subplots_adjust(0.005, 0.005, 0.995, 0.955, 0.03, 0.03)
+            canvas.scatter(axes, points.numpy(), color, size=12, alpha=alpha.flatten().numpy())
+            H, W = image.shape[1:]
+            look_at(axes, (-0.5, H - 0.5, -0.5, W - 0.5))
+    for cells, text in ((above, "regular bins"), (below, "moved bins")):
+        cells[0].set_ylabel(text, fontsize=11, color=canvas.INK)
+    figure.subplots_adjust(0.03, 0.005, 0.997, 1 - 0.3 / figure.get_figheight(), 0.02, 0.02)
     caption = (
-        f"Centres of the {P} × {P} bins that {name} pools from a true box (yellow): above without offsets, below with "
-        "them. With modulation, fainter bins have smaller weights relative to the largest of the box."
+        f"Centres of the {P} × {P} bins that {name} pools from a true box (yellow), all at one zoom: above without "
+        "offsets, below with them. With modulation, fainter bins have smaller weights relative to the largest of the "
+        "box."
     )
     alternative = "Bins of RoI pooling on objects of three sizes, regular above, moved below"
     return Figure("bins", canvas.png(figure), caption, alternative)
@@ -230,22 +247,10 @@ def _background(model: Any, test: Kept, image: Tensor) -> tuple[int, int]:
     return int(y.flatten()[best]), int(x.flatten()[best])
 
 
-def _frame(axes: Any, box: Tensor, color: str, text: str) -> None:
-    from matplotlib.patches import Rectangle
-
-    x1, y1, x2, y2 = box.tolist()
-    axes.add_patch(Rectangle((x1 - 0.5, y1 - 0.5), x2 - x1, y2 - y1, fill=False, edgecolor=color, linewidth=1.6))
-    if text:
-        axes.text(
-            x1, y1 - 1, text, fontsize=6.5, color="white", va="bottom", clip_on=True,
-            bbox={"facecolor": color, "edgecolor": "none", "pad": 0.8},
-        )  # fmt: skip
-
-
 def _around(image: Tensor, box: Tensor) -> tuple[Tensor, Tensor]:
     """Return a square crop of the image, about twice as large as the box in it, and its corner (x, y)."""
     extent = torch.tensor(image.shape[:0:-1])
-    side = min(int(2.1 * (box[2:] - box[:2]).max()), int(extent.min()))
+    side = min(int(window(box.tolist())), int(extent.min()))
     corner = ((box[:2] + box[2:] - side) / 2).long().clamp(min=0).minimum(extent - side)
     x, y = corner.tolist()
     return image[:, y : y + side, x : x + side], corner

@@ -84,7 +84,7 @@ CLAIMS = (
 def verdict(claim: Claim, gap: Difference) -> str:
     """Return what a difference says about a claim, in a few words."""
     if math.isnan(gap.low):
-        return "one seed, open"
+        return "open"
     if claim.sign:
         return {1: "shown", 0: "not told from chance", -1: "the opposite is shown"}[gap.verdict]
     return "no difference beyond chance" if not gap.verdict else "a difference is shown"
@@ -139,8 +139,6 @@ def _claims(results: Results, data: str) -> list[str]:
     }
     name = OURS.get(data, data)
     said = [f"{text.format(name)}: {'; '.join(by[v])}." for v, text in words.items() if v in by]
-    if not said and tested(results, data):
-        said = [f"One seed on {name}: there is no interval, so none of the papers' claims is decided."]
     return [s[0].upper() + s[1:] for s in said]
 
 
@@ -149,9 +147,10 @@ def _growth(results: Results) -> list[str]:
     up, down, layers = results.growth()
     if not layers:
         return []
+    every = " in every seed" if len(results.seeds) > 1 else ""
     return [
         f"The papers' sampling grids grow with the object. Here effective dilation grows with it in {up} of "
-        f"{layers} trained deformable layers (Spearman's ρ above 0 with its interval in every seed), shrinks in "
+        f"{layers} trained deformable layers (Spearman's ρ above 0 with its interval{every}), shrinks in "
         f"{down}, and does neither for certain in {layers - up - down}."
     ]
 

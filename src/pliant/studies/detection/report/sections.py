@@ -43,9 +43,11 @@ def ablation(results: Results, data: str) -> str:
         rows.append([group])
         for c in members:
             cells = [share(results.score(c, data, column), best[column] == c) for column in COLUMNS]
-            rows.append([results.label(c), *cells, *_costs(results, c, data), str(len(results.of(c, data)))])
-    head = ["contestant", *COLUMNS, "parameters", "10⁶ multiply-adds", "ms per image", "training (s)", "seeds"]
-    return table(head, rows, f"{OURS.get(data, data).capitalize()}: average precision in %, mean ± sd over seeds.")
+            seeds = results.counted(len(results.of(c, data)))
+            rows.append([results.label(c), *cells, *_costs(results, c, data), *seeds])
+    head = ["contestant", *COLUMNS, "parameters", "10⁶ multiply-adds", "ms per image", "training (s)"]
+    head += ["seeds"] if len(results.seeds) > 1 else []
+    return table(head, rows, f"{OURS.get(data, data).capitalize()}: average precision in %{results.over_seeds}.")
 
 
 def _costs(results: Results, contestant: str, data: str) -> list[str]:
@@ -70,7 +72,8 @@ def differences(results: Results, data: str) -> str:
         rows += [[group], *found] if found else []
     if not rows:
         return ""
-    caption = f"{OURS.get(data, data).capitalize()}: difference to the regular network in points, 95 % interval."
+    with_ = ", 95 % interval" if len(results.seeds) > 1 else ""
+    caption = f"{OURS.get(data, data).capitalize()}: difference to the regular network in points{with_}."
     return table(["contestant", *COLUMNS], rows, caption)
 
 
@@ -111,12 +114,13 @@ def curves(results: Results) -> str:
     for data in results.conditions:
         lines = [line for c in results.contestants if (line := _curve(results, c, data, "curve", "AP50"))]
         if lines:
-            charts.append(chart(lines, f"AP50, {OURS.get(data, data)}", "step", percent=True))
+            charts.append(chart(lines, f"AP50, {OURS.get(data, data)}", "step", y_label="AP50", percent=True))
         names = dict.fromkeys(n for run in results.runs for row in run.get("losses") or [] for n in row)
         for name in (n for n in names if n in ("loss", "classification", "mimic_cosine")):
             lines = [line for c in results.contestants if (line := _curve(results, c, data, "losses", name))]
             if lines:
-                charts.append(chart(lines, f"{name.replace('_', ' ')} in training, {OURS.get(data, data)}", "step"))
+                said = name.replace("_", " ")
+                charts.append(chart(lines, f"{said} in training, {OURS.get(data, data)}", "step", y_label=said))
     return f'<div class="charts">{"".join(charts)}</div>' if charts else ""
 
 
@@ -132,13 +136,15 @@ def dilation(results: Results) -> str:
                 rows.append([layer, *(_spread(runs, layer, group) for group in GROUPS), *_moves(runs, layer)])
     if not rows:
         return ""
-    head = ["layer", *GROUPS, *ADAPTATION]
+    several, head = len(results.seeds) > 1, ["layer", *GROUPS, *ADAPTATION]
     return table(
         head,
         rows,
-        "Mean ± standard deviation over positions of a layer's map, averaged over seeds; 1 is an ordinary 3×3 kernel. "
-        "ρ is over objects: mean over seeds, in brackets the lowest and highest end of their 95 % bootstrap intervals "
-        "over images. Offsets in pixels of the layer's input; % out of bounds: samples that read nothing.",
+        f"Mean ± standard deviation over positions of a layer's map{', averaged over seeds' if several else ''}; 1 is "
+        "an ordinary 3×3 kernel. ρ is over objects"
+        f"{': mean over seeds, in brackets the lowest and highest end of their' if several else ', in brackets its'} "
+        "95 % bootstrap intervals over images. Offsets in pixels of the layer's input; % out of bounds: samples that "
+        "read nothing.",
     )
 
 

@@ -27,52 +27,66 @@ def write(out: Path) -> Path:
 
 
 def _content(results: Results, drawn: Sequence[Figure]) -> frame.Content:
+    trainings = results.conditions
     return frame.Content(
         title="Do deformable layers cope with transformations that training did not show?",
         quick=_quick(results),
-        findings=_findings(results),
+        lead=" ".join(text for training in trainings for text in findings.verdict(results, training)),
+        pictures=placed(drawn, "sampling", width=900),
+        sections=_sections(results),
         question=_QUESTION,
         protocol=_protocol(results),
-        sections=_sections(results, drawn),
+        details=_details(results, drawn),
     )
 
 
-def _findings(results: Results) -> list[str]:
-    body = []
-    for training in results.conditions:
-        body += [page.paragraph(" ".join(findings.verdict(results, training))), sections.duels(results, training)]
-    return [*body, page.bullets(findings.sentences(results))]
-
-
-def _sections(results: Results, drawn: Sequence[Figure]) -> list[str]:
+def _sections(results: Results) -> list[frame.Section]:
     trainings = results.conditions
-    body = [page.heading("Accuracy"), page.paragraph(_COLUMNS)]
-    body += [sections.accuracy(results, training) for training in trainings]
-    body += [page.details("Every single strength", "".join(sections.strengths(results, t) for t in trainings))]
+    curves = [page.paragraph(_curves(results)), sections.switches(results), sections.curves(results)]
+    accuracy = [page.paragraph(_COLUMNS), *(sections.accuracy(results, training) for training in trainings)]
+    said = findings.sentences(results)
+    duels = [*(sections.duels(results, training) for training in trainings), page.bullets(said) if said else ""]
+    return [
+        frame.Section("Accuracy against strength", curves),
+        frame.Section("Accuracy", accuracy),
+        frame.Section("The best deformable network against the best control", duels),
+        frame.Section("What it costs", [sections.cost(results)]),
+    ]
+
+
+def _details(results: Results, drawn: Sequence[Figure]) -> list[frame.Section]:
+    trainings = results.conditions
     margins = [text for training in trainings if (text := sections.margins(results, training))]
-    if margins:
-        body += [page.heading("Against the best control"), page.paragraph(_MARGINS), *margins]
-    body += [page.heading("What it costs"), sections.cost(results)]
-
-    body += [page.heading("Accuracy against strength"), page.paragraph(_CURVES)]
-    body += [sections.switches(results), sections.curves(results)]
-
+    if margins and len(results.seeds) > 1:
+        margins = [page.paragraph(_MARGINS), *margins]
     dilation, correlations = sections.dilation(results), sections.correlations(results)
-    if dilation or correlations:
-        body += [page.heading("Does the grid grow with the object?"), page.paragraph(_DILATION), dilation, correlations]
-    points = [*placed(drawn, "sampling"), *placed(drawn, "poses")]
-    if points:
-        body += [page.heading("Where the layers look"), page.paragraph(_POINTS), *points]
-    return [*body, *placed(drawn, "grids", "Grids as special cases"), *placed(drawn, "lrn", "Inhibition")]
+    growth = [page.paragraph(_DILATION), dilation, correlations] if dilation or correlations else []
+    looks = placed(drawn, "poses")
+    strengths = "".join(sections.strengths(results, training) for training in trainings)
+    return [
+        frame.Section("Against the best control", margins),
+        frame.Section("Every single strength", [page.details("Tables", strengths)] if strengths else []),
+        frame.Section("Does the grid grow with the object?", growth),
+        frame.Section("Where the layers look", [page.paragraph(_POINTS), *looks] if looks else []),
+        frame.Section("Grids as special cases", placed(drawn, "grids")),
+        frame.Section("Inhibition", placed(drawn, "lrn")),
+    ]
+
+
+def _curves(results: Results) -> str:
+    band = "The mean over seeds with a band of one standard deviation. " if len(results.seeds) > 1 else ""
+    return (
+        f"{band}The tinted area is what augmentation covers. The point without a transformation is the clean test. "
+        "Point at a dot to see its value; the boxes switch curves off."
+    )
 
 
 def _quick(results: Results) -> str:
     epochs = results.settings.get("epochs")
     length = count(epochs, "epoch") if epochs is not None else "few epochs"
     return (
-        f"This is the {results.profile} profile: {count(len(results.seeds), 'seed')}, {length}. It shows that "
-        "everything works and which way the results lean; it decides nothing. The full profile (`pliant study "
-        "geometry` without --quick) trains longer, with five seeds."
+        f"This is the {results.profile} profile, {length}: it shows that everything works and which way the results "
+        "lean. The full profile (`pliant study geometry` without --quick) trains longer, with five seeds."
     )
 
 
@@ -138,17 +152,13 @@ _QUESTION = (
 )
 _COLUMNS = (
     "Each kind is the mean over its strengths, “all transformed” the mean over kinds, “unseen strengths” the mean over "
-    "kinds of the strengths that augmentation does not cover. The highest mean of a column is "
-    "bold, which does not mean that its lead is more than chance; the table after these tests that."
+    "kinds of the strengths that augmentation does not cover. The highest value of a column is "
+    "bold, which does not mean that its lead is more than chance."
 )
 _MARGINS = (
     "Seed by seed, each deformable network minus the control that is best in that column (chosen by its mean, so "
     "slightly in the control's favour). ▲ and ▼ mark intervals that exclude 0, t intervals over seeds at 95 %, not "
     "corrected for the number of comparisons. They cover how much seeds vary, not how much test images do."
-)
-_CURVES = (
-    "Mean over seeds with a band of one standard deviation; the tinted area is what augmentation covers. The point "
-    "without a transformation is the clean test. Point at a dot to see its value; the boxes switch curves off."
 )
 _DILATION = (
     "The effective dilation is the mean distance of adjacent taps, in pixels of the layer's map, at outputs on the "

@@ -32,7 +32,7 @@ def all_figures(results: Results) -> list[Figure]:
 
 
 def sampling_pair(results: Results) -> Figure:
-    """Draw 9, 81 and 729 points on one object, of the trained layers and of the same layers without offsets."""
+    """Draw 9, 81 and 729 paths on one object, of the trained layers and of the same layers without offsets."""
     net, name = _net(results, lambda c: deformable(c), "a deformable network")
     chain = _chain(net)
     canvas_, on, _ = _posed(SHOWN[1], {"scale": 1.5, "rotation": 25.0}, chain)
@@ -45,7 +45,7 @@ def sampling_pair(results: Results) -> Figure:
         for cell, depth in zip(axes, depths, strict=True):
             found = sampling.trace(layers, canvas_, on, depth)
             color = canvas.REGULAR if kind == "regular" else canvas.TAPS
-            title = f"{kind}, {depth} layer{'s' * (depth > 1)}: {len(found.points)} points"
+            title = f"{kind}, {depth} layer{'s' * (depth > 1)}: {len(found.points)} paths"
             sampling.draw(cell, image, found, title=title, margin=1.5, color=color)
     figure.subplots_adjust(0.005, 0.005, 0.995, 0.955, 0.02, 0.1)
     caption = (
@@ -69,7 +69,7 @@ def sampling_poses(results: Results) -> Figure:
         image = canvas_[0, 0].numpy()
         for cell, depth, place in zip(axes, (1, 2, 3, 3), (on, on, on, off), strict=True):
             found = sampling.trace(chain, canvas_, place, depth)
-            title = f"{pose}, {len(found.points)} points" + (", background" if place == off else "")
+            title = f"{pose}, {len(found.points)} paths" + (", background" if place == off else "")
             sampling.draw(cell, image, found, title=title, margin=1.5)
     figure.subplots_adjust(0.005, 0.005, 0.995, 0.965, 0.02, 0.1)
     caption = (
@@ -83,14 +83,14 @@ def sampling_poses(results: Results) -> Figure:
 def special_cases(results: Results) -> Figure:
     """Draw regular, scaled, stretched, sheared and rotated grids over a test image."""
     canvas_ = _drawn(SHOWN[1], {"scale": 1.5})
-    figure = canvas.sheet(12, 2.75)
+    figure = canvas.sheet(8.6, 6.2)
     image = canvas_[0, 0].numpy()
-    for axes, (name, case) in zip(
-        figure.subplots(1, len(grids.SPECIAL_CASES)), grids.SPECIAL_CASES.items(), strict=True
-    ):
+    *cells, key = figure.subplots(2, 3).flat
+    for axes, (name, case) in zip(cells, grids.SPECIAL_CASES.items(), strict=True):
         offsets = grids.affine_offsets(3, **case) if case else None
         grids.draw(axes, image, (31.5, 31.5), offsets, pixel=9.0, title=name)
-    figure.subplots_adjust(0.005, 0.005, 0.995, 0.9, 0.03)
+    grids.legend(key)
+    figure.subplots_adjust(0.005, 0.005, 0.995, 0.95, 0.03, 0.12)
     caption = (
         "Scaling, stretching, shearing and rotating the sampling grid are special cases of offsets: rings are the "
         "regular 3×3 taps, dots where the offsets move them."
@@ -114,8 +114,8 @@ def inhibition(results: Results) -> Figure:
     if norm is None:
         raise LookupError(f"{name} holds no local response normalization, so its responses are not drawn.")
     found = lrn.inhibition(x, norm.size, norm.alpha, norm.beta, norm.k)
-    figure = canvas.sheet(12, 2.9)
-    figure.set_layout_engine("constrained")
+    figure = canvas.sheet(8.6, 6.2)
+    figure.set_layout_engine("constrained", wspace=0.06)
     lrn.draw(figure, found, image)
     caption = (
         f"Lateral inhibition in the first layer of {name}, size {norm.size}, α = {norm.alpha:g}, β = {norm.beta:g}, "
@@ -136,7 +136,8 @@ def _net(results: Results, wanted: Callable[[str], bool], what: str) -> tuple[An
     def load(task: Task) -> tuple[Any, str]:
         net = build(task.contestant)
         net.load_state_dict(_files.load(weights(results.folder, task)))
-        return net.eval(), f"“{results.label(task.contestant)}” ({task.training} training, seed {task.seed})"
+        seed = f", seed {task.seed}" if len(results.seeds) > 1 else ""
+        return net.eval(), f"“{results.label(task.contestant)}” ({task.training} training{seed})"
 
     there = [c for c in reversed(results.contestants) if c in CONTESTANTS and wanted(c)]
     tasks = [Task(c, t, seed) for c in there for t in reversed(TRAININGS) for seed in results.seeds]

@@ -44,10 +44,7 @@ def verdict(results: Results, training: str) -> list[str]:
 def _score(every: dict[str, tuple[str, str, Difference]], whom: str) -> str:
     if all(math.isnan(gap.low) for *_, gap in every.values()):
         ahead = [c for c, (*_, gap) in every.items() if gap.mean > 0]
-        return (
-            f"is ahead of {whom} on {len(ahead)} of {len(every)}{_named(ahead)}. One common seed: there is no "
-            "interval, so nothing is decided."
-        )
+        return f"is ahead of {whom} on {len(ahead)}{_named(ahead)}."
     ahead, behind, open_ = ([c for c, (*_, gap) in every.items() if gap.verdict == sign] for sign in (1, -1, 0))
     text = f"wins {len(ahead) or 'none'}{_named(ahead)} against {whom}, loses {len(behind) or 'none'}{_named(behind)}, "
     return text + (f"and cannot be told apart on {len(open_)}{_named(open_)}." if open_ else "and none is undecided.")
@@ -67,9 +64,10 @@ def _growth(results: Results) -> list[str]:
     up, down, layers = results.growth()
     if not layers:
         return []
+    every = " in every seed" if len(results.seeds) > 1 else ""
     return [
         f"The sampling grid grows with the object in {up} of {layers} trained deformable layers (Spearman's ρ above "
-        f"0 with its interval in every seed), shrinks with it in {down}, and does neither for certain in "
+        f"0 with its interval{every}), shrinks with it in {down}, and does neither for certain in "
         f"{layers - up - down}."
     ]
 

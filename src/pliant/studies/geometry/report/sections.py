@@ -53,9 +53,9 @@ def accuracy(results: Results, training: str) -> str:
         for contestant in there:
             cells = [share(results.score(contestant, training, c), best[c] == contestant) for c in results.columns]
             n = results.score(contestant, training, "clean")
-            rows.append([results.label(contestant), *cells, str(n.n if n else 0)])
-    head = ["contestant", *(f"{c}" for c in results.columns), "seeds"]
-    return table(head, rows, f"{TRAINED.get(training, training)}: accuracy in %, mean ± standard deviation over seeds.")
+            rows.append([results.label(contestant), *cells, *results.counted(n.n if n else 0)])
+    head = ["contestant", *(f"{c}" for c in results.columns), *(["seeds"] if len(results.seeds) > 1 else [])]
+    return table(head, rows, f"{TRAINED.get(training, training)}: accuracy in %{results.over_seeds}.")
 
 
 def duels(results: Results, training: str) -> str:
@@ -65,7 +65,7 @@ def duels(results: Results, training: str) -> str:
         for column, (ours, theirs, gap) in findings.duels(results, training).items()
     ]
     head = ["test", "difference in points", "best deformable", "best control"]
-    return table(head, rows) if rows else ""
+    return table(head, rows, f"{TRAINED.get(training, training)}.") if rows else ""
 
 
 def margins(results: Results, training: str) -> str:
@@ -85,7 +85,8 @@ def margins(results: Results, training: str) -> str:
             rows += [[title], ["best control", *named], *block]
     if not rows:
         return ""
-    caption = f"{TRAINED.get(training, training)}: difference to the best control in points, with its 95 % interval."
+    with_ = ", with its 95 % interval" if len(results.seeds) > 1 else ""
+    caption = f"{TRAINED.get(training, training)}: difference to the best control in points{with_}."
     return table(["contestant", *results.columns], rows, caption)
 
 
@@ -138,6 +139,7 @@ def curves(results: Results) -> str:
                         lines,
                         f"{kind}, {training}",
                         UNITS.get(kind, kind),
+                        y_label="accuracy",
                         y_range=(low, max(high, low + 0.1)),
                         shaded=results.ranges(kind),
                         logarithmic=kind in LOGARITHMIC,
@@ -159,7 +161,8 @@ def dilation(results: Results) -> str:
     if not found:
         return ""
     span = extent([line for _, lines in found for line in lines])
-    charts = [chart(lines, title, "size of the object, √area in pixels", y_range=span) for title, lines in found]
+    size, distance = "size of the object, √area in pixels", "effective dilation, pixels of the map"
+    charts = [chart(lines, title, size, y_label=distance, y_range=span) for title, lines in found]
     key = legend({layer: (layer, color, dash, 2.0) for layer, (color, dash) in sorted(paint.items())}, switches=False)
     return f'{key}<div class="charts">{"".join(charts)}</div>'
 
@@ -175,17 +178,18 @@ def correlations(results: Results) -> str:
             for layer in layers:
                 rho = [run[layer] for run in found if layer in run]
                 moves = [run[layer] for run in offsets if layer in run]
-                seeds = str(max(len(rho), len(moves)))
-                rows.append([results.label(contestant), training, layer, *adaptation(rho, moves), seeds])
+                seeds = results.counted(max(len(rho), len(moves)))
+                rows.append([results.label(contestant), training, layer, *adaptation(rho, moves), *seeds])
     if not rows:
         return ""
-    head = ["contestant", "training", "layer", *ADAPTATION, "seeds"]
+    several = len(results.seeds) > 1
+    head = ["contestant", "training", "layer", *ADAPTATION, *(["seeds"] if several else [])]
+    rho_ = "mean over seeds, in brackets the lowest and highest end of the seeds'" if several else "in brackets its"
     return table(
         head,
         rows,
-        "ρ: mean over seeds, in brackets the lowest and highest end of the seeds' 95 % bootstrap intervals. "
-        "Offsets in pixels of the layer's map; % out of bounds: samples that read nothing of the map. Mean ± sd over "
-        "seeds.",
+        f"ρ: {rho_} 95 % bootstrap intervals over images. Offsets in pixels of the layer's map{results.over_seeds}; % "
+        "out of bounds: samples that read nothing of the map.",
     )
 
 
