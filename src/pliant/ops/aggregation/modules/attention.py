@@ -160,7 +160,7 @@ class MSDeformAttn(nn.Module):
         projected = self.value_proj(value)
         if padding_mask is not None:
             projected = projected.masked_fill(padding_mask.unsqueeze(-1), 0)
-        projected = projected.unflatten(-1, (self.heads, self.channels // self.heads))
+        projected = projected.unflatten(-1, (self.heads, -1))
         output = ms_deform_attn(
             projected, spatial_shapes, level_start_index, places, weights, points=self.points, method=self.method
         )
