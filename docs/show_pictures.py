@@ -20,8 +20,8 @@ from pliant.app.explore.pictures import Picture
 from pliant.app.explore.pictures import canvas as canvas_of
 from pliant.data import Composed, FashionMNIST, read_image
 from pliant.data.drawing import Ranges
-from pliant.nn import OffsetHistory
-from pliant.show import canvas, figures, history
+from pliant.nn import MSDeformAttn, OffsetHistory
+from pliant.show import attention, canvas, figures, history
 from pliant.show.boxes import frames
 from pliant.show.influence import OfBox, locations
 from pliant.show.layout import look_at
@@ -143,10 +143,30 @@ def study(folder: Path) -> None:
         save(figure.name, figure.data, flat=True)
 
 
+def attending() -> None:
+    """Draw the samples of one query of an attention layer over three levels of a photograph, before any training."""
+    torch.manual_seed(0)
+    image = read_image(networks.BUNDLED / "scene-2.png").float() / 255
+    H, W = image.shape[1:]
+    levels = [(H // n, W // n) for n in (8, 16, 32)]
+    layer = MSDeformAttn(64, levels=3, heads=8, points=4)
+    torch.nn.init.normal_(layer.attention_weights.weight, std=0.06)
+    value = torch.randn(1, sum(h * w for h, w in levels), 64)
+    reference = torch.tensor([0.42, 0.55]).expand(1, 1, 3, 2)
+    net = torch.nn.Module()
+    net.layer = layer
+    found = attention.attention(net, image, lambda net, _: net.layer(torch.randn(1, 1, 64), reference, value, levels))
+    figure = canvas.sheet(8, 3.0)
+    figure.set_layout_engine("constrained")
+    attention.draw(figure, found["layer"], 0, image.permute(1, 2, 0).double().numpy())
+    save("attention", canvas.png(figure))
+
+
 if __name__ == "__main__":
     for folder in sys.argv[1:]:
         study(Path(folder))
     bins()
+    attending()
     readme()
     garment()
     scene()

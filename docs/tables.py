@@ -47,7 +47,8 @@ PAGES = {
 }
 # The modules whose public names docs/api.md lists: those that have `__all__`.
 MODULES = (
-    "ops", "nn", "models", "data", "train", "show", "interop.torchvision", "interop.mmcv", "interop.checkpoints",
+    "ops", "nn", "models", "data", "train", "show", "interop.torchvision", "interop.mmcv",
+    "interop.transformers", "interop.deformable_detr", "interop.internimage", "interop.dcnv4", "interop.checkpoints",
     "interop.onnx",
 )  # fmt: skip
 

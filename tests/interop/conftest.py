@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from pliant.nn import DeformConv2d
+from pliant.nn import DCNv3, DCNv4, DeformConv2d, MSDeformAttn
 
 LAYERS: dict[str, dict[str, Any]] = {
     "version 2": {"kernel_size": 3, "padding": 1},
@@ -49,6 +49,65 @@ def moving() -> Callable[[nn.Module, float], nn.Module]:
 def layer(request: pytest.FixtureRequest, moving: Callable[[nn.Module, float], nn.Module]) -> nn.Module:
     """Return the layer of LAYERS that the test names, from 8 to 6 channels; its samples move by pixels."""
     return moving(DeformConv2d(8, 6, **LAYERS[request.param]), 0.3)
+
+
+class Attending(nn.Module):
+    """Learned queries attend to a pyramid, whose sizes are those of the maps."""
+
+    def __init__(self, coordinates: int = 4, **options: Any) -> None:
+        super().__init__()
+        self.attention = MSDeformAttn(16, levels=2, heads=4, **options)
+        self.query, self.boxes = nn.Parameter(torch.randn(7, 16)), nn.Parameter(torch.rand(7, 2, coordinates))
+
+    def forward(self, fine: Tensor, coarse: Tensor) -> Tensor:
+        shapes = [(map.shape[2], map.shape[3]) for map in (fine, coarse)]
+        value = torch.cat([map.flatten(2).transpose(1, 2) for map in (fine, coarse)], 1)
+        N = fine.shape[0]
+        query, boxes = self.query.expand(N, -1, -1), self.boxes.expand(N, -1, -1, -1)
+        found: Tensor = self.attention(query, boxes, value, shapes)
+        return found
+
+
+POINTS: dict[str, dict[str, Any]] = {
+    "uniform": {"points": 3},
+    "around points": {"points": 3, "coordinates": 2},
+    "ragged": {"points": [2, 4]},
+    "discrete": {"points": [2, 4], "method": "discrete"},
+}
+
+
+@pytest.fixture
+def attending(request: pytest.FixtureRequest, moving: Callable[[nn.Module, float], nn.Module]) -> nn.Module:
+    """Return an Attending with the POINTS that the test names."""
+    return moving(Attending(**POINTS[request.param]), 0.5)
+
+
+class Aggregating(nn.Module):
+    """DCNv3 or DCNv4 on maps with channels in dimension 1."""
+
+    def __init__(self, layer: nn.Module, flat: bool) -> None:
+        super().__init__()
+        self.layer, self.flat = layer, flat
+
+    def forward(self, map: Tensor) -> Tensor:
+        N, C, H, W = map.shape
+        last = map.permute(0, 2, 3, 1)
+        found: Tensor = self.layer(last.reshape(N, H * W, C), shape=(H, W)) if self.flat else self.layer(last)
+        return found.reshape(N, H, W, C)
+
+
+EVERYTHING = {"offset_scale": 2.0, "remove_center": True, "kernel_size": (3, 5), "padding": (1, 2)}
+
+
+@pytest.fixture
+def aggregating(request: pytest.FixtureRequest) -> nn.Module:
+    """Return an Aggregating with the layer that the test names, its parameters drawn."""
+    name, _, more = request.param.partition(", ")
+    layer = (DCNv3 if name == "DCNv3" else DCNv4)(16, groups=2, **(EVERYTHING if more else {}))
+    torch.manual_seed(0)
+    for parameter in layer.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    return Aggregating(layer, name == "DCNv4").eval()
 
 
 @pytest.fixture

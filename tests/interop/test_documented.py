@@ -38,6 +38,7 @@ def test_the_sections_are_found() -> None:
         "OpenVINO": 1,
         COMPILES: 2,
         "An installed torchvision": 1,
+        "An installed transformers": 1,
         "The same keypoints": 1,
         "Where its taps go": 1,
         "mmcv": 2,

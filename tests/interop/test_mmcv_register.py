@@ -17,7 +17,8 @@ from pliant.interop.mmcv import registering
 
 NAMES = (
     "deform_conv2d modulated_deform_conv2d DeformConv2d DeformConv2dPack ModulatedDeformConv2d DeformRoIPool "
-    "ModulatedDeformConv2dPack deform_roi_pool DeformRoIPoolPack ModulatedDeformRoIPoolPack"
+    "ModulatedDeformConv2dPack deform_roi_pool DeformRoIPoolPack ModulatedDeformRoIPoolPack "
+    "MultiScaleDeformableAttention"
 )
 
 FILES = {
@@ -47,6 +48,15 @@ class Theirs:
 
 {NAMES.replace(" ", " = ")} = Theirs
 MODELS.register_module("DCNv2", Theirs)
+""",
+    "mmcv/ops/multi_scale_deform_attn.py": """
+from mmcv.ops import Theirs
+
+class MultiScaleDeformableAttnFunction:
+    pass
+
+def multi_scale_deformable_attn_pytorch():
+    pass
 """,
     # How mmcv calls what it compiled.
     "mmcv/ops/boxes.py": """
@@ -86,6 +96,11 @@ layer = build_conv_layer(dict(type="DCNv2", deform_groups=2), 4, 6, 3, padding=1
 assert type(layer) is ours.ModulatedDeformConv2dPack and layer.deform_groups == 2
 assert type(build_conv_layer(dict(type="DCN"), 4, 6, 3)) is ours.DeformConv2dPack
 assert DeformRoIPoolPack is ours.DeformRoIPoolPack
+from mmcv.ops import multi_scale_deform_attn as inner
+assert inner.multi_scale_deformable_attn_pytorch is ours.multi_scale_deformable_attn_pytorch
+assert inner.MultiScaleDeformableAttnFunction is ours.MultiScaleDeformableAttnFunction
+from mmengine.registry import MODELS
+assert MODELS.get("MultiScaleDeformableAttention") is ours.MultiScaleDeformableAttention
 x, corners = torch.randn(2, 4, 8, 8), 8 * torch.rand(20, 2)
 assert layer(x).shape == (2, 6, 8, 8)
 boxes, scores = torch.cat([corners, corners + 4 * torch.rand(20, 2)], 1), torch.rand(20)

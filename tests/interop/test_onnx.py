@@ -15,7 +15,13 @@ from pliant import ops
 from pliant.interop import _rewriting
 from pliant.interop.onnx import export
 from pliant.models import RFCN, FasterRCNN, ResNet
-from pliant.nn import DeformConv1d, DeformConv2d, DeformConv3d, DeformConvTranspose2d, LocalResponseNorm
+from pliant.nn import (
+    DeformConv1d,
+    DeformConv2d,
+    DeformConv3d,
+    DeformConvTranspose2d,
+    LocalResponseNorm,
+)
 from pliant.testing import error
 
 onnx = pytest.importorskip("onnx", reason="onnx is not installed (the extra export)")
@@ -79,6 +85,42 @@ def test_sequences_volumes_and_transposed(name: str, boundary: str, moving: Movi
     kinds = _compare(layer, (torch.randn(size),), tmp_path, (torch.randn(other),), dynamic_shapes=(free,))
     expected = {"sequence": "DeformConv", "volume": "GatherElements", "transposed": "ScatterElements"}
     assert expected[name] in kinds
+
+
+@pytest.mark.parametrize("attention", ["GridSample", "GatherElements"])
+@pytest.mark.parametrize("attending", ["uniform", "around points", "ragged", "discrete"], indirect=True)
+def test_multi_scale_attention(attending: Any, attention: str, tmp_path: Path) -> None:
+    maps, others = (
+        tuple(torch.randn(n, 16, *size) for size in sizes)
+        for n, sizes in ((2, ((8, 6), (4, 3))), (3, ((5, 9), (3, 7))))
+    )
+    kinds = _compare(attending, maps, tmp_path, others, dynamic=True, attention=attention)
+    discrete = attending.attention.method == "discrete"
+    assert ("GridSample" in kinds) == (attention == "GridSample" and not discrete)
+    assert ("GatherElements" in kinds) != ("GridSample" in kinds)
+
+
+def test_an_unknown_form_of_attention(tmp_path: Path) -> None:
+    with pytest.raises(
+        ValueError, match=r"^onnx.export: attention must be one of \('GridSample', 'GatherElements'\), got"
+    ):
+        export(nn.Identity(), torch.randn(2, 16), tmp_path / "x.onnx", attention="grid")
+
+
+@pytest.mark.parametrize("aggregating", ["DCNv3", "DCNv4", "DCNv3, everything", "DCNv4, everything"], indirect=True)
+def test_aggregation(aggregating: nn.Module, tmp_path: Path) -> None:
+    kinds = _compare(aggregating, (torch.randn(2, 16, 7, 9),), tmp_path, (torch.randn(3, 16, 11, 6),), dynamic=True)
+    assert kinds.count("DeformConv") == 1
+
+
+@pytest.mark.parametrize("remove_center", [False, True])
+@pytest.mark.parametrize("scale", [1.0, 2.5])
+def test_aggregation_is_exact_before_it_is_exported(scale: float, remove_center: bool) -> None:
+    torch.manual_seed(0)
+    x, K = torch.randn(2, 9, 11, 6).double(), 15 - remove_center
+    geometry = ((3, 5), (2, 1), (1, 2), (2, 1), 2, scale, remove_center)
+    offset, mask = torch.randn(2, 4, 11, 4 * K).double(), torch.randn(2, 4, 11, 2 * K).double()
+    assert error(_rewriting.dcnv3(x, offset, mask, *geometry), ops.dcnv3(x, offset, mask, *geometry)) < 1e-14
 
 
 def test_clamping_is_exact_before_it_is_exported() -> None:

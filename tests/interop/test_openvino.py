@@ -152,6 +152,21 @@ def test_traced_rois(openvino: Any) -> None:
     _agree(openvino, converted, net, (x, rois))
 
 
+@pytest.mark.parametrize("attending", ["uniform", "around points", "ragged", "discrete"], indirect=True)
+def test_multi_scale_attention(openvino: Any, attending: nn.Module) -> None:
+    maps, others = (
+        tuple(torch.randn(n, 16, *size) for size in sizes)
+        for n, sizes in ((2, ((8, 6), (4, 3))), (3, ((5, 9), (3, 7))))
+    )
+    _agree(openvino, ours.convert(attending, maps, dynamic=True), attending, maps, others)
+
+
+@pytest.mark.parametrize("aggregating", ["DCNv3", "DCNv4", "DCNv3, everything", "DCNv4, everything"], indirect=True)
+def test_aggregation(openvino: Any, aggregating: nn.Module) -> None:
+    x, other = torch.randn(2, 16, 7, 9), torch.randn(3, 16, 11, 6)
+    _agree(openvino, ours.convert(aggregating, (x,), dynamic=True), aggregating, (x,), (other,))
+
+
 def test_a_deformable_resnet(openvino: Any, moving: Moving) -> None:
     net = moving(ResNet(18, deform=(None, None, "v1", "v2"), width=8), 0.02)
     x, other = torch.randn(2, 3, 64, 64), torch.randn(3, 3, 96, 80)

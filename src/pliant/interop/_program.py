@@ -27,6 +27,7 @@ def program(
     dynamic_shapes: Any,
     *,
     clamp: bool,
+    gather: bool = False,
 ) -> ExportedProgram:
     """Export a model, and rewrite the operators that ONNX and OpenVINO lack.
 
@@ -38,6 +39,7 @@ def program(
         dynamic: whether the batch, height and width of maps and the number of RoIs may change.
         dynamic_shapes: those of torch.export, instead of `dynamic`.
         clamp: whether ``boundary="clamp"`` of deformable convolution is rewritten too.
+        gather: whether multi-scale deformable attention becomes gathers.
 
     Raises:
         ValueError: the model is in training mode, both kinds of dynamic shapes are given, or a size that `dynamic`
@@ -54,7 +56,7 @@ def program(
         dynamic_shapes = {name: _free(op, name, value) for name, value in named.items()}
     with torch.no_grad(), quiet():
         found = torch.export.export(model, args, kwargs, dynamic_shapes=dynamic_shapes)
-        rules = _rewriting.rules(found.graph, clamp=clamp)
+        rules = _rewriting.rules(found.graph, clamp=clamp, gather=gather)
         return found.run_decompositions(rules) if rules else found
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, fx
 from pliant import ops
 
 
-def rules(graph: fx.Graph, *, clamp: bool) -> dict[Any, Callable[..., Any]]:
+def rules(graph: fx.Graph, *, clamp: bool, gather: bool = False) -> dict[Any, Callable[..., Any]]:
     """Return the rules for those operators of a graph that ONNX and OpenVINO have in part or not at all.
 
     A rule returns NotImplemented where the formats have the operator: the node stays, and is translated later.
@@ -20,6 +20,7 @@ def rules(graph: fx.Graph, *, clamp: bool) -> dict[Any, Callable[..., Any]]:
     Args:
         graph: of an exported program.
         clamp: whether ``boundary="clamp"`` of deformable convolution is rewritten, too.
+        gather: whether multi-scale deformable attention becomes gathers of single values rather than grid_sample.
     """
     ours = torch.ops.pliant
     every: dict[Any, Callable[..., Any]] = {
@@ -32,6 +33,9 @@ def rules(graph: fx.Graph, *, clamp: bool) -> dict[Any, Callable[..., Any]]:
         ours.deform_psroi_pool.default: deform_psroi_pool,
         ours.ps_roi_align.default: ps_roi_align,
         ours.ps_roi_pool.default: ps_roi_pool,
+        ours.ms_deform_attn.default: gathered_attention if gather else ms_deform_attn,
+        ours.dcnv3.default: dcnv3,
+        ours.dcnv4.default: dcnv4,
     }
     # Rewriting traces the whole program again: a network that needs no rule is not rewritten.
     conv = ours.deform_conv2d.default
@@ -275,3 +279,119 @@ def _members(start: Tensor, end: Tensor, bins: int, extent: int) -> Tensor:
     low, high = ((edge + start.unsqueeze(1)).unsqueeze(2) for edge in ((k * bin).floor(), ((k + 1) * bin).ceil()))
     pixel = torch.arange(extent, device=start.device)
     return (pixel >= low) & (pixel < high)
+
+
+def ms_deform_attn(
+    value: Tensor,
+    spatial_shapes: Sequence[int],
+    level_start_index: Sequence[int],
+    sampling_locations: Tensor,
+    attention_weights: Tensor,
+    points: Sequence[int],
+    discrete: bool,
+) -> Tensor:
+    """Express multi-scale deformable attention by grid_sample of each level; discrete samples by gathers."""
+    if discrete:
+        return gathered_attention(
+            value, spatial_shapes, level_start_index, sampling_locations, attention_weights, points, discrete
+        )
+    N, _, M, D = value.shape
+    Q = sampling_locations.shape[1]
+    each = list(points) or [sampling_locations.shape[4]] * len(level_start_index)
+    grids = (2 * sampling_locations.reshape(N, Q, M, sum(each), 2) - 1).transpose(1, 2).reshape(N * M, Q, sum(each), 2)
+    found, end = [], 0
+    for level, P in enumerate(each):
+        H, W = spatial_shapes[2 * level : 2 * level + 2]
+        start, first, end = level_start_index[level], end, end + P
+        maps = value[:, start : start + H * W].permute(0, 2, 3, 1).reshape(N * M, D, H, W)
+        found.append(F.grid_sample(maps, grids[:, :, first:end].to(value.dtype), align_corners=False))
+    weights = attention_weights.reshape(N, Q, M, sum(each)).transpose(1, 2).reshape(N * M, 1, Q, sum(each))
+    total = (torch.cat(found, 3) * weights).sum(3)
+    return total.reshape(N, M * D, Q).transpose(1, 2).to(value.dtype)
+
+
+def gathered_attention(
+    value: Tensor,
+    spatial_shapes: Sequence[int],
+    level_start_index: Sequence[int],
+    sampling_locations: Tensor,
+    attention_weights: Tensor,
+    points: Sequence[int],
+    discrete: bool,
+) -> Tensor:
+    """Express multi-scale deformable attention by its definition: gathers of single values, four for each sample."""
+    sizes = list(zip(spatial_shapes[::2], spatial_shapes[1::2], strict=True))
+    return ops.ms_deform_attn(
+        value,
+        sizes,
+        level_start_index,
+        sampling_locations,
+        attention_weights,
+        points=points or None,
+        method="discrete" if discrete else "bilinear",
+        implementation="reference",
+    )
+
+
+def dcnv3(
+    input: Tensor,
+    offset: Tensor,
+    mask: Tensor,
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    offset_scale: float,
+    remove_center: bool,
+) -> Tensor:
+    """Express DCNv3 by a deformable convolution with a weight of ones for each channel.
+
+    Its taps lie where DCNv3's lie with ``offset_scale=1``; with another scale s they move by (s − 1) times their
+    distance from the centre. Columns of taps come first in DCNv3, rows here. The tap that `remove_center` leaves out
+    has the mask 0.
+    """
+    N, Ho, Wo, _ = offset.shape
+    Kh, Kw = kernel_size
+    C = input.shape[3]
+    K = Kh * Kw - int(remove_center)
+    moves, masks = offset.reshape(N, Ho, Wo, groups, K, 2), mask.reshape(N, Ho, Wo, groups, K)
+    if remove_center:
+        middle = (Kw // 2) * Kh + Kh // 2
+        moves, masks = (
+            torch.cat([t[..., :middle, :], torch.zeros_like(t[..., :1, :]), t[..., middle:, :]], 4)
+            for t in (moves, masks.unsqueeze(5))
+        )
+        masks = masks.squeeze(5)
+    moves = moves.reshape(N, Ho, Wo, groups, Kw, Kh, 2).permute(0, 3, 5, 4, 6, 1, 2).flip(4) * offset_scale
+    if offset_scale != 1:
+        rows, columns = (
+            (torch.arange(k, device=offset.device, dtype=offset.dtype) * d - d * (k - 1) // 2) * (offset_scale - 1)
+            for k, d in zip(kernel_size, dilation, strict=True)
+        )
+        base = torch.stack(torch.meshgrid(rows, columns, indexing="ij"), 2)
+        moves = moves + base.view(Kh, Kw, 2, 1, 1)
+    masks = masks.reshape(N, Ho, Wo, groups, Kw, Kh).permute(0, 3, 5, 4, 1, 2)
+    output: Tensor = torch.ops.pliant.deform_conv2d(
+        input.permute(0, 3, 1, 2).contiguous(),
+        moves.reshape(N, groups * Kh * Kw * 2, Ho, Wo).to(input.dtype),
+        torch.ones(C, 1, Kh, Kw, device=input.device, dtype=input.dtype),
+        None,
+        stride,
+        padding,
+        dilation,
+        masks.reshape(N, groups * Kh * Kw, Ho, Wo).to(input.dtype),
+        False,
+    )
+    return output.permute(0, 2, 3, 1)
+
+
+def dcnv4(
+    input: Tensor, offset_mask: Tensor, kernel_size: Sequence[int], stride: Sequence[int], padding: Sequence[int],
+    dilation: Sequence[int], groups: int, offset_scale: float, remove_center: bool,
+) -> Tensor:  # fmt: skip
+    """Express DCNv4 by DCNv3, with the packed offsets and masks taken apart."""
+    K = kernel_size[0] * kernel_size[1] - int(remove_center)
+    packed = offset_mask[..., : groups * 3 * K].unflatten(-1, (groups, 3 * K))
+    offset, mask = packed[..., : 2 * K].flatten(-2), packed[..., 2 * K :].flatten(-2)
+    return dcnv3(input, offset, mask, kernel_size, stride, padding, dilation, groups, offset_scale, remove_center)

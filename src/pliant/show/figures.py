@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pliant.models.two_stage import TwoStage
 from pliant.nn import LocalResponseNorm
-from pliant.show import bins, canvas, fields, history, lrn, places, sampling
+from pliant.show import attention, bins, canvas, fields, history, lrn, places, sampling
 from pliant.show.boxes import colour, frame, frames
 from pliant.show.canvas import CENTRE, INK, REGULAR, TAPS, VERMILION, YELLOW
 from pliant.show.influence import At, Node, OfBox, locations, receptive_field, saliency_region
@@ -61,6 +61,7 @@ def figures(
         _dilation,
         _sizes,
         _inhibition,
+        _attention,
     ]
     found: list[Figure] = []
     notes: list[str] = []
@@ -405,6 +406,24 @@ def _inhibition(view: View) -> Figure:
         "its response that each channel loses to its neighbours, over the whole map; and how much it loses to which."
     )
     return Figure("lrn", canvas.png(figure), "Lateral inhibition", caption)
+
+
+def _attention(view: View) -> Iterator[Figure]:
+    found = list(attention.attention(view.model, view.picture, view.call).items())[-LAYERS:]
+    if not found:
+        raise LookupError("The model has no multi-scale deformable attention: where queries look is not drawn.")
+    (H, W), (y, x) = view.size, view.centre
+    for i, (name, one) in enumerate(reversed(found)):
+        query = one.nearest(((x + 0.5) / W, (y + 0.5) / H))
+        columns = min(len(one.levels), 4)
+        figure = canvas.sheet(2.7 * columns, -(-len(one.levels) // columns) * (height(2.7, H / W) + 0.3))
+        figure.set_layout_engine("constrained")
+        attention.draw(figure, one, query, view.ground, size=view.size)
+        caption = (
+            f"Samples of query {query} of {name or 'the model'}, whose samples lie nearest to the position: a panel "
+            "for each level, a colour for each head, the weight as the area. Crosses are pixels of the level."
+        )
+        yield Figure(f"attention-{i + 1}", canvas.png(figure), f"Where a query of {name or 'the model'} looks", caption)
 
 
 def _chosen(view: View) -> list[tuple[str, Any]]:

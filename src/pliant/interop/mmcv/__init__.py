@@ -1,5 +1,10 @@
 """`mmcv.ops`: its deformable operators and layers, with mmcv's arguments and names, without its compiled code."""
 
+from pliant.interop.mmcv.attention import (
+    MultiScaleDeformableAttention,
+    MultiScaleDeformableAttnFunction,
+    multi_scale_deformable_attn_pytorch,
+)
 from pliant.interop.mmcv.conv import (
     DeformConv2d,
     DeformConv2dPack,
@@ -19,8 +24,11 @@ __all__ = [
     "ModulatedDeformConv2d",
     "ModulatedDeformConv2dPack",
     "ModulatedDeformRoIPoolPack",
+    "MultiScaleDeformableAttention",
+    "MultiScaleDeformableAttnFunction",
     "deform_conv2d",
     "deform_roi_pool",
     "modulated_deform_conv2d",
+    "multi_scale_deformable_attn_pytorch",
     "register",
 ]

@@ -13,11 +13,15 @@ import torch
 from torch import Tensor
 
 from pliant import ops
-from pliant.interop.mmcv import compiled, conv, roi
+from pliant.interop.mmcv import attention, compiled, conv, roi
 
 _EXTENSION = "mmcv._ext"
 # By their names in configurations.
-REGISTERED = {"DCN": conv.DeformConv2dPack, "DCNv2": conv.ModulatedDeformConv2dPack}
+REGISTERED = {
+    "DCN": conv.DeformConv2dPack,
+    "DCNv2": conv.ModulatedDeformConv2dPack,
+    "MultiScaleDeformableAttention": attention.MultiScaleDeformableAttention,
+}
 REPLACED: dict[str, Any] = {
     "deform_conv2d": conv.deform_conv2d,
     "modulated_deform_conv2d": conv.modulated_deform_conv2d,
@@ -29,17 +33,25 @@ REPLACED: dict[str, Any] = {
     "DeformRoIPool": roi.DeformRoIPool,
     "DeformRoIPoolPack": roi.DeformRoIPoolPack,
     "ModulatedDeformRoIPoolPack": roi.ModulatedDeformRoIPoolPack,
+    "MultiScaleDeformableAttention": attention.MultiScaleDeformableAttention,
+}
+# What mmcv.ops does not show, and projects import from this module of it.
+_INNER = "mmcv.ops.multi_scale_deform_attn"
+INNER: dict[str, Any] = {
+    "MultiScaleDeformableAttnFunction": attention.MultiScaleDeformableAttnFunction,
+    "multi_scale_deformable_attn_pytorch": attention.multi_scale_deformable_attn_pytorch,
 }
 
 
 def register() -> None:
-    """Register our layers as "DCN" and "DCNv2" in mmengine, and put ours into mmcv where it is installed.
+    """Register our layers in mmengine under mmcv's names, and put ours into mmcv where it is installed.
 
     Configurations with ``dcn=dict(type="DCNv2")`` then run on our kernels, and so do RoI extractors with
-    ``roi_layer=dict(type="DeformRoIPoolPack")``. Where mmcv is installed without its compiled part (mmcv-lite),
-    `mmcv.ops`, and with it mmdetection, can be imported afterwards: ``mmcv._ext`` is replaced by a module that has
-    `nms` and `roi_align` on our kernels, and `roi_pool`, `soft_nms` and `nms_match` in PyTorch; its other functions
-    raise NotImplementedError when they are called. Call it before models are built; a second call changes nothing.
+    ``roi_layer=dict(type="DeformRoIPoolPack")`` and transformers with ``type="MultiScaleDeformableAttention"``. Where
+    mmcv is installed without its compiled part (mmcv-lite), `mmcv.ops`, and with it mmdetection, can be imported
+    afterwards: ``mmcv._ext`` is replaced by a module that has `nms` and `roi_align` on our kernels, and `roi_pool`,
+    `soft_nms` and `nms_match` in PyTorch; its other functions raise NotImplementedError when they are called. Call it
+    before models are built; a second call changes nothing.
 
     Raises:
         ModuleNotFoundError: mmengine is not installed.
@@ -51,12 +63,14 @@ def register() -> None:
         if _EXTENSION not in sys.modules and importlib.util.find_spec(_EXTENSION) is None:
             sys.modules[_EXTENSION] = _Extension(_EXTENSION)
         original = importlib.import_module("mmcv.ops")
+        inner = importlib.import_module(_INNER)
         theirs = {name: getattr(original, name) for name in REPLACED}
+        theirs |= {name: getattr(inner, name) for name in INNER}
         for key, module in list(sys.modules.items()):
             if key.partition(".")[0] in ("mmcv", "mmdet"):
                 for name, value in theirs.items():
                     if vars(module).get(name) is value:
-                        setattr(module, name, REPLACED[name])
+                        setattr(module, name, (REPLACED | INNER)[name])
     models = importlib.import_module("mmengine.registry").MODELS
     for name, layer in REGISTERED.items():
         models.register_module(name=name, module=layer, force=True)

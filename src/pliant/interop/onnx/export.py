@@ -14,6 +14,7 @@ from pliant import _INSTALL
 from pliant.interop._program import program, quiet
 
 FIRST = 19  # the first opset with DeformConv
+ATTENTION = ("GridSample", "GatherElements")
 NEWER = 22  # the first opset with Conv and DeformConv in bfloat16; it has new versions of RoiAlign and MaxRoiPool
 
 
@@ -29,16 +30,18 @@ def export(
     input_names: Sequence[str] | None = None,
     output_names: Sequence[str] | None = None,
     external_data: bool = False,
+    attention: str = "GridSample",
 ) -> None:
     """Write a model as an ONNX file that holds operators of ONNX alone: deformable convolution is DeformConv.
 
     ``boundary="clamp"`` becomes DeformConv with changed offsets and masks. Sequences become maps of one row. ONNX has
     no deformable convolution of volumes and no transposed one: these become gathers and scatters of single values,
-    which are slow. Local response normalization becomes LRN
-    where the two agree (odd windows over dimension 1 or the last), and average pooling of squares elsewhere. RoIAlign
-    and RoI pooling become RoiAlign and MaxRoiPool, deformable RoI pooling becomes RoiAlign of every bin, the
-    position-sensitive operators become RoiAlign of all bins, products or gathers, and `nms` becomes NonMaxSuppression.
-    For offsets and boxes that are not finite, and for image indices out of range, the result depends on the runtime.
+    which are slow. Multi-scale deformable attention becomes a GridSample for each level, DCNv3 and DCNv4 a DeformConv
+    of each channel. Local response normalization becomes LRN where the two agree (odd windows over dimension 1 or the
+    last), and average pooling of squares elsewhere. RoIAlign and RoI pooling become RoiAlign and MaxRoiPool, deformable
+    RoI pooling becomes RoiAlign of every bin, the position-sensitive operators become RoiAlign of all bins, products or
+    gathers, and `nms` becomes NonMaxSuppression. For offsets and boxes that are not finite, and for image indices out
+    of range, the result depends on the runtime.
 
     Args:
         model: in evaluation mode.
@@ -53,11 +56,14 @@ def export(
         input_names: of the file; by default the arguments' names.
         output_names: of the file.
         external_data: write the weights to a second file, ``PATH.data``; models beyond 2 GiB need it.
+        attention: what samples in multi-scale deformable attention: "GridSample", or "GatherElements", which is slower,
+            for runtimes that compute GridSample wrongly, as TensorRT 10.14 does.
 
     Raises:
-        ValueError: the opset has no DeformConv, or none in bfloat16 where the model has it (torch would write a file
-            that no runtime reads, without a warning), or torch cannot write it; the model is in training mode; both
-            kinds of dynamic shapes are given; or a size that `dynamic` leaves open is below 2 in `args`.
+        ValueError: `attention` is unknown; the opset has no DeformConv, or none in bfloat16 where the model has it
+            (torch would write a file that no runtime reads, without a warning), or torch cannot write it; the model is
+            in training mode; both kinds of dynamic shapes are given; or a size that `dynamic` leaves open is below 2 in
+            `args`.
         ModuleNotFoundError: onnx or onnxscript is not installed; the extra `export` has them.
 
     Warns:
@@ -65,6 +71,8 @@ def export(
     """
     if not isinstance(opset, int) or opset < FIRST:
         raise ValueError(f"onnx.export: opset must be at least {FIRST}, the first with DeformConv, got {opset!r}")
+    if attention not in ATTENTION:
+        raise ValueError(f"onnx.export: attention must be one of {ATTENTION}, got {attention!r}")
     for needed in ("onnx", "onnxscript"):
         try:
             __import__(needed)
@@ -73,7 +81,8 @@ def export(
             raise ModuleNotFoundError(sentence, name=needed) from error
     from pliant.interop.onnx import translating
 
-    exported = program("onnx.export", model, args, kwargs, dynamic, dynamic_shapes, clamp=True)
+    gather = attention == "GatherElements"
+    exported = program("onnx.export", model, args, kwargs, dynamic, dynamic_shapes, clamp=True, gather=gather)
     low = any(getattr(node.meta.get("val"), "dtype", None) == torch.bfloat16 for node in exported.graph.nodes)
     if low and opset < NEWER:
         raise ValueError(f"onnx.export: bfloat16 needs an opset of at least {NEWER}, got {opset}")

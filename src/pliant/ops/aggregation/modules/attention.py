@@ -40,8 +40,15 @@ def sampling_locations(
     if references.shape[-1] == 4:
         share = torch.tensor([1 / P for P in points], device=offsets.device, dtype=offsets.dtype)[levels, None]
         return references[..., :2] + offsets * share * references[..., 2:] * 0.5
-    sizes = torch.as_tensor(spatial_shapes, device=offsets.device).flip(1)[levels]
-    return references + offsets / sizes.to(offsets.dtype)
+    return references + offsets / _sizes(spatial_shapes, offsets)[levels]
+
+
+def _sizes(shapes: Tensor | Sequence[Sequence[int]], like: Tensor) -> Tensor:
+    """Return W and H of every level, (L, 2)."""
+    if isinstance(shapes, Tensor) or all(type(n) is int for shape in shapes for n in shape):
+        return torch.as_tensor(shapes, device=like.device).flip(1).to(like.dtype)
+    # A tensor of symbolic sizes would fix them.
+    return torch.stack([like.new_full((), n) for H, W in shapes for n in (W, H)]).view(-1, 2)
 
 
 class MSDeformAttn(nn.Module):
@@ -162,7 +169,7 @@ class MSDeformAttn(nn.Module):
         projected = self.value_proj(value)
         if padding_mask is not None:
             projected = projected.masked_fill(padding_mask.unsqueeze(-1), 0)
-        projected = projected.unflatten(-1, (self.heads, self.channels // self.heads))
+        projected = projected.unflatten(-1, (self.heads, -1))
         output = ms_deform_attn(
             projected, spatial_shapes, level_start_index, places, weights, points=self.points, method=self.method
         )
