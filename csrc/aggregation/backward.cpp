@@ -147,14 +147,13 @@ class Derivative {
   void differentiate_band(Share<T>& share, int64_t n, int64_t m, int64_t low, int64_t high, bool samples,
                           bool direct) {
     T* const to = map_grad + n * s.S * row + m * s.D;
-    if (samples)
-      for (int64_t q0 = 0; q0 < s.Q; q0 += s.tile()) differentiate_samples(share, n, m, q0, read(share, n, m, q0));
     A* sums = share.pixels.get() - low * s.D;
     if constexpr (kDirect)
       if (direct) sums = to;
     if (!direct) std::fill_n(share.pixels.get(), (high - low) * s.D, A(0));
     for (int64_t q0 = 0; q0 < s.Q; q0 += s.tile()) {
       const int64_t queries = read(share, n, m, q0);
+      if (samples) differentiate_samples(share, n, m, q0, queries);
       spread(sums, direct ? row : s.D, read_grad(share, n, m, q0, queries), grad_row, share.tile.placed(), s.D, s.K,
              queries, int32_t(low), int32_t(high), direct);
     }

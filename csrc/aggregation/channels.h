@@ -27,29 +27,6 @@ PLIANT_INLINE void with_constant(int64_t n, F&& f) {
   f(n);
 }
 
-// A value of a map as a sum. float16 is widened in integers, which compilers turn into vectors.
-template <class A, class M>
-PLIANT_INLINE A widen(M value) {
-  if constexpr (std::is_same_v<M, Half>) {
-    const uint32_t bits = value.x, sign = (bits & 0x8000) << 16, rest = (bits & 0x7fff) << 13;
-    // Exponents of float are larger by 112; that of infinity and NaN by twice as much. Below the smallest exponent, a
-    // half one above it is subtracted.
-    const uint32_t least = 113u << 23;
-    const uint32_t large = rest + (rest >= 0x0f800000 ? 224u << 23 : 112u << 23), small = rest + least;
-    float s, half;
-    __builtin_memcpy(&s, &small, sizeof s);
-    __builtin_memcpy(&half, &least, sizeof half);
-    s -= half;
-    uint32_t low;
-    __builtin_memcpy(&low, &s, sizeof low);
-    const uint32_t found = sign | (rest < 0x00800000 ? low : large);
-    __builtin_memcpy(&s, &found, sizeof s);
-    return s;
-  } else {
-    return A(value);
-  }
-}
-
 // Fetch D channels into the cache.
 template <class M>
 PLIANT_INLINE void fetch(const M* corner, int64_t D) {

@@ -176,11 +176,17 @@ struct Sink {
   ScalarType type = ScalarType::Float;
 };
 
+// The same new tensor.
+inline Tensor in_huge_pages(const Tensor& result) {
+  ask_for_huge_pages(result.mutable_data_ptr(), result.numel() * result.element_size());
+  return result;
+}
+
 // An empty gradient of a tensor; without elements, in the dtype of the input, where it is not wanted.
 inline Tensor gradient(const Tensor& of, bool wanted, const Tensor& input) {
   if (!wanted) return torch::stable::new_empty(input, {0});
   const auto sizes = of.sizes();
-  return torch::stable::new_empty(of, {sizes.begin(), sizes.end()});
+  return in_huge_pages(torch::stable::new_empty(of, {sizes.begin(), sizes.end()}));
 }
 
 inline Sink sink(const Tensor& gradient, bool wanted) {
