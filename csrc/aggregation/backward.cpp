@@ -16,8 +16,7 @@ struct Share {
   A *grad, *factor, *x, *y;
   Buffer<A> pixels;
 
-  Share(const Problem& s, const T* map, bool dense, int64_t band)
-      : tile(s), heads(s, map, dense), pixels(band * s.D) {
+  Share(const Problem& s, const T* map, bool dense, int64_t band) : tile(s), heads(s, map, dense), pixels(band * s.D) {
     arena.reserve(grad, std::is_same_v<T, A> ? 0 : s.tile() * s.D);
     for (auto* array : {&factor, &x, &y}) arena.reserve(*array, s.tile() * s.K);
     arena.allocate();
@@ -122,8 +121,10 @@ class Derivative {
   const A* read_grad(Share<T>& share, int64_t n, int64_t m, int64_t q0, int64_t queries) {
     const T* const from = grad + (n * s.Q + q0) * row + m * s.D;
     fetch_rows(from + queries * row, row, s.D, std::min(queries, s.Q - q0 - queries));
-    if constexpr (kDirect) return from;
-    else return take(share.grad, from, row, s.D, queries), share.grad;
+    if constexpr (kDirect)
+      return from;
+    else
+      return take(share.grad, from, row, s.D, queries), share.grad;
   }
 
   void differentiate_samples(Share<T>& share, int64_t n, int64_t m, int64_t q0, int64_t queries) {
@@ -143,9 +144,8 @@ class Derivative {
   }
 
   // Add the gradients of pixels [low, high) of one head, in the result itself if `direct`, and with `samples` write
-  // those of its samples first: caches have room for its values or for its gradients.
-  void differentiate_band(Share<T>& share, int64_t n, int64_t m, int64_t low, int64_t high, bool samples,
-                          bool direct) {
+  // those of its samples.
+  void differentiate_band(Share<T>& share, int64_t n, int64_t m, int64_t low, int64_t high, bool samples, bool direct) {
     T* const to = map_grad + n * s.S * row + m * s.D;
     A* sums = share.pixels.get() - low * s.D;
     if constexpr (kDirect)

@@ -68,7 +68,8 @@ PLIANT_INLINE void copy_pixels(M* to, int64_t to_row, const M* from, int64_t fro
 
 }  // namespace
 
-PLIANT_KERNEL(PLIANT_COPY, { copy_pixels(to, to_row, from, from_row, n, count); }, (float), (double), (BFloat16), (Half))
+PLIANT_KERNEL(
+    PLIANT_COPY, { copy_pixels(to, to_row, from, from_row, n, count); }, (float), (double), (BFloat16), (Half))
 PLIANT_KERNEL(
     PLIANT_TAKE_PAIRS, { take_pairs(x, y, from, stride, K, queries); }, (float, float), (double, double),
     (float, BFloat16), (float, Half))

@@ -176,7 +176,7 @@ struct Sink {
   ScalarType type = ScalarType::Float;
 };
 
-// The same new tensor.
+// A new tensor, returned after huge pages were asked for.
 inline Tensor in_huge_pages(const Tensor& result) {
   ask_for_huge_pages(result.mutable_data_ptr(), result.numel() * result.element_size());
   return result;

@@ -33,6 +33,7 @@ PLIANT_INLINE void spread_tile(A* map, int64_t row, const A* grad, int64_t strid
 
 }  // namespace
 
-PLIANT_KERNEL(PLIANT_SPREAD, { spread_tile(map, row, grad, stride, at, D, K, queries, low, high, far); }, (float), (double))
+PLIANT_KERNEL(
+    PLIANT_SPREAD, { spread_tile(map, row, grad, stride, at, D, K, queries, low, high, far); }, (float), (double))
 
 }  // namespace pliant

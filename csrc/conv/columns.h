@@ -73,8 +73,7 @@ class ConvInput {
   }
 
   // sums[i] = Σ_c grad·corner_i for tap k of the columns' gradient; eight corners in a volume.
-  void dots(A* const* sums, const A* grad, int64_t n, int64_t j, int64_t k, const Samples<A>& at,
-            int64_t count) const {
+  void dots(A* const* sums, const A* grad, int64_t n, int64_t j, int64_t k, const Samples<A>& at, int64_t count) const {
     if (frame_)
       return pliant::dots(sums, grad + k * s_.C, pitch_, at, frame_->image(n - first_), frame_->row(), s_.C, count);
     const int planes = s_.volume ? 2 : 1;

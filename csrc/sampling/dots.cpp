@@ -79,8 +79,9 @@ PLIANT_INLINE void dots_frame(A* const sums[4], const A* grad, int64_t stride, c
 
 }  // namespace
 
-PLIANT_KERNEL(PLIANT_DOTS, { dots_map(sums, grad, stride, at, planes, map, zeros, C, n, count); }, (float, float),
-              (double, double), (float, BFloat16))
+PLIANT_KERNEL(
+    PLIANT_DOTS, { dots_map(sums, grad, stride, at, planes, map, zeros, C, n, count); }, (float, float),
+    (double, double), (float, BFloat16))
 PLIANT_KERNEL(PLIANT_DOTS_FRAME, { dots_frame(sums, grad, stride, at, frame, row, n, count); }, (float), (double))
 
 }  // namespace pliant

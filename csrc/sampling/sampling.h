@@ -87,8 +87,8 @@ PLIANT_DECLARE(PLIANT_BLEND, (float, float), (double, double), (float, BFloat16)
 
 // sums[i][p] += Σ_c grad[p][c]·corner_i[c]: the gradients of mask and offset are made of these. Of two planes, the
 // corners of the far one come after those of the near.
-#define PLIANT_DOTS(A, M)                                                                                      \
-  void dots(A* const* sums, const A* grad, int64_t stride, const Samples<A>& at, int planes, const M* map,     \
+#define PLIANT_DOTS(A, M)                                                                                  \
+  void dots(A* const* sums, const A* grad, int64_t stride, const Samples<A>& at, int planes, const M* map, \
             const M* zeros, int64_t C, int64_t n, int64_t count)
 PLIANT_DECLARE(PLIANT_DOTS, (float, float), (double, double), (float, BFloat16))
 
@@ -99,7 +99,7 @@ PLIANT_DECLARE(PLIANT_DOTS, (float, float), (double, double), (float, BFloat16))
 PLIANT_DECLARE(PLIANT_DOTS_FRAME, (float), (double))
 
 // map[corner_i][0..n) += mask·weight_i·grad[p][0..n), in one plane or two.
-#define PLIANT_SCATTER(A)                                                                                             \
+#define PLIANT_SCATTER(A)                                                                                     \
   void scatter(A* map, const A* grad, int64_t stride, const Samples<A>& at, int planes, int64_t C, int64_t n, \
                int64_t count)
 PLIANT_DECLARE(PLIANT_SCATTER, (float), (double))
