@@ -15,20 +15,29 @@
 
 namespace pliant {
 
-// Uninitialised memory, aligned to cache lines. A large buffer asks for huge pages: on a virtual machine the first
-// touch of a fresh page costs microseconds, more than computing the values that go into it.
+// Ask for huge pages within memory that is about to be written: on a virtual machine the first touch of a fresh page
+// costs microseconds, more than computing the values that go into it. Pages that have been touched stay as they are.
+inline void ask_for_huge_pages([[maybe_unused]] void* data, [[maybe_unused]] size_t bytes) {
+#ifdef __linux__
+  constexpr uintptr_t kHuge = uintptr_t(2) << 20;
+  const uintptr_t first = (reinterpret_cast<uintptr_t>(data) + kHuge - 1) / kHuge * kHuge,
+                  last = (reinterpret_cast<uintptr_t>(data) + bytes) / kHuge * kHuge;
+  if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+#endif
+}
+
+// Uninitialised memory, aligned to cache lines, in huge pages where it is large.
 template <class T>
 class Buffer {
  public:
   Buffer() = default;
   explicit Buffer(int64_t count) {
     constexpr size_t kHuge = size_t(2) << 20;
-    const size_t bytes = count * sizeof(T), align = bytes < kHuge ? 64 : kHuge;
-    data_ = static_cast<T*>(std::aligned_alloc(align, (std::max<size_t>(bytes, 1) + align - 1) / align * align));
+    const size_t align = count * sizeof(T) < kHuge ? 64 : kHuge,
+                 bytes = (std::max<size_t>(count * sizeof(T), 1) + align - 1) / align * align;
+    data_ = static_cast<T*>(std::aligned_alloc(align, bytes));
     if (!data_) throw std::bad_alloc();
-#ifdef __linux__
-    if (align == kHuge) madvise(data_, bytes, MADV_HUGEPAGE);
-#endif
+    ask_for_huge_pages(data_, bytes);
   }
   Buffer(Buffer&& other) noexcept : data_(std::exchange(other.data_, nullptr)) {}
   Buffer& operator=(Buffer&& other) noexcept {

@@ -26,16 +26,18 @@ PLIANT_INLINE void aggregate_block(M* out, const Placed<A>& at, const Corners<M>
 }
 
 template <class A, class M>
-PLIANT_INLINE void aggregate_tile(M* out, int64_t stride, const Placed<A>& placed, const Corners<M>& given, int64_t D,
-                                  int64_t K, int64_t queries) {
+PLIANT_INLINE void aggregate_tile(M* out, int64_t stride, const Placed<A>& placed, const Corners<M>& given,
+                                  int64_t channels, int64_t K, int64_t queries) {
   const Placed<A> at = placed;  // copies, whose pointers stay in registers
   const Corners<M> corners = given;
-  for (int64_t q = 0; q < queries; ++q, out += stride) {
-    fetch_next(corners, q, K, queries, D);
-    over_channels(D, [=](auto width, int64_t c) __attribute__((always_inline)) {
-      aggregate_block<width.value>(out, at, corners, q * K, K, c);
-    });
-  }
+  with_constant(channels, [&](auto D) __attribute__((always_inline)) {
+    for (int64_t q = 0; q < queries; ++q, out += stride) {
+      fetch_next(corners, q * K, K, queries * K, D);
+      over_channels(D, [=](auto width, int64_t c) __attribute__((always_inline)) {
+        aggregate_block<width.value>(out, at, corners, q * K, K, c);
+      });
+    }
+  });
 }
 
 }  // namespace

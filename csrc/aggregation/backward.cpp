@@ -5,16 +5,19 @@
 namespace pliant {
 namespace {
 
-// One thread's share: samples, the gradient of the output, and those of samples and pixels.
-template <class A>
+// One thread's share: samples, the head that they lie in, the gradient of the output, and those of samples and pixels.
+template <class T>
 struct Share {
+  using A = typename Work<T>::type;
+
   Tile<A> tile;
+  Heads<T> heads;
   Arena arena;
   A *grad, *factor, *x, *y;
   Buffer<A> pixels;
 
-  Share(const Problem& s, int64_t band) : tile(s), pixels(band * s.D) {
-    arena.reserve(grad, s.tile() * s.D);
+  Share(const Problem& s, const T* map, bool dense, int64_t band) : tile(s), heads(s, map, dense), pixels(band * s.D) {
+    arena.reserve(grad, std::is_same_v<T, A> ? 0 : s.tile() * s.D);
     for (auto* array : {&factor, &x, &y}) arena.reserve(*array, s.tile() * s.K);
     arena.allocate();
   }
@@ -48,6 +51,7 @@ class Derivative {
              const Sink& factors)
       : s(s),
         row(s.M * s.D),
+        grad_row(kDirect ? row : s.D),
         map(static_cast<const T*>(map.const_data_ptr())),
         grad(static_cast<const T*>(grad.const_data_ptr())),
         map_grad(static_cast<T*>(map_grad.data)),
@@ -72,7 +76,7 @@ class Derivative {
  private:
   void each_tile(int64_t lanes) {
     const int64_t tiles = s.tiles();
-    std::vector<Share<A>> memory = shares(lanes, 0);
+    std::vector<Share<T>> memory = shares(lanes, s.dense(lanes), 0);
     for_lanes(lanes, s.N * s.M * tiles, [&](int64_t lane, int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
         const int64_t n = i / tiles / s.M, m = i / tiles % s.M, q0 = i % tiles * s.tile();
@@ -86,38 +90,48 @@ class Derivative {
     int64_t largest = 0;
     for (int64_t b = 0; b < bands; ++b) largest = std::max(largest, begins[b + 1] - begins[b]);
     const int64_t count = s.N * s.M * bands, lanes = lanes_for(count);
-    std::vector<Share<A>> memory = shares(lanes, kDirect ? 0 : largest);
-    if constexpr (kDirect)
+    const bool dense = s.dense(lanes), direct = kDirect && !dense;
+    std::vector<Share<T>> memory = shares(lanes, samples && dense, direct ? 0 : largest);
+    if (direct)
       parallel(s.N * s.S * row, int64_t(1) << 16,
                [&](int64_t begin, int64_t end) { std::fill(map_grad + begin, map_grad + end, T(0)); });
     for_lanes(lanes, count, [&](int64_t lane, int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
         const int64_t n = i / bands / s.M, m = i / bands % s.M, low = begins[i % bands], high = begins[i % bands + 1];
-        differentiate_band(memory[lane], n, m, low, high, samples);
+        differentiate_band(memory[lane], n, m, low, high, samples, direct);
       }
     });
   }
 
-  std::vector<Share<A>> shares(int64_t lanes, int64_t band) {
-    std::vector<Share<A>> memory;
+  std::vector<Share<T>> shares(int64_t lanes, bool dense, int64_t band) {
+    std::vector<Share<T>> memory;
     memory.reserve(lanes);
-    for (int64_t lane = 0; lane < lanes; ++lane) memory.emplace_back(s, band);
+    for (int64_t lane = 0; lane < lanes; ++lane) memory.emplace_back(s, map, dense, band);
     return memory;
   }
 
-  // Read a tile and its gradient; returns the number of queries.
-  int64_t read(Share<A>& share, int64_t n, int64_t m, int64_t q0) {
+  // Read the samples of a tile; returns the number of queries.
+  int64_t read(Share<T>& share, int64_t n, int64_t m, int64_t q0) {
     const int64_t queries = std::min(s.tile(), s.Q - q0);
     share.tile.set(n, m, q0, queries);
-    take(share.grad, grad + (n * s.Q + q0) * row + m * s.D, row, s.D, queries);
     return queries;
   }
 
-  void differentiate_samples(Share<A>& share, int64_t n, int64_t m, int64_t q0, int64_t queries) {
+  // The gradient of a tile of the output, whose rows are `kDirect ? row : D` values apart.
+  const A* read_grad(Share<T>& share, int64_t n, int64_t m, int64_t q0, int64_t queries) {
+    const T* const from = grad + (n * s.Q + q0) * row + m * s.D;
+    fetch_rows(from + queries * row, row, s.D, std::min(queries, s.Q - q0 - queries));
+    if constexpr (kDirect)
+      return from;
+    else
+      return take(share.grad, from, row, s.D, queries), share.grad;
+  }
+
+  void differentiate_samples(Share<T>& share, int64_t n, int64_t m, int64_t q0, int64_t queries) {
     const Asked<A>& asked = share.tile.asked();
-    const Corners<T> corners = share.tile.point_to(map + n * s.S * row + m * s.D, zeros.data(), queries);
-    slopes(share.factor, share.x, share.y, share.grad, s.D, share.tile.placed(), asked.factor, corners, s.D, s.K,
-           queries);
+    const Corners<T> corners = share.tile.point_to(share.heads.of(n, m), zeros.data(), queries);
+    slopes(share.factor, share.x, share.y, read_grad(share, n, m, q0, queries), grad_row, share.tile.placed(),
+           asked.factor, corners, s.D, s.K, queries);
     if (s.discrete) {
       std::fill_n(share.x, queries * s.K, A(0));
       std::fill_n(share.y, queries * s.K, A(0));
@@ -129,23 +143,25 @@ class Derivative {
               [&](auto* to) { give(to + s.factors.at(n, m, q0), share.factor, s.factors.query, s.K, queries); });
   }
 
-  // Add the gradients of pixels [low, high) of one head, and with `samples` write those of its samples.
-  void differentiate_band(Share<A>& share, int64_t n, int64_t m, int64_t low, int64_t high, bool samples) {
+  // Add the gradients of pixels [low, high) of one head, in the result itself if `direct`, and with `samples` write
+  // those of its samples.
+  void differentiate_band(Share<T>& share, int64_t n, int64_t m, int64_t low, int64_t high, bool samples, bool direct) {
     T* const to = map_grad + n * s.S * row + m * s.D;
-    A* sums;
-    int64_t each;
-    if constexpr (kDirect) {
-      sums = to, each = row;
-    } else {
-      std::fill_n(share.pixels.get(), (high - low) * s.D, A(0));
-      sums = share.pixels.get() - low * s.D, each = s.D;
-    }
+    A* sums = share.pixels.get() - low * s.D;
+    if constexpr (kDirect)
+      if (direct) sums = to;
+    if (!direct) std::fill_n(share.pixels.get(), (high - low) * s.D, A(0));
     for (int64_t q0 = 0; q0 < s.Q; q0 += s.tile()) {
       const int64_t queries = read(share, n, m, q0);
       if (samples) differentiate_samples(share, n, m, q0, queries);
-      spread(sums, each, share.grad, s.D, share.tile.placed(), s.D, s.K, queries, int32_t(low), int32_t(high));
+      spread(sums, direct ? row : s.D, read_grad(share, n, m, q0, queries), grad_row, share.tile.placed(), s.D, s.K,
+             queries, int32_t(low), int32_t(high), direct);
     }
-    if constexpr (!kDirect) give(to + low * row, share.pixels.get(), row, s.D, high - low);
+    if (direct) return;
+    if constexpr (kDirect)
+      copy(to + low * row, row, share.pixels.get(), s.D, s.D, high - low);
+    else
+      give(to + low * row, share.pixels.get(), row, s.D, high - low);
   }
 
   template <class F>
@@ -161,11 +177,11 @@ class Derivative {
       f(static_cast<Half*>(sink.data));
   }
 
-  // Whether sums are added in the result itself.
+  // Whether sums can be added in the result itself.
   static constexpr bool kDirect = std::is_same_v<T, A>;
 
   const Problem& s;
-  const int64_t row;
+  const int64_t row, grad_row;
   const T *map, *grad;
   T* map_grad;
   const Sink &places, &factors;

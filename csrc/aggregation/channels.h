@@ -19,27 +19,12 @@ PLIANT_INLINE void over_channels(int64_t n, F&& f) {
   for (; c < n; ++c) f(std::integral_constant<int, 1>{}, c);
 }
 
-// A value of a map as a sum. float16 is widened in integers, which compilers turn into vectors.
-template <class A, class M>
-PLIANT_INLINE A widen(M value) {
-  if constexpr (std::is_same_v<M, Half>) {
-    const uint32_t bits = value.x, sign = (bits & 0x8000) << 16, rest = (bits & 0x7fff) << 13;
-    // Exponents of float are larger by 112; that of infinity and NaN by twice as much. Below the smallest exponent, a
-    // half one above it is subtracted.
-    const uint32_t least = 113u << 23;
-    const uint32_t large = rest + (rest >= 0x0f800000 ? 224u << 23 : 112u << 23), small = rest + least;
-    float s, half;
-    __builtin_memcpy(&s, &small, sizeof s);
-    __builtin_memcpy(&half, &least, sizeof half);
-    s -= half;
-    uint32_t low;
-    __builtin_memcpy(&low, &s, sizeof low);
-    const uint32_t found = sign | (rest < 0x00800000 ? low : large);
-    __builtin_memcpy(&s, &found, sizeof s);
-    return s;
-  } else {
-    return A(value);
-  }
+// Call f with a number of channels, a constant where it is a common one: loops over them are unrolled.
+template <class F>
+PLIANT_INLINE void with_constant(int64_t n, F&& f) {
+  if (n == 16) return f(std::integral_constant<int64_t, 16>{});
+  if (n == 32) return f(std::integral_constant<int64_t, 32>{});
+  f(n);
 }
 
 // Fetch D channels into the cache.
@@ -48,11 +33,20 @@ PLIANT_INLINE void fetch(const M* corner, int64_t D) {
   for (int64_t c = 0; c < D; c += 64 / int64_t(sizeof(M))) __builtin_prefetch(corner + c);
 }
 
-// Fetch the corners of the query after q.
+// Fetch n values of `count` rows.
 template <class M>
-PLIANT_INLINE void fetch_next(const Corners<M>& corners, int64_t q, int64_t K, int64_t queries, int64_t D) {
-  if (q + 1 == queries) return;
-  for (int64_t i = (q + 1) * K; i < (q + 2) * K; ++i)
+PLIANT_INLINE void fetch_rows(const M* from, int64_t stride, int64_t n, int64_t count) {
+  for (int64_t i = 0; i < count; ++i, from += stride) fetch(from, n);
+}
+
+// Samples between the one that is read and the one that is fetched.
+inline constexpr int64_t kAhead = 16;
+
+// Fetch the corners of the samples [first, first + count) + kAhead.
+template <class M>
+PLIANT_INLINE void fetch_next(const Corners<M>& corners, int64_t first, int64_t count, int64_t all, int64_t D) {
+  if (!corners.far) return;
+  for (int64_t i = first + kAhead; i < std::min(first + count + kAhead, all); ++i)
     for (int j = 0; j < 4; ++j) fetch(corners.at[j][i], D);
 }
 

@@ -81,7 +81,7 @@ Source source(const Tensor& t, const Problem& s, int64_t head) {
 }
 
 Tensor forward(const Problem& s, const Tensor& input) {
-  Tensor output = torch::stable::new_empty(input, {s.N, s.Q / s.width, s.width, s.M * s.D});
+  Tensor output = in_huge_pages(torch::stable::new_empty(input, {s.N, s.Q / s.width, s.width, s.M * s.D}));
   aggregate_all(s, input, output);
   return output;
 }

@@ -73,7 +73,7 @@ Tensor ms_deform_attn(const Tensor& value, const std::vector<int64_t>& spatial_s
   const Tensor map = torch::stable::contiguous(value), locations = torch::stable::contiguous(sampling_locations),
                weights = torch::stable::contiguous(attention_weights);
   const Problem s = problem(map, spatial_shapes, level_start_index, locations, weights, points, discrete);
-  Tensor output = torch::stable::new_empty(value, {s.N, s.Q, s.M * s.D});
+  Tensor output = in_huge_pages(torch::stable::new_empty(value, {s.N, s.Q, s.M * s.D}));
   aggregate_all(s, map, output);
   return output;
 }

@@ -5,7 +5,7 @@
 
 #include "../memory.h"
 #include "../threads.h"
-#include "samples.h"
+#include "channels.h"
 
 namespace pliant {
 
@@ -32,6 +32,46 @@ struct Problem {
   // Queries of a tile: their samples stay in the first cache.
   int64_t tile() const { return std::clamp<int64_t>(256 / std::max<int64_t>(K, 1), 1, std::max<int64_t>(Q, 1)); }
   int64_t tiles() const { return pieces(Q, tile()) * (Q > 0); }
+
+  // Whether each of `lanes` threads should copy the heads that it reads: a pixel is read twice or more, and the copies
+  // take no more memory than two maps. The sums are the same bits in either case.
+  bool dense(int64_t lanes) const {
+    const double heads = double(N) * double(M), reads = 4.0 * double(Q) * double(K) * heads;
+    return M > 1 && double(lanes) <= 2 * heads && reads >= 2.0 * double(S) * (heads + double(lanes));
+  }
+};
+
+// The D channels of one head, in pixels that are `row` values apart.
+template <class T>
+struct Head {
+  const T* data;
+  int64_t row;
+  bool dense;  // row is D
+};
+
+// One thread's head. In the map the pixels of a head lie M·D values apart, so that they share few lines of the caches
+// and many pages. Where they are read several times, they are first copied to where they lie side by side.
+template <class T>
+class Heads {
+ public:
+  Heads(const Problem& s, const T* map, bool dense) : s_(s), map_(map), copy_(dense ? s.S * s.D : 0), dense_(dense) {}
+
+  // Head m of image n.
+  Head<T> of(int64_t n, int64_t m) {
+    const int64_t row = s_.M * s_.D;
+    const T* const first = map_ + n * s_.S * row + m * s_.D;
+    if (!dense_) return {first, row, false};
+    if (copied_ != n * s_.M + m) copy(copy_.get(), s_.D, first, row, s_.D, s_.S);
+    copied_ = n * s_.M + m;
+    return {copy_.get(), s_.D, true};
+  }
+
+ private:
+  const Problem& s_;
+  const T* map_;
+  Buffer<T> copy_;
+  bool dense_;
+  int64_t copied_ = -1;
 };
 
 // One thread's samples.
@@ -62,26 +102,31 @@ class Tile {
     asked_.rows = rows_, asked_.columns = columns_, asked_.first = first_;
   }
 
-  // Read and place the samples of queries [q0, q0 + queries) of head m of image n.
+  // Read and place the samples of queries [q0, q0 + queries) of head m of image n. What the next queries need lies
+  // M times as far away as it is long, where no processor looks ahead by itself.
   void set(int64_t n, int64_t m, int64_t q0, int64_t queries) {
+    const int64_t next = std::min(queries, s_.Q - q0 - queries);
     dispatch_beside(s_.places.type, [&](auto zero) {
       const auto* from = static_cast<const decltype(zero)*>(s_.places.data) + s_.places.at(n, m, q0);
       take(asked_.x, asked_.y, from, s_.places.query, s_.K, queries);
+      fetch_rows(from + queries * s_.places.query, s_.places.query, 2 * s_.K, next);
     });
     dispatch_beside(s_.factors.type, [&](auto zero) {
       const auto* from = static_cast<const decltype(zero)*>(s_.factors.data) + s_.factors.at(n, m, q0);
       take(asked_.factor, from, s_.factors.query, s_.K, queries);
+      fetch_rows(from + queries * s_.factors.query, s_.factors.query, s_.K, next);
     });
     if (s_.width > 0) start_on_grid(q0, queries);
     place(placed_, asked_, queries * s_.K, s_.discrete);
   }
 
-  // Point to the corners of the tile's samples in the map of a head.
+  // Point to the corners of the tile's samples in a head, or in a row of zeros.
   template <class M>
-  Corners<M> point_to(const M* map, const M* zeros, int64_t queries) const {
+  Corners<M> point_to(const Head<M>& head, const M* zeros, int64_t queries) const {
     Corners<M> found;
     for (int i = 0; i < 4; ++i) found.at[i] = reinterpret_cast<const M**>(corners_[i]);
-    point(found, placed_.pixel, queries * s_.K, map, zeros, s_.M * s_.D);
+    found.far = !head.dense;
+    point(found, placed_.pixel, queries * s_.K, head.data, zeros, head.row);
     return found;
   }
 
@@ -131,11 +176,17 @@ struct Sink {
   ScalarType type = ScalarType::Float;
 };
 
+// A new tensor, returned after huge pages were asked for.
+inline Tensor in_huge_pages(const Tensor& result) {
+  ask_for_huge_pages(result.mutable_data_ptr(), result.numel() * result.element_size());
+  return result;
+}
+
 // An empty gradient of a tensor; without elements, in the dtype of the input, where it is not wanted.
 inline Tensor gradient(const Tensor& of, bool wanted, const Tensor& input) {
   if (!wanted) return torch::stable::new_empty(input, {0});
   const auto sizes = of.sizes();
-  return torch::stable::new_empty(of, {sizes.begin(), sizes.end()});
+  return in_huge_pages(torch::stable::new_empty(of, {sizes.begin(), sizes.end()}));
 }
 
 inline Sink sink(const Tensor& gradient, bool wanted) {

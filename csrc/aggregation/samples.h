@@ -32,10 +32,15 @@ struct Placed {
 #define PLIANT_PLACE(A) void place(const Placed<A>& out, const Asked<A>& from, int64_t count, bool discrete)
 PLIANT_DECLARE(PLIANT_PLACE, (float), (double))
 
+// Copy n channels of `count` pixels that lie `to_row` and `from_row` values apart.
+#define PLIANT_COPY(M) void copy(M* to, int64_t to_row, const M* from, int64_t from_row, int64_t n, int64_t count)
+PLIANT_DECLARE(PLIANT_COPY, (float), (double), (BFloat16), (Half))
+
 // Where the corners of a sample are read: in the map, or in a row of zeros.
 template <class M>
 struct Corners {
   const M** at[4];
+  bool far;  // they are worth fetching before they are read
 };
 
 // Point to the corners of `count` samples; `map` begins with the first of the D channels, `zeros` has D of them.
@@ -71,10 +76,10 @@ PLIANT_DECLARE(PLIANT_GIVE, (float, float), (double, double), (float, BFloat16),
               const Corners<M>& corners, int64_t D, int64_t K, int64_t queries)
 PLIANT_DECLARE(PLIANT_SLOPES, (float, float), (double, double), (float, BFloat16), (float, Half))
 
-// map[corner_i][0..D) += weight_i·grad[q·stride][0..D), for the corners in [low, high).
+// map[corner_i][0..D) += weight_i·grad[q·stride][0..D), for the corners in [low, high); `far` as in Corners.
 #define PLIANT_SPREAD(A)                                                                                     \
   void spread(A* map, int64_t row, const A* grad, int64_t stride, const Placed<A>& at, int64_t D, int64_t K, \
-              int64_t queries, int32_t low, int32_t high)
+              int64_t queries, int32_t low, int32_t high, bool far)
 PLIANT_DECLARE(PLIANT_SPREAD, (float), (double))
 
 }  // namespace pliant

@@ -5,32 +5,35 @@ namespace pliant {
 namespace {
 
 template <class A>
-PLIANT_INLINE void spread_tile(A* map, int64_t row, const A* grad, int64_t stride, const Placed<A>& placed, int64_t D,
-                               int64_t K, int64_t queries, int32_t low, int32_t high) {
+PLIANT_INLINE void spread_tile(A* map, int64_t row, const A* grad, int64_t stride, const Placed<A>& placed,
+                               int64_t channels, int64_t K, int64_t queries, int32_t low, int32_t high, bool far) {
   const Placed<A> at = placed;  // a copy, whose pointers stay in registers
   const uint32_t size = uint32_t(high - low);
-  for (int64_t q = 0; q < queries; ++q) {
-    const A* g = grad + q * stride;
-    const int64_t next = (q + 1) * K, end = q + 1 < queries ? next + K : next;
-    for (int64_t i = next; i < end; ++i)
-      for (int j = 0; j < 4; ++j)
-        if (uint32_t(at.pixel[j][i] - low) < size) fetch(map + at.pixel[j][i] * row, D);
-    for (int64_t i = q * K; i < next; ++i)
-      for (int j = 0; j < 4; ++j) {
-        const int32_t pixel = at.pixel[j][i];
-        if (uint32_t(pixel - low) >= size) continue;
-        const A w = at.weight[j][i];
-        A* __restrict const out = map + pixel * row;
-        over_channels(D, [=](auto width, int64_t c0) __attribute__((always_inline)) {
+  with_constant(channels, [&](auto D) __attribute__((always_inline)) {
+    for (int64_t q = 0; q < queries; ++q) {
+      const A* g = grad + q * stride;
+      const int64_t next = (q + 1) * K, end = far ? std::min(next + kAhead, queries * K) : 0;
+      for (int64_t i = q * K + kAhead; i < end; ++i)
+        for (int j = 0; j < 4; ++j)
+          if (uint32_t(at.pixel[j][i] - low) < size) fetch(map + at.pixel[j][i] * row, D);
+      for (int64_t i = q * K; i < next; ++i)
+        for (int j = 0; j < 4; ++j) {
+          const int32_t pixel = at.pixel[j][i];
+          if (uint32_t(pixel - low) >= size) continue;
+          const A w = at.weight[j][i];
+          A* __restrict const out = map + pixel * row;
+          over_channels(D, [=](auto width, int64_t c0) __attribute__((always_inline)) {
 #pragma omp simd
-          for (int c = 0; c < width; ++c) out[c0 + c] += w * g[c0 + c];
-        });
-      }
-  }
+            for (int c = 0; c < width; ++c) out[c0 + c] += w * g[c0 + c];
+          });
+        }
+    }
+  });
 }
 
 }  // namespace
 
-PLIANT_KERNEL(PLIANT_SPREAD, { spread_tile(map, row, grad, stride, at, D, K, queries, low, high); }, (float), (double))
+PLIANT_KERNEL(
+    PLIANT_SPREAD, { spread_tile(map, row, grad, stride, at, D, K, queries, low, high, far); }, (float), (double))
 
 }  // namespace pliant

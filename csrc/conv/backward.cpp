@@ -38,9 +38,8 @@ class Backward {
       arena.reserve(lane.turned, tiles_.largest * gradient_.turned_room());
       if (out.want_weight) lane.weight.emplace(s, plan_, pitch_, arena, tiles_.largest);
       arena.reserve(lane.plane, tiles_.largest);
-      for (auto& dots : lane.dots) arena.reserve(dots, tiles_.largest);
+      for (int i = 0; i < (s.volume ? 8 : 4); ++i) arena.reserve(lane.dots[i], tiles_.largest);
       arena.reserve(lane.far_plane, s.volume ? tiles_.largest : 0);
-      for (auto& dots : lane.far_dots) arena.reserve(dots, s.volume ? tiles_.largest : 0);
       arena.allocate();
       if (lane.weight) lane.weight->clear();
     }
@@ -72,7 +71,7 @@ class Backward {
     std::optional<Sampler<A>> sampler;
     std::optional<WeightSums<V>> weight;
     V *columns, *rows, *turned;
-    A *columns_grad, *plane, *dots[4], *far_plane, *far_dots[4];
+    A *columns_grad, *plane, *far_plane, *dots[8];
     int64_t tile;
     bool ok = true;
   };
@@ -90,11 +89,8 @@ class Backward {
           const int64_t tap = plan_.first(chunk) + k;
           const Samples<A> at = lane.sampler->set(j * s_.K + tap);
           lane.sampler->locate_tap(at, j, tap);
-          if (lane.weight) input_->gather(lane.columns, n, j, k, at, count);
-          if (!out_.want_dots()) continue;
-          input_->dots(lane.dots, columns_grad, n, j, k, at, count);
-          if (s_.volume) input_->dots(lane.far_dots, columns_grad, n, j, k, at.far(), count);
-          write_dots(lane, at, n, j * s_.K + tap, p0, count);
+          read_corners(lane, at, n, j, k, columns_grad, count);
+          if (out_.want_dots()) write_dots(lane, at, n, j * s_.K + tap, p0, count);
         }
       if (!lane.weight) continue;
       if (s_.depthwise)
@@ -104,11 +100,26 @@ class Backward {
     }
   }
 
+  // Gather the columns of tap k and dot their gradient, a few positions at a time: those corners stay in level-1 cache.
+  void read_corners(const Lane& lane, const Samples<A>& at, int64_t n, int64_t j, int64_t k, const A* columns_grad,
+                    int64_t count) const {
+    const int64_t step = s_.framed ? count : 32;
+    for (int64_t p = 0; p < count; p += step) {
+      const Samples<A> some = at.from(p);
+      const int64_t size = std::min(step, count - p);
+      if (lane.weight) input_->gather(lane.columns + p * pitch_, n, j, k, some, size);
+      if (!out_.want_dots()) continue;
+      A* sums[8];
+      for (int i = 0; i < (s_.volume ? 8 : 4); ++i) sums[i] = lane.dots[i] + p;
+      input_->dots(sums, columns_grad + p * pitch_, n, j, k, some, size);
+    }
+  }
+
   // Write the gradients of mask and offset of one tap, counted over all offset groups.
   void write_dots(const Lane& lane, const Samples<A>& at, int64_t n, int64_t tap, int64_t p0, int64_t count) {
     const int64_t axes = s_.geometry.axes, channel = n * s_.G * s_.K + tap;
     A *const near = lane.plane, *const far = lane.far_plane;
-    if (s_.volume) mask_gradient(far, lane.far_dots, at, count);
+    if (s_.volume) mask_gradient(far, lane.dots + 4, at, count);
     if (out_.want_mask) {
       mask_gradient(near, lane.dots, at, count);
       if (s_.volume) volume_mask_gradient(near, far, at, count);
@@ -129,7 +140,7 @@ class Backward {
                   void (*gradient)(A*, const A* const[4], const Samples<A>&, int64_t), int64_t to, int64_t count) {
     gradient(lane.plane, lane.dots, at, count);
     if (s_.volume) {
-      gradient(lane.far_plane, lane.far_dots, at.far(), count);
+      gradient(lane.far_plane, lane.dots + 4, at.far(), count);
       for (int64_t i = 0; i < count; ++i) lane.plane[i] += lane.far_plane[i];
     }
     write_run(out_.offset, to, lane.plane, count);
@@ -152,7 +163,6 @@ class Backward {
         const Samples<A> at = lane.sampler->set(j * s_.K + k);
         const A* const grad = lane.columns_grad + k / plan_.taps * tiles_.largest * pitch_;
         sums_->scatter(grad, n, j, k % plan_.taps, at, c0, c1, count);
-        if (s_.volume) sums_->scatter(grad, n, j, k % plan_.taps, at.far(), c0, c1, count);
       }
   }
 

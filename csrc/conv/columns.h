@@ -72,15 +72,15 @@ class ConvInput {
     }
   }
 
-  // sums[i] = Σ_c grad·corner_i for tap k of the columns' gradient, in the near plane of a volume.
-  void dots(A* const sums[4], const A* grad, int64_t n, int64_t j, int64_t k, const Samples<A>& at,
-            int64_t count) const {
+  // sums[i] = Σ_c grad·corner_i for tap k of the columns' gradient; eight corners in a volume.
+  void dots(A* const* sums, const A* grad, int64_t n, int64_t j, int64_t k, const Samples<A>& at, int64_t count) const {
     if (frame_)
       return pliant::dots(sums, grad + k * s_.C, pitch_, at, frame_->image(n - first_), frame_->row(), s_.C, count);
-    for (int i = 0; i < 4; ++i) std::fill_n(sums[i], count, A(0));
+    const int planes = s_.volume ? 2 : 1;
+    for (int i = 0; i < 4 * planes; ++i) std::fill_n(sums[i], count, A(0));
     for (const auto& part : parts_[j])
-      pliant::dots(sums, grad + part.first + k * part.stride, pitch_, at, image(n) + part.c0, zeros_.data(), s_.C,
-                   part.size, count);
+      pliant::dots(sums, grad + part.first + k * part.stride, pitch_, at, planes, image(n) + part.c0, zeros_.data(),
+                   s_.C, part.size, count);
   }
 
   // Write the sums over all taps of a depthwise convolution, without columns; `set` and `taps` as in pliant::blend.
@@ -135,7 +135,7 @@ class ImageSums {
       parallel(count * size(), 1 << 15, [&](int64_t i, int64_t end) { std::fill(data_ + i, data_ + end, A(0)); });
   }
 
-  // Add tap k of the columns' gradient, channels [c0, c1) alone, in the near plane of a volume.
+  // Add tap k of the columns' gradient, channels [c0, c1) alone.
   void scatter(const A* grad, int64_t n, int64_t j, int64_t k, const Samples<A>& at, int64_t c0, int64_t c1,
                int64_t count) const {
     if (frame_) return pliant::scatter(frame_->image(n - first_), grad + k * s_.C, pitch_, at, frame_->row(), count);
@@ -143,7 +143,7 @@ class ImageSums {
       const int64_t begin = std::max(part.c0, c0), end = std::min(part.c0 + part.size, c1);
       if (begin < end)
         pliant::scatter(data_ + (n - first_) * size() + begin, grad + part.first + k * part.stride + begin - part.c0,
-                        pitch_, at, s_.C, end - begin, count);
+                        pitch_, at, s_.volume ? 2 : 1, s_.C, end - begin, count);
     }
   }
 

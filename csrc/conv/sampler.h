@@ -28,16 +28,7 @@ class Sampler {
   }
 
   // Samples of one of the `sets` taps.
-  Samples<A> set(int64_t index) const {
-    Samples<A> found = all_;
-    const int64_t i = index * largest_;
-    for (auto& pixel : found.pixel) pixel += i;
-    for (auto& weight : found.weight) weight += i;
-    for (auto* array : {&found.fy, &found.fx, &found.mask}) *array += i;
-    for (auto& pixel : found.far_pixel) pixel += i;
-    for (auto* array : {&found.far_mask, &found.fz, &found.factor}) *array += i;
-    return found;
-  }
+  Samples<A> set(int64_t index) const { return all_.from(index * largest_); }
 
   // Begin the tile of positions [p0, p0 + count) of image n.
   void begin_tile(int64_t n, int64_t p0, int64_t count) {

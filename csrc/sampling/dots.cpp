@@ -5,27 +5,28 @@ namespace pliant {
 namespace {
 
 template <class A, class M>
-PLIANT_INLINE void dots_map(A* const sums[4], const A* grad, int64_t stride, const Samples<A>& at, const M* map,
-                            const M* zeros, int64_t C, int64_t channels, int64_t count) {
+PLIANT_INLINE void dots_map(A* const* sums, const A* grad, int64_t stride, const Samples<A>& at, int planes,
+                            const M* map, const M* zeros, int64_t C, int64_t channels, int64_t count) {
+  A found[4 * kTogether];
   with_width(channels, [&](auto n) __attribute__((always_inline)) {
-    for (int64_t p = 0; p < count; ++p) {
-      const M* x0 = corner(map, at.pixel[0][p], C, zeros);
-      const M* x1 = corner(map, at.pixel[1][p], C, zeros);
-      const M* x2 = corner(map, at.pixel[2][p], C, zeros);
-      const M* x3 = corner(map, at.pixel[3][p], C, zeros);
-      const A* g = grad + p * stride;
-      A d0 = 0, d1 = 0, d2 = 0, d3 = 0;
-#pragma omp simd reduction(+ : d0, d1, d2, d3)
-      for (int64_t c = 0; c < n; ++c) {
-        d0 += g[c] * A(x0[c]);
-        d1 += g[c] * A(x1[c]);
-        d2 += g[c] * A(x2[c]);
-        d3 += g[c] * A(x3[c]);
+    for (int64_t p0 = 0; p0 < count; p0 += kTogether) {
+      const int64_t size = std::min(kTogether, count - p0);
+      for (int plane = 0; plane < planes; ++plane) {
+        const int64_t* const* const pixel = plane == 0 ? at.pixel : at.far_pixel;
+        const int64_t *i0 = pixel[0] + p0, *i1 = pixel[1] + p0, *i2 = pixel[2] + p0, *i3 = pixel[3] + p0;
+        for (int64_t i = 0; i < size; ++i)
+          dot(found + 4 * i, grad + (p0 + i) * stride, corner(map, i0[i], C, zeros), corner(map, i1[i], C, zeros),
+              corner(map, i2[i], C, zeros), corner(map, i3[i], C, zeros), n);
+        A *const s0 = sums[4 * plane] + p0, *const s1 = sums[4 * plane + 1] + p0, *const s2 = sums[4 * plane + 2] + p0,
+                 *const s3 = sums[4 * plane + 3] + p0;
+#pragma omp simd
+        for (int64_t i = 0; i < size; ++i) {
+          s0[i] += found[4 * i];
+          s1[i] += found[4 * i + 1];
+          s2[i] += found[4 * i + 2];
+          s3[i] += found[4 * i + 3];
+        }
       }
-      sums[0][p] += d0;
-      sums[1][p] += d1;
-      sums[2][p] += d2;
-      sums[3][p] += d3;
     }
   });
 }
@@ -78,8 +79,9 @@ PLIANT_INLINE void dots_frame(A* const sums[4], const A* grad, int64_t stride, c
 
 }  // namespace
 
-PLIANT_KERNEL(PLIANT_DOTS, { dots_map(sums, grad, stride, at, map, zeros, C, n, count); }, (float, float),
-              (double, double), (float, BFloat16))
+PLIANT_KERNEL(
+    PLIANT_DOTS, { dots_map(sums, grad, stride, at, planes, map, zeros, C, n, count); }, (float, float),
+    (double, double), (float, BFloat16))
 PLIANT_KERNEL(PLIANT_DOTS_FRAME, { dots_frame(sums, grad, stride, at, frame, row, n, count); }, (float), (double))
 
 }  // namespace pliant

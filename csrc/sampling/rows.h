@@ -29,6 +29,29 @@ PLIANT_INLINE const M* corner(const M* map, int64_t pixel, int64_t C, const M* z
   return pixel >= 0 ? map + pixel * C : zeros;
 }
 
+// A value of a map as a sum. float16 is widened in integers, which compilers turn into vectors.
+template <class A, class M>
+PLIANT_INLINE A widen(M value) {
+  if constexpr (std::is_same_v<M, Half>) {
+    const uint32_t bits = value.x, sign = (bits & 0x8000) << 16, rest = (bits & 0x7fff) << 13;
+    // Exponents of float are larger by 112; that of infinity and NaN by twice as much. Below the smallest exponent, a
+    // half one above it is subtracted.
+    const uint32_t least = 113u << 23;
+    const uint32_t large = rest + (rest >= 0x0f800000 ? 224u << 23 : 112u << 23), small = rest + least;
+    float s, half;
+    __builtin_memcpy(&s, &small, sizeof s);
+    __builtin_memcpy(&half, &least, sizeof half);
+    s -= half;
+    uint32_t low;
+    __builtin_memcpy(&low, &s, sizeof low);
+    const uint32_t found = sign | (rest < 0x00800000 ? low : large);
+    __builtin_memcpy(&s, &found, sizeof s);
+    return s;
+  } else {
+    return A(value);
+  }
+}
+
 // Convert a sum to the type of columns. bfloat16 is rounded in integers, to the nearest even, NaN to NaN: compilers
 // turn that into vectors.
 template <class V, class A>
@@ -68,6 +91,82 @@ PLIANT_INLINE void put(V* to, Four<A> v) {
     __builtin_memcpy(to, &v, sizeof v);
   else
     for (int i = 0; i < kPixel; ++i) to[i] = narrow<V>(v[i]);
+}
+
+// Sixteen sums, which are added up at the end: a register of AVX-512, two of AVX2.
+inline constexpr int kLanes = 16;
+template <class A>
+struct Vector {
+  typedef A Lanes __attribute__((vector_size(kLanes * sizeof(A))));
+  typedef A Four __attribute__((vector_size(4 * sizeof(A))));
+};
+template <class A>
+using Lanes = typename Vector<A>::Lanes;
+
+template <class A, class M>
+PLIANT_INLINE Lanes<A> lanes(const M* from) {
+  A wide[kLanes];
+#pragma omp simd
+  for (int c = 0; c < kLanes; ++c) wide[c] = widen<A>(from[c]);
+  Lanes<A> found;
+  __builtin_memcpy(&found, wide, sizeof found);
+  return found;
+}
+
+// The sums over each of four vectors: they are transposed while they are added, four at a time.
+template <class A>
+PLIANT_INLINE void add_up(A* out, Lanes<A> a, Lanes<A> b, Lanes<A> c, Lanes<A> d) {
+#ifdef PLIANT_SHUFFLES
+#define PLIANT_EVEN(u, v) __builtin_shufflevector(u, v, 0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12, 28, 13, 29)
+#define PLIANT_ODD(u, v) __builtin_shufflevector(u, v, 2, 18, 3, 19, 6, 22, 7, 23, 10, 26, 11, 27, 14, 30, 15, 31)
+#define PLIANT_LOW(u, v) __builtin_shufflevector(u, v, 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29)
+#define PLIANT_HIGH(u, v) __builtin_shufflevector(u, v, 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31)
+  const Lanes<A> ab = PLIANT_EVEN(a, b) + PLIANT_ODD(a, b), cd = PLIANT_EVEN(c, d) + PLIANT_ODD(c, d);
+  const Lanes<A> sums = PLIANT_LOW(ab, cd) + PLIANT_HIGH(ab, cd);
+#undef PLIANT_EVEN
+#undef PLIANT_ODD
+#undef PLIANT_LOW
+#undef PLIANT_HIGH
+  typename Vector<A>::Four part[4];
+  __builtin_memcpy(part, &sums, sizeof part);
+  part[0] = (part[0] + part[1]) + (part[2] + part[3]);
+  __builtin_memcpy(out, part, sizeof part[0]);
+#else
+  const Lanes<A>* const all[] = {&a, &b, &c, &d};
+  for (int i = 0; i < 4; ++i) {
+    out[i] = 0;
+    for (int l = 0; l < kLanes; ++l) out[i] += (*all[i])[l];
+  }
+#endif
+}
+
+// How many samples' dots are kept until their gradients are computed from them.
+inline constexpr int64_t kTogether = 16;
+
+// dots[j] = Σ_c g[c]·x_j[c] for the corners j of one sample.
+template <class A, class M>
+PLIANT_INLINE void dot(A dots[4], const A* g, const M* x0, const M* x1, const M* x2, const M* x3, int64_t D) {
+  int64_t c = 0;
+  if (D >= kLanes) {
+    Lanes<A> s0{}, s1{}, s2{}, s3{};
+    for (; c + kLanes <= D; c += kLanes) {
+      const Lanes<A> v = lanes<A>(g + c);
+      s0 += v * lanes<A>(x0 + c);
+      s1 += v * lanes<A>(x1 + c);
+      s2 += v * lanes<A>(x2 + c);
+      s3 += v * lanes<A>(x3 + c);
+    }
+    add_up<A>(dots, s0, s1, s2, s3);
+  } else {
+    dots[0] = dots[1] = dots[2] = dots[3] = 0;
+  }
+  for (; c < D; ++c) {
+    const A v = g[c];
+    dots[0] += v * widen<A>(x0[c]);
+    dots[1] += v * widen<A>(x1[c]);
+    dots[2] += v * widen<A>(x2[c]);
+    dots[3] += v * widen<A>(x3[c]);
+  }
 }
 
 // Blend channels [c0, c0 + Width) of one position: K taps, each of which reads `Planes` planes. The sums stay in

@@ -29,6 +29,15 @@ struct Samples {
     found.mask = far_mask;
     return found;
   }
+  // Those from sample i on.
+  Samples from(int64_t i) const {
+    Samples found = *this;
+    for (auto& each : found.pixel) each += i;
+    for (auto& each : found.weight) each += i;
+    for (auto* each : {&found.fy, &found.fx, &found.mask, &found.far_mask, &found.fz, &found.factor}) *each += i;
+    for (auto& each : found.far_pixel) each += i;
+    return found;
+  }
 };
 
 // Positions of one tap: those of the regular grid, the offsets, and the place of the tap in its kernel.
@@ -76,10 +85,11 @@ PLIANT_DECLARE(PLIANT_GATHER_FRAME, (float, float), (double, double), (float, BF
              const A* bias, const M* map, const M* zeros, int64_t C, int64_t n, int64_t count)
 PLIANT_DECLARE(PLIANT_BLEND, (float, float), (double, double), (float, BFloat16))
 
-// sums[i][p] += Σ_c grad[p][c]·corner_i[c]: the gradients of mask and offset are made of these.
-#define PLIANT_DOTS(A, M)                                                                                        \
-  void dots(A* const sums[4], const A* grad, int64_t stride, const Samples<A>& at, const M* map, const M* zeros, \
-            int64_t C, int64_t n, int64_t count)
+// sums[i][p] += Σ_c grad[p][c]·corner_i[c]: the gradients of mask and offset are made of these. Of two planes, the
+// corners of the far one come after those of the near.
+#define PLIANT_DOTS(A, M)                                                                                  \
+  void dots(A* const* sums, const A* grad, int64_t stride, const Samples<A>& at, int planes, const M* map, \
+            const M* zeros, int64_t C, int64_t n, int64_t count)
 PLIANT_DECLARE(PLIANT_DOTS, (float, float), (double, double), (float, BFloat16))
 
 // sums[i][p] = Σ_c grad[p][c]·corner_i[c] over the n channels of a frame.
@@ -88,9 +98,10 @@ PLIANT_DECLARE(PLIANT_DOTS, (float, float), (double, double), (float, BFloat16))
             int64_t n, int64_t count)
 PLIANT_DECLARE(PLIANT_DOTS_FRAME, (float), (double))
 
-// map[corner_i][0..n) += mask·weight_i·grad[p][0..n).
-#define PLIANT_SCATTER(A) \
-  void scatter(A* map, const A* grad, int64_t stride, const Samples<A>& at, int64_t C, int64_t n, int64_t count)
+// map[corner_i][0..n) += mask·weight_i·grad[p][0..n), in one plane or two.
+#define PLIANT_SCATTER(A)                                                                                     \
+  void scatter(A* map, const A* grad, int64_t stride, const Samples<A>& at, int planes, int64_t C, int64_t n, \
+               int64_t count)
 PLIANT_DECLARE(PLIANT_SCATTER, (float), (double))
 
 // The same into a frame, all four values of a pixel: sums past the channels are never read.

@@ -6,18 +6,21 @@ namespace {
 
 // Corner by corner: with boundary "clamp" two corners may be the same pixel.
 template <class A>
-PLIANT_INLINE void scatter_map(A* map, const A* grad, int64_t stride, const Samples<A>& at, int64_t C, int64_t channels,
-                               int64_t count) {
+PLIANT_INLINE void scatter_map(A* map, const A* grad, int64_t stride, const Samples<A>& at, int planes, int64_t C,
+                               int64_t channels, int64_t count) {
   with_width(channels, [&](auto n) __attribute__((always_inline)) {
     for (int64_t p = 0; p < count; ++p) {
       const A* g = grad + p * stride;
-      for (int i = 0; i < 4; ++i) {
-        const int64_t pixel = at.pixel[i][p];
+      for (int i = 0; i < 4 * planes; ++i) {
+        const int64_t pixel = i < 4 ? at.pixel[i][p] : at.far_pixel[i - 4][p];
         if (pixel < 0) continue;
-        const A w = at.mask[p] * at.weight[i][p];
+        const A w = (i < 4 ? at.mask : at.far_mask)[p] * at.weight[i % 4][p];
         A* __restrict out = map + pixel * C;
+        int64_t c = 0;
+        for (; c + kLanes <= n; c += kLanes)
 #pragma omp simd
-        for (int64_t c = 0; c < n; ++c) out[c] += w * g[c];
+          for (int l = 0; l < kLanes; ++l) out[c + l] += w * g[c + l];
+        for (; c < n; ++c) out[c] += w * g[c];
       }
     }
   });
@@ -37,7 +40,7 @@ PLIANT_INLINE void scatter_frame(A* frame, const A* grad, int64_t stride, const 
 
 }  // namespace
 
-PLIANT_KERNEL(PLIANT_SCATTER, { scatter_map(map, grad, stride, at, C, n, count); }, (float), (double))
+PLIANT_KERNEL(PLIANT_SCATTER, { scatter_map(map, grad, stride, at, planes, C, n, count); }, (float), (double))
 PLIANT_KERNEL(PLIANT_SCATTER_FRAME, { scatter_frame(frame, grad, stride, at, row, count); }, (float), (double))
 
 }  // namespace pliant

@@ -238,6 +238,25 @@ def test_one_image_is_split_among_threads_in_bands() -> None:
         assert all(torch.equal(a, b) for a, b in zip(other, found[0], strict=True))
 
 
+@pytest.mark.parametrize("channels", [8, 16, 20, 32, 37])
+def test_copied_heads_give_the_same_bits(channels: int) -> None:
+    # Up to four threads copy the two heads, because their pixels are read many times; nine threads read them in place.
+    case = MSDeformAttnCase("", (1, 130, 2, channels), 200, ((9, 10), (5, 6), (2, 5)), 4)
+    given = [t.requires_grad_() for t in case.tensors().values()]
+    found = []
+    for threads in (1, 3, 9):
+        torch.set_num_threads(threads)
+        value, locations, weights = given
+        output = ms_deform_attn(value, case.shapes, None, locations, weights)
+        found.append((output, *torch.autograd.grad(output.square().sum(), given)))
+    for other in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(other, found[0], strict=True))
+    exact = [t.detach().double().requires_grad_() for t in given]
+    output = ms_deform_attn(exact[0], case.shapes, None, *exact[1:], implementation="reference")
+    expected = (output, *torch.autograd.grad(output.square().sum(), exact))
+    assert all(error(a, b) < 1e-5 for a, b in zip(found[0], expected, strict=True))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(60))
 def test_random_shapes(seed: int) -> None:
