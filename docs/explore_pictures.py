@@ -15,7 +15,7 @@ from pliant.app.explore.pictures import Gallery
 from pliant.app.explore.server import Server
 
 FOLDER = Path(__file__).parent / "pictures"
-SIZE = {"width": 960, "height": 760}
+SIZE = {"width": 960, "height": 800}
 READY = "document.getElementById('stage').dataset.ready && !asking && !drawing && sheet"
 DETECTOR, LEAST = "mdconv-c3-c5-mdpool", "0.8"  # every box of that score is a true one in the first scene
 
@@ -44,6 +44,11 @@ def main() -> None:
         browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
         page = browser.new_page(viewport=SIZE, device_scale_factor=1.5)
         page.goto(server.address)
+        settled(page)
+        box = page.locator("#stage").bounding_box()
+        assert box is not None
+        # The page says where the pointer is.
+        page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2, steps=4)
         save(page, "explore")
         page.select_option("#model", DETECTOR)
         settled(page)
