@@ -47,7 +47,11 @@ def arguments() -> argparse.Namespace:
         prog="pliant bench", description="Time every operator beside its limit and its peers."
     )
     parser.add_argument(
-        "--op", type=lambda s: SHORT.get(s, s), choices=PROBLEMS, help="one operator instead of all; lrn for short"
+        "--op",
+        type=lambda s: SHORT.get(s, s),
+        choices=PROBLEMS,
+        metavar="OP",
+        help=f"one operator instead of all: {', '.join(PROBLEMS)}; lrn for short",
     )
     parser.add_argument("--cases", type=lambda s: s.split(","), help="names of pliant.testing, such as S1,S2 or A1")
     parser.add_argument("--threads", type=lambda s: [int(n) for n in s.split(",")], default=[1], help="such as 1,2")

@@ -38,7 +38,9 @@ def same(found: list[dict[str, Tensor]], wanted: list[dict[str, Tensor]]) -> boo
 
 
 def test_bundled_detector_finds_clothes(predictor: Predictor) -> None:
-    assert predictor.classes == ("trouser", "pullover", "dress", "sneaker", "bag") and predictor.resize is None
+    assert predictor.classes == ("trouser", "pullover", "dress", "sneaker", "bag")
+    # Photographs become as small as the scenes that it learned; scenes stay as they are.
+    assert isinstance(predictor.resize, Resize) and predictor.resize.short == 128
     found = predictor(SCENES)
     assert len(found) == 6
     for detections in found:
@@ -66,7 +68,7 @@ def test_every_kind_of_image_is_the_same_image(predictor: Predictor, tmp_path: P
 
 def test_images_of_a_batch_are_those_of_the_detector(predictor: Predictor) -> None:
     images = [read_image(SCENES[0]), read_image(SCENES[1])[:, :100]]
-    assert same(predictor(images), detect(predictor.model, images))
+    assert same(predictor(images), detect(predictor.model, images, resize=predictor.resize))
 
 
 def test_checkpoint_of_earlier_code_is_read_and_resized_for() -> None:

@@ -78,7 +78,7 @@ def test_offset_groups_can_be_left_out(page: Any, server: Server) -> None:
     assert page.page.locator("#levels small").all_inner_texts() == ["9 paths", "81 paths", "729 paths"]
     page.page.locator("#groups input").last.uncheck()
     page.settled()
-    page.said("no points")
+    page.said("no paths")
 
 
 def test_pose_is_asked_of_the_network(page: Any) -> None:
@@ -147,7 +147,7 @@ def test_keys_alone_are_enough(page: Any) -> None:
     tab.keyboard.press("ArrowRight")
     page.said("row 8, column 9")
     tab.keyboard.press("Shift+ArrowUp")
-    page.said("row 4, column 9: 9, 81, 729 points, held")
+    page.said("row 4, column 9: 9, 81, 729 paths, held")
     for _ in range(9):
         tab.keyboard.press("ArrowUp")
     page.said("row 0, column 9")

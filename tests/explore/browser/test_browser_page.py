@@ -120,9 +120,9 @@ def test_touch_sets_the_place_and_holds_it(opener: Callable[..., Any], server: S
     opened = opener(server.address, 400, has_touch=True)
     opened.page.locator("#stage").scroll_into_view_if_needed()
     opened.page.touchscreen.tap(*opened.over(50, 12))
-    opened.said("row 3, column 12: 9, 81, 729 points, held")
+    opened.said("row 3, column 12: 9, 81, 729 paths, held")
     opened.page.touchscreen.tap(*opened.over(20, 40))
-    opened.said("row 10, column 5: 9, 81, 729 points, held")
+    opened.said("row 10, column 5: 9, 81, 729 paths, held")
     opened.close()
 
 

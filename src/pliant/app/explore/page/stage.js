@@ -62,7 +62,7 @@ function drawSampling() {
   state.found = found;
   state.output = at;
   const counts = found.map((f) => f && f.count).filter(Boolean);
-  said(`${answer.steps[state.unit].name}, row ${at.row}, column ${at.column}: ${counts.length ? counts.join(", ") + " points" : "no points drawn"}${state.held ? ", held" : ""}`);
+  said(`${answer.steps[state.unit].name}, row ${at.row}, column ${at.column}: ${counts.length ? counts.join(", ") + " paths" : "no paths drawn"}${state.held ? ", held" : ""}`);
 }
 
 function drawFound() {
