@@ -70,7 +70,7 @@ def attention(
     ...         return self.layer(value[:, :1], torch.full((1, 1, 1, 2), 0.5), value, [(6, 8)])
     >>> found = attention(Looking(), torch.randn(16, 6, 8))["layer"]
     >>> found.locations[0, 0, :, 0] * 8  # the first head looks to the right, one pixel further with each point
-    tensor([5., 6.])
+    tensor([5., 6.], dtype=torch.float64)
     """
     watch = _Watch()
     with torch.no_grad(), _named(model, watch.names), watch:
