@@ -27,8 +27,12 @@ REFUSAL = "does not fit the other arguments"
 def handed_over(function: Callable[..., Tensor], arguments: dict[str, Any]) -> Tensor:
     """Hand a call of a public operator to what overrides torch functions: torch.fx, subclasses of Tensor.
 
-    ``torch.fx.symbolic_trace`` records the operator as one node, without its checks. An operator asks for it first of
-    all, in the way of torch.nn.functional; a decorator would cost every call eight times as much.
+    ``torch.fx.symbolic_trace`` records the operator as one node, without its checks. As in torch.nn.functional, the
+    first lines of every public operator ask whether a tensor overrides it: a decorator costs every call more.
+
+    Args:
+        function: the public operator.
+        arguments: all its arguments by name.
     """
     result: Tensor = handle_torch_function(function, tuple(arguments.values()), **arguments)
     return result
