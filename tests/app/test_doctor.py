@@ -65,3 +65,5 @@ def test_missing_kernels_are_named(monkeypatch: pytest.MonkeyPatch, capsys: pyte
     out = capsys.readouterr().out
     assert "kernels  none: pliant/_C.so is not installed" in out
     assert re.search(r"^deform_conv2d +failed: .*not installed", out, re.MULTILINE)
+    assert app.main(["doctor", "--traceback"]) == 1
+    assert capsys.readouterr().err.count("in _report") == len(OPERATORS)

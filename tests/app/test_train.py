@@ -392,6 +392,10 @@ def test_prediction(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
     said, err = capsys.readouterr()
     assert err.count("\n") == 1 and "broken.jpg cannot be read" in err
     assert "in 3 images" in said
+    assert app.main(["predict", "--traceback", *words, "--out", str(out)]) == 1
+    traced = capsys.readouterr().err
+    assert traced.startswith("Traceback (most recent call last):\n") and "in read_image" in traced
+    assert traced.endswith("\n" + err)
     names = {f"{first.stem}.png", f"{first.stem}-2.png", f"{second.stem}.png", "detections.json"}
     assert {p.name for p in out.iterdir()} == names
     with Image.open(out / f"{first.stem}-2.png") as picture:
@@ -493,6 +497,9 @@ def test_loss_that_explodes_is_a_sentence(config: str, tmp_path: Path, capsys: p
     assert app.main(["train", "detector", "--config", config, *wild, "--out", str(tmp_path / "x")]) == 1
     err = capsys.readouterr().err
     assert err.startswith("\nStopped: ") and "Lower the learning rate" in err and err.count("\n") == 2
+    assert app.main(["train", "detector", "--config", config, *wild, "--out", str(tmp_path / "y"), "--traceback"]) == 1
+    traced = capsys.readouterr().err
+    assert traced.startswith("Traceback") and "FloatingPointError: " in traced and "\nStopped: " in traced
 
 
 def test_interrupted_at_once(
@@ -519,6 +526,9 @@ def test_full_disk_is_a_sentence(
     monkeypatch.setattr(_files.os, "fsync", full)
     assert app.main(["train", "detector", "--config", config, "--out", str(tmp_path / "x")]) == 1
     assert capsys.readouterr().err == "\nThe disk is full: nothing is kept.\n"
+    assert app.main(["train", "--traceback", "detector", "--config", config, "--out", str(tmp_path / "y")]) == 1
+    traced = capsys.readouterr().err
+    assert traced.startswith("Traceback") and ", in full\n" in traced and traced.endswith("nothing is kept.\n")
 
 
 def test_extra_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

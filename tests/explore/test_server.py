@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from pliant import app
 from pliant.app import main
 from pliant.app.explore import server as module
 from pliant.app.explore.page import SCRIPTS
@@ -168,6 +169,9 @@ def test_mistakes_of_ours_get_a_sentence(
     status, _, body = ask(server, "GET", "/api/look?model=deform-v2-3&picture=object-9")
     assert status == 500 and "KeyError" in sentence(body)
     assert "KeyError" in capsys.readouterr().err
+    monkeypatch.setattr(app, "_traced", True)  # what --traceback sets
+    assert ask(server, "GET", "/api/look?model=deform-v2-3&picture=object-9")[0] == 500
+    assert ", in broken\n" in capsys.readouterr().err
     assert ask(server, "GET", "/")[0] == 200
 
 

@@ -126,9 +126,13 @@ def test_full_disk_and_interruption_keep_what_is_finished(
     command = [*TINY, "--jobs", "1", "--out", str(tmp_path), "--contestants", "plain"]
     assert main(command) == (1 if isinstance(broken, OSError) else 130)
     said = capsys.readouterr().err
+    assert "Traceback" not in said
     assert "1 finished runs are kept in" in said and "the same command goes on from there" in said
     assert ("The disk is full" in said) == isinstance(broken, OSError)
     assert [r["training"] for r in _lines(tmp_path)] == ["upright"]
+    if isinstance(broken, OSError):
+        assert main([*command, "--traceback"]) == 1
+        assert ", in run_one\n" in capsys.readouterr().err
     broken = KeyboardInterrupt()
     ran.clear()
     assert main(command) == 0
@@ -142,8 +146,9 @@ def test_a_failing_process_is_an_error(tmp_path: Path, monkeypatch: pytest.Monke
     data = study.load()
     kept = store.Store("geometry", tmp_path / "out", {}, Study.task_of)
     # The processes save weights into study.out/models, for which there is no room: a file has the name of a folder.
-    with pytest.raises((OSError, RuntimeError), match=r"taken"):
+    with pytest.raises((OSError, RuntimeError), match=r"taken") as failed:
         runner.run(study, kept, data, _Silent())
+    assert "in run_one\n" in str(failed.value.__cause__)  # where it arose
     assert kept.results == []
 
 

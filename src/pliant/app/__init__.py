@@ -6,6 +6,7 @@ import argparse
 import importlib
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -58,6 +59,7 @@ COMMANDS = {
 # What commands say about arguments that they share.
 DEVICE = "where it runs, such as cpu or cuda (default: auto, a GPU if torch can use one)"
 CHECKPOINT = "best.pt or last.pt of a run, or the name of a detector of the package, such as mdconv-c3-c5-mdpool"
+_traced = False  # whether --traceback was given
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -70,10 +72,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         What the command returns (0 for success), 2 for input it cannot use, 130 when interrupted, 141 when what reads
         its output, such as ``head``, has stopped reading.
     """
+    global _traced
     given = sys.argv[1:] if argv is None else list(argv)
     # It may stand anywhere.
     words = [word for word in given if word != "--traceback"]
-    traced = len(words) < len(given)
+    _traced = len(words) < len(given)
     if words[:1] == ["help"]:
         words = [*words[1:2], "--help"]
     # The command is the first word, and runs unless something else stands before it, such as --help.
@@ -92,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 141
     except ModuleNotFoundError as error:
         extra, missing = COMMANDS[command].extra, (error.name or "pliant").partition(".")[0]
-        if traced or not extra or missing == "pliant":
+        if _traced or not extra or missing == "pliant":
             raise
         sentence = f"pliant {command}: needs {missing}: {pliant._INSTALL.format(extra=extra)}"
         if {"-h", "--help"} & set(words):
@@ -101,11 +104,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(sentence, file=sys.stderr)
         return 2
     except (ValueError, OSError) as error:
-        if traced:
+        if _traced:
             raise
         # A function's error begins with its own name, which may be the command's.
         print(f"pliant {command}: {str(error).removeprefix(f'{command}: ')}", file=sys.stderr)
         return 2
+
+
+def trace(error: BaseException) -> None:
+    """Print where an error arose if ``--traceback`` was given: for commands that say its sentence and go on, or end."""
+    if _traced:
+        traceback.print_exception(error)
 
 
 def _run(command: str, words: list[str]) -> int:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 import pliant
 from pliant import _native, testing
+from pliant.app import trace
 from pliant.ops.table import OPERATORS, Operator
 
 # Outputs; first and second derivatives; all of them where samples lie at whole pixels.
@@ -107,6 +108,7 @@ def _report(operator: Operator, limit: float, width: int) -> bool:
         found = errors(operator)
     except Exception as error:
         # Whatever went wrong, the other operators are checked too.
+        trace(error)
         print(f"{name:<{width}}  failed: {textwrap.shorten(str(error), 160)}")
         return False
     # Written so that a NaN fails.

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from pliant._files import apart, replacing
-from pliant.app import CHECKPOINT, DEVICE
+from pliant.app import CHECKPOINT, DEVICE, trace
 from pliant.data import read_image
 from pliant.models import Predictor
 from pliant.show import boxes
@@ -53,6 +53,7 @@ def run(args: argparse.Namespace) -> int:
         try:
             image = read_image(path)
         except OSError as error:
+            trace(error)
             print(f"pliant predict: {error}", file=sys.stderr)
             broken += 1
             continue

@@ -14,7 +14,7 @@ from pathlib import Path
 from torch import nn
 
 from pliant._files import apart
-from pliant.app import COMMANDS, DEVICE, arguments
+from pliant.app import COMMANDS, DEVICE, arguments, trace
 from pliant.app.data import told
 from pliant.app.progress import progress
 from pliant.data import Detection, Part, matched
@@ -100,10 +100,12 @@ def _train(recipe: DetectorRecipe, folder: Path, resume: bool, ranks: Ranks, ten
         # Interrupted at once, the error has no arguments.
         status, said = 130, f"Interrupted {error}. {again}" if error.args else f"Interrupted: {_kept(folder)}."
     except FloatingPointError as error:
+        trace(error)
         status, said = 1, f"Stopped: {error}."
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
+        trace(error)
         status, said = 1, f"The disk is full: {_kept(folder)}."
     if ranks.rank == 0:
         if status:

@@ -10,6 +10,7 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -193,7 +194,9 @@ def _run_in_processes(study: Study, store: Store, todo: list[Any], jobs: int, th
             if kind == "epoch":
                 progress.epoch(task, *content)
             elif kind == "error":
-                raise content
+                # As it arrives, an error has lost where it arose.
+                error, arose = content
+                raise error from RuntimeError(f"in a process of the study:\n{arose}")
             else:
                 store.append(content)
                 progress.finished(task, content)
@@ -225,7 +228,7 @@ def _work(study: Study, threads: int, tasks: Any, messages: Any) -> None:
 
                 messages.put(("result", task, study.run_one(task, data, weights(study.out, task), tell)))
     except Exception as error:
-        messages.put(("error", None, error))
+        messages.put(("error", None, (error, traceback.format_exc())))
 
 
 def _end_with_the_parent() -> None:

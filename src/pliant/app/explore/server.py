@@ -11,6 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import SplitResult, parse_qsl, urlsplit
 
+from pliant.app import trace
 from pliant.app.explore.look import look
 from pliant.app.explore.networks import Network
 from pliant.app.explore.page import CONTENT_TYPES, SCRIPTS, read
@@ -62,7 +63,8 @@ class Server(ThreadingHTTPServer):
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Print an error in one line; a closed connection is not an error."""
         error = sys.exc_info()[1]
-        if not isinstance(error, ConnectionError | TimeoutError):
+        if error is not None and not isinstance(error, ConnectionError | TimeoutError):
+            trace(error)
             print(f"pliant explore: {type(error).__name__}: {error}", file=sys.stderr)
 
 
@@ -96,6 +98,7 @@ class Handler(BaseHTTPRequestHandler):
         except (ConnectionError, TimeoutError):
             raise
         except Exception as error:
+            trace(error)
             print(f"pliant explore: {self.path}: {type(error).__name__}: {error}", file=sys.stderr)
             self._fail(HTTPStatus.INTERNAL_SERVER_ERROR, f"This failed: {type(error).__name__}: {error}")
 

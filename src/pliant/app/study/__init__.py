@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from pliant.app import trace
 from pliant.app.study import detection, geometry
 from pliant.app.study.progress import progress
 from pliant.studies import runner
@@ -69,6 +70,7 @@ def run(args: argparse.Namespace) -> int:
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
+        trace(error)
         print(f"\nThe disk is full: {_kept(store)}", file=sys.stderr)
         return 1
     chosen = set(tasks)
