@@ -118,6 +118,17 @@ def test_examples_run(page: Path, code: str, tmp_path: Path, monkeypatch: pytest
     exec(compile(code, name(page), "exec"), {})
 
 
+def test_every_example_is_run() -> None:
+    """Blocks of Python are marked "python", or "py" where tests/interop/test_documented.py runs them."""
+    marks = {mark for page in PAGES for mark, _ in BLOCK.findall(page.read_text())}
+    assert marks == {"", "sh", "text", "yaml", "python", "py"}
+    assert {page.parent.name for page in PAGES if blocks(page, "py")} == {"interop"}
+    # What is not marked is a formula or what a program prints.
+    assert not [
+        code for page in PAGES for code in blocks(page, "") if re.search(r"^(import|from) \w", code, re.MULTILINE)
+    ]
+
+
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_links_lead_somewhere(page: Path) -> None:
     assert [target for target in LINK.findall(page.read_text()) if not (page.parent / target).exists()] == []
