@@ -151,7 +151,8 @@ def draw(
             area = LARGEST * weights[head, first:end] / largest
             color = HEADS[head % len(HEADS)]
             dots, sizes = (x[seen].tolist(), y[seen].tolist()), area[seen].tolist()
-            panel.scatter(*dots, s=sizes, color=color, edgecolors=BACKGROUND, linewidths=0.6, zorder=4)
+            # A sample near the edge of the margin is drawn whole.
+            panel.scatter(*dots, s=sizes, color=color, edgecolors=BACKGROUND, linewidths=0.6, zorder=4, clip_on=False)
     for panel in panels[L:]:
         panel.set_axis_off()
 

@@ -258,9 +258,10 @@ def _support(view: View, node: Node, name: str, title: str, what: str, error: fl
         pooled = bins.bins(view.model, view.picture, torch.tensor([node.box]), alike[0])
     H, W = field_.shape
     count = 2 + bool(points) + bool(pooled)
-    side = 4.0 if count < 4 else 3.4
-    figure = canvas.sheet(side * count, height(side, H / W) + 0.3)
-    panels = list(figure.subplots(1, count, squeeze=False)[0])
+    rows = 2 if count == 4 else 1  # four in a row would be too small to see the points
+    columns, side = count // rows, 3.7
+    figure = canvas.sheet(side * columns, rows * (height(side, H / W) + 0.3))
+    panels = list(figure.subplots(rows, columns, squeeze=False).ravel())
     # Square roots: gradients fall off so fast that only their peak would be visible.
     shown = np.sqrt(field_ / max(field_.max(), 1e-300))
     fields.draw_map(panels[0], grey(view.ground), shown, cmap="inferno", alpha=0.8, bar=False, size=view.size)
@@ -286,12 +287,12 @@ def _support(view: View, node: Node, name: str, title: str, what: str, error: fl
             frame(axes, view.box, YELLOW)
         if isinstance(node, At):
             canvas.scatter(axes, row(view.centre), CENTRE, size=70, marker="P", layer=6)
-    figure.subplots_adjust(0.005, 0.005, 0.995, 1 - 0.3 / figure.get_figheight(), 0.02)
+    figure.subplots_adjust(0.005, 0.005, 0.995, 1 - 0.3 / figure.get_figheight(), 0.02, 0.3 / height(side, H / W))
     caption = (
-        f"What {what} depend on. Left: how strongly their norm changes with each pixel, square root. "
+        f"What {what} depend on. First: how strongly their norm changes with each pixel, square root. "
         + (f"Next: the {len(best)} samples of deformable layers whose movement changes them most. " if points else "")
         + ("Next: the bins, fainter if their movement changes them less. " if pooled is not None else "")
-        + f"Right: a small part of the image for which they are the same up to {region.error:.1%} "
+        + f"Last: a small part of the image for which they are the same up to {region.error:.1%} "
         f"(bound {error:.0%}, cells of {cell} pixels, {region.evaluations} evaluations); the rest is painted "
         + ("white." if view.image.ndim == 2 else "in the mean colour.")
     )
@@ -354,13 +355,15 @@ def _masks(view: View) -> Iterator[Figure]:
 
 def _dilation(view: View) -> Figure:
     chosen = [(name, step) for name, step in _chosen(view) if step.kernel != (1, 1)]
-    unit = "mean distance of adjacent taps, pixels of its map"
     H, W = view.size
-    figure = canvas.sheet(4.2 * len(chosen), height(3.7, H / W) + 0.3)
+    figure = canvas.sheet(3.3 * len(chosen), height(2.8, H / W) + 0.3)
     figure.set_layout_engine("constrained")
     for axes, (name, step) in zip(figure.subplots(1, len(chosen), squeeze=False)[0], chosen, strict=True):
         values, centres = fields.effective_dilation(step), view.recording.centres(name)
-        fields.draw_map(axes, grey(view.ground), values, centres, title=name or "the model", size=view.size, unit=unit)
+        fields.draw_map(
+            axes, grey(view.ground), values, centres, title=name or "the model", size=view.size,
+            unit="mean distance of taps, map pixels",
+        )  # fmt: skip
     caption = (
         "Effective dilation: the mean distance of adjacent taps, in pixels of the map that the layer samples. Without "
         "offsets it is everywhere the dilation of the layer."

@@ -105,7 +105,7 @@ def bins_by_size(model: Any, name: str, test: Kept) -> Figure:
             canvas.show_picture(axes, image.permute(1, 2, 0).numpy() / 255, title)
             frame(axes, box.tolist(), canvas.YELLOW)
             points = (at * sides.flip(0) + box[:2].flip(0) - 0.5).reshape(-1, 2)
-            canvas.scatter(axes, points.numpy(), color, size=12, alpha=alpha.flatten().numpy())
+            canvas.scatter(axes, points.numpy(), color, size=20, alpha=alpha.flatten().numpy())
             H, W = image.shape[1:]
             look_at(axes, (-0.5, H - 0.5, -0.5, W - 0.5))
     for cells, text in ((above, "regular bins"), (below, "moved bins")):
