@@ -99,6 +99,16 @@ def test_help_names_the_command_that_was_typed(capfd: pytest.CaptureFixture[str]
     assert said.startswith("usage: pliant bench") and "--peers" in said and "run.py" not in said
 
 
+def test_help_without_a_checkout(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(pliant, "__file__", str(tmp_path / "a" / "b" / "pliant" / "__init__.py"))
+    assert app.main(["bench", "--help"]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("usage: pliant bench") and "`make bench` in a checkout" in " ".join(said.split())
+    assert max(map(len, said.splitlines())) <= 100
+
+
 @pytest.mark.parametrize("size", [3, 5])
 def test_onednn_answers_with_the_same_numbers(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
     monkeypatch.syspath_prepend(str(BENCHMARKS))

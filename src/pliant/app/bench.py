@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,7 +26,7 @@ def main(words: Sequence[str]) -> int:
             "of the repository"
         )
         if {"-h", "--help"} & set(words):
-            print(f"{about('bench')}\n\nHere {absent}. Then this help lists all arguments.")
+            print(f"{about('bench')}\n\n" + textwrap.fill(f"Here {absent}. Then this help lists all arguments.", 100))
             return 0
         raise ValueError(absent)
     return subprocess.run([sys.executable, str(script), *words]).returncode
