@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import nn
 
+from pliant.models.deformable_detr import DeformableDETR
 from pliant.models.faster_rcnn import FasterRCNN
 from pliant.models.mimic import FeatureMimic
 from pliant.models.resnet import ResNet, load_imagenet
@@ -24,7 +25,7 @@ class ModelRecipe:
     """Which network.
 
     Args:
-        detector: Faster R-CNN or R-FCN.
+        detector: Faster R-CNN, R-FCN or Deformable DETR.
         depth: of the ResNet: 10, 18, 26, 50 or 101.
         width: channels of its first stage; 64 is the usual network.
         stem: "imagenet" is 7×7 with stride 2 and a pooling, "small" suits images of a hundred pixels.
@@ -44,7 +45,7 @@ class ModelRecipe:
         weights: file with ImageNet weights of the backbone.
     """
 
-    detector: Literal["faster_rcnn", "rfcn"] = "faster_rcnn"
+    detector: Literal["faster_rcnn", "rfcn", "deformable_detr"] = "faster_rcnn"
     depth: Literal[10, 18, 26, 50, 101] = 18
     width: int = 64
     stem: Literal["imagenet", "small"] = "imagenet"
@@ -97,6 +98,10 @@ def build_detector(recipe: ModelRecipe, classes: int, *, seed: int = 0, pretrain
     """
     if recipe.mimic and recipe.detector != "faster_rcnn":
         raise ValueError(f"model.mimic needs faster_rcnn, got {recipe.detector}")
+    if recipe.roi_pool and recipe.detector == "deformable_detr":
+        raise ValueError(
+            f"model.roi_pool must be null with deformable_detr, which pools nothing; got {recipe.roi_pool}"
+        )
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         backbone = ResNet(
@@ -114,6 +119,8 @@ def build_detector(recipe: ModelRecipe, classes: int, *, seed: int = 0, pretrain
 
 
 def _detector(recipe: ModelRecipe, backbone: ResNet, classes: int) -> nn.Module:
+    if recipe.detector == "deformable_detr":
+        return DeformableDETR(backbone, classes, **recipe.options)
     # Without an entry for roi_pool, each detector pools its plain way.
     pool: dict[str, Any] = {} if recipe.roi_pool is None else {"roi_pool": recipe.roi_pool}
     if recipe.detector == "rfcn":
