@@ -142,6 +142,9 @@ def test_groups_take_turns_and_few_pixels_are_enough(detr: Make, scenes: Make) -
     order = score.argsort(descending=True)[:6]
     chosen = proposed[1][0, order[[0, 2, 4, 1, 3, 5]]]
     assert torch.equal(queries.reference[0], chosen)
+    # The first group, with the same queries as in training, answers in evaluation.
+    answering = net.eval().chosen(levels.value, levels)[1]
+    assert answering.groups == 1 and torch.equal(answering.reference[0], chosen[:3])
     few = detr(levels=(3,), groups=7, queries=9)
     _, queries = few.chosen(torch.zeros(1, 16, 32), few.pyramid(few.backbone(padded), sizes))
     assert queries.groups == 7 and queries.content.shape == (1, 14, 32)

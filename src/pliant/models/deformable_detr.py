@@ -149,7 +149,7 @@ class DeformableDETR(Detector):
         hidden: width of the layers' inner linear layer.
         queries: K, boxes per image.
         groups: in training, G groups of K queries that do not see each other. Each learns to find all objects, so that
-            G times as many queries learn from every image.
+            G times as many queries learn from every image; in evaluation the first group answers.
         two_stage: queries from proposals of the encoder.
         dropout: share of values that training drops in every layer.
         weights: of classification, L1 and generalised IoU, in losses and costs.
@@ -307,21 +307,24 @@ class DeformableDETR(Detector):
 
     def chosen(self, memory: Tensor, levels: Levels) -> tuple[tuple[Tensor, Tensor] | None, Queries]:
         """Return logits and boxes that pixels propose, or None, and the queries: the best of them, or learned ones."""
-        G = self.groups if self.training else 1
+        answering = self.groups if self.training else 1
         if self.query is not None and self.reference_points is not None:
-            position, content = self.query[:G].flatten(0, 1).expand(len(memory), -1, -1).chunk(2, -1)
-            return None, Queries(content, position, boxes.wide(self.reference_points(position)).sigmoid(), G)
+            position, content = self.query[:answering].flatten(0, 1).expand(len(memory), -1, -1).chunk(2, -1)
+            return None, Queries(content, position, boxes.wide(self.reference_points(position)).sigmoid(), answering)
         assert self.describe is not None and self.propose is not None
         x = self.describe(memory)
         logits, found = self.propose(x, torch.cat([levels.centres, ANCHOR * levels.sides], 2))
         score = logits.detach().amax(2)
         if levels.padding is not None:
             score = score.masked_fill(levels.padding, -math.inf)
-        # Groups take turns, so that all of them have good proposals.
-        G = min(G, score.shape[1])
+        # Each object is found by G pixels, which are among the best. Groups take turns, so that every one of them has
+        # about one for each object; so has the first group, which answers in evaluation.
+        G = min(self.groups, score.shape[1])
         K = min(self.queries, score.shape[1] // G)
-        best = score.topk(K * G, 1).indices.unflatten(1, (K, G)).transpose(1, 2).flatten(1)
-        return (logits, found), Queries(boxes.take(x, best).detach(), None, boxes.take(found, best).detach(), G)
+        answering = min(answering, G)
+        best = score.topk(K * G, 1).indices.unflatten(1, (K, G)).transpose(1, 2)[:, :answering].flatten(1)
+        content, reference = boxes.take(x, best).detach(), boxes.take(found, best).detach()
+        return (logits, found), Queries(content, None, reference, answering)
 
     def decode(self, memory: Tensor, levels: Levels, queries: Queries) -> list[tuple[Tensor, Tensor]]:
         """Return logits and boxes of the queries after every layer."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pliant.nn.deformable import BranchHook, DeformableLayer, deformable_layers, offset_branch
 
-# Layers that networks with attention name alike, in whichever library, and their learning rate relative to the rest.
+# Layers that networks with attention name alike, in any library, and their learning rate relative to the rest.
 NAMED = {"sampling_offsets": 0.1, "reference_points": 0.1}
 
 
@@ -61,9 +61,9 @@ def parameter_groups(
             for parameter in () if branch is None else branch.parameters():
                 rates[parameter] = min(rate, rates.get(parameter, rate))
     for name, layer in model.named_modules():
-        own = NAMED.get(name.rpartition(".")[2])
-        for parameter in () if own is None else layer.parameters():
-            rates.setdefault(parameter, lr * (own if offset_lr_mult is None else offset_lr_mult))
+        last = name.rpartition(".")[2]
+        for parameter in layer.parameters() if last in NAMED else ():
+            rates.setdefault(parameter, lr * (NAMED[last] if offset_lr_mult is None else offset_lr_mult))
     set_options = {name: value for name, value in options.items() if value is not None}
     by_rate: dict[float, list[nn.Parameter]] = {lr: []}
     for parameter in model.parameters():
