@@ -42,7 +42,8 @@ class ModelRecipe:
         mimic: R-CNN feature mimicking on foreground proposals, background proposals or both (Faster R-CNN).
         mimic_options: further arguments of FeatureMimic, such as {"size": 64}.
         options: further arguments of the detector, such as {"channels": 64, "hidden": 256}.
-        weights: file with ImageNet weights of the backbone.
+        weights: where the backbone starts: a file of ImageNet weights, a checkpoint of another detector, or the name of
+            one that comes with the package; null is at random.
     """
 
     detector: Literal["faster_rcnn", "rfcn", "deformable_detr"] = "faster_rcnn"
@@ -90,7 +91,7 @@ def build_detector(recipe: ModelRecipe, classes: int, *, seed: int = 0, pretrain
         recipe: its settings.
         classes: number of classes, without background.
         seed: of the weights.
-        pretrained: load the file `recipe.weights`, if any, into the backbone.
+        pretrained: load `recipe.weights`, if any, into the backbone.
 
     Raises:
         ValueError: settings that do not go together, or that the network does not have.
