@@ -52,6 +52,20 @@ def test_coding_stays_finite() -> None:
     assert huge.isfinite().all() and (huge[0, 2] - huge[0, 0]).item() == pytest.approx(1000)
 
 
+def test_generalised_iou_by_hand() -> None:
+    a = torch.tensor([[0.0, 0, 10, 10]])
+    b = torch.tensor([[0.0, 0, 10, 10], [5.0, 0, 15, 10], [20.0, 0, 30, 10], [2.0, 2, 6, 7], [4.0, 4, 4, 4]])
+    expected = torch.tensor([[1, 50 / 150, -10 / 30, 20 / 100, 0.0]])
+    torch.testing.assert_close(boxes.giou(a, b), expected)
+    torch.testing.assert_close(boxes.giou(b, a), expected.T)
+    # Axes may be scaled apart; where boxes do not meet there is a slope.
+    scale = torch.tensor([3.0, 0.5, 3.0, 0.5])
+    torch.testing.assert_close(boxes.giou(a * scale, b * scale), expected)
+    apart = torch.tensor([[20.0, 0, 30, 10]], requires_grad=True)
+    boxes.giou(a, apart).sum().backward()
+    assert apart.grad is not None and apart.grad[0, 0] < 0
+
+
 def test_iou_by_hand() -> None:
     a = torch.tensor([[0.0, 0, 10, 10], [4.0, 4, 4, 9]])
     b = torch.tensor([[0.0, 0, 10, 10], [5.0, 0, 15, 10], [10.0, 0, 20, 10], [7.0, 7, 3, 3], [2.0, 2, 4, 6]])

@@ -17,6 +17,7 @@ from pliant.nn import (
     DeformConv2d,
     DeformPSRoIPool,
     DeformRoIPool,
+    MSDeformAttn,
     OffsetHistory,
     OffsetStatistics,
     parameter_groups,
@@ -75,6 +76,27 @@ def test_branches_of_fully_connected_layers() -> None:
     rest, branch = parameter_groups(RoIPool(), 1.0)
     assert branch["lr"] == 0.01
     assert (len(rest["params"]), len(branch["params"])) == (2, 6)
+
+
+class _Foreign(nn.Module):
+    """An attention of another library, in a network with learned points of reference: only names tell."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.ModuleDict({"sampling_offsets": nn.Linear(4, 8)}) for _ in range(2))
+        self.own, self.reference_points, self.other = MSDeformAttn(8, 1, 2, 1), nn.Linear(4, 2), nn.Linear(4, 4)
+
+
+def test_points_of_reference_and_foreign_attention_are_known_by_name() -> None:
+    model = _Foreign()
+    slow = [*model.layers.parameters(), *model.reference_points.parameters(), *model.own.sampling_offsets.parameters()]
+    rest, groups = parameter_groups(model, 2.0)
+    assert (rest["lr"], groups["lr"]) == (2.0, 0.2) and _ids(groups) == {id(p) for p in slow}
+    assert len(rest["params"]) + len(slow) == len(list(model.parameters()))
+    assert [group["lr"] for group in parameter_groups(model, 2.0, 0.25)] == [2.0, 0.5]
+    # A layer's own rate comes before its name.
+    model.own.offset_lr_mult = 1.0
+    assert _ids(parameter_groups(model, 2.0)[1]) == {id(p) for p in slow[:-2]}
 
 
 def test_shared_parameters_are_listed_once() -> None:

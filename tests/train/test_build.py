@@ -23,6 +23,11 @@ RFCN_RECIPE = ModelRecipe(
     options={"width": 16, "bins": 3, "rpn_channels": 16, "rpn_samples": 32, "post_nms": (40, 20)},
 )  # fmt: skip
 
+DETR_RECIPE = ModelRecipe(
+    detector="deformable_detr", width=16, stem="small",
+    options={"channels": 16, "heads": 2, "encoder_layers": 1, "decoder_layers": 2, "hidden": 32, "queries": 10},
+)  # fmt: skip
+
 
 def test_recipe_becomes_a_network() -> None:
     recipe = replace(
@@ -50,8 +55,8 @@ def test_weights_come_from_the_seed_alone() -> None:
 @pytest.mark.parametrize("boxes", [0, 2])
 @pytest.mark.parametrize(
     "recipe",
-    [RECIPE, replace(RECIPE, **PATCHES), replace(RECIPE, neck="c4"), RFCN_RECIPE],
-    ids=["fpn", "mimic", "c4", "rfcn"],
+    [RECIPE, replace(RECIPE, **PATCHES), replace(RECIPE, neck="c4"), RFCN_RECIPE, DETR_RECIPE],
+    ids=["fpn", "mimic", "c4", "rfcn", "detr"],
 )
 def test_all_weights_are_in_the_graph(recipe: ModelRecipe, boxes: int) -> None:
     """DistributedDataParallel would wait for a gradient that does not come."""
@@ -94,6 +99,11 @@ def test_pretrained_weights_are_loaded_once(tmp_path: Path) -> None:
             "RFCN: roi_pool must be 'ps' or 'deform_ps', got 'align'",
         ),
         ({"detector": "rfcn", "mimic": "both"}, r"model\.mimic needs faster_rcnn, got rfcn"),
+        (
+            {"detector": "deformable_detr", "roi_pool": "align", "options": {}},
+            "model.roi_pool must be null with deform",
+        ),
+        ({"detector": "deformable_detr", "options": {"heads": 3}}, "channels must be a multiple of 4 and of heads=3"),
         ({"options": {"fc": 3}}, "model.options or model.mimic_options: .*'fc'"),
         ({"frozen_stages": 2}, "frozen_stages must be 0 to 5 and needs frozen_bn"),
     ],

@@ -1,6 +1,7 @@
 """The networks, one readable file each, built from the operators; and the predictor, images in and detections out."""
 
 from pliant.models.alexnet import AlexNet
+from pliant.models.deformable_detr import DeformableDETR
 from pliant.models.faster_rcnn import FasterRCNN
 from pliant.models.mimic import FeatureMimic, strip_training_only
 from pliant.models.predictor import Predictor
@@ -11,6 +12,7 @@ from pliant.models.rfcn import RFCN
 __all__ = [
     "RFCN",
     "AlexNet",
+    "DeformableDETR",
     "FasterRCNN",
     "FeatureMimic",
     "ModelRecipe",

@@ -77,6 +77,20 @@ def iou(first: Tensor, second: Tensor) -> Tensor:
     return common.div_(union.clamp_(min=SMALLEST))
 
 
+def giou(first: Tensor, second: Tensor) -> Tensor:
+    """Return generalised IoU (…, M, A) of boxes (…, M, 4) and (…, A, 4): IoU − the share of their hull outside of both.
+
+    >>> giou(torch.tensor([[0.0, 0, 2, 2]]), torch.tensor([[0.0, 0, 2, 1], [2, 0, 4, 2], [4, 0, 6, 2]]))
+    tensor([[ 0.5000,  0.0000, -0.3333]])
+    """
+    common = intersection(first, second)
+    union = area(first).unsqueeze(-1) + area(second).unsqueeze(-2) - common
+    left, right = first.unsqueeze(-2), second.unsqueeze(-3)
+    low, high = torch.minimum(left[..., :2], right[..., :2]), torch.maximum(left[..., 2:], right[..., 2:])
+    hull = (high - low).prod(-1).clamp(min=SMALLEST)
+    return common / union.clamp(min=SMALLEST) - (hull - union) / hull
+
+
 def encode(boxes: Tensor, anchors: Tensor, std: Sequence[float] = (1.0, 1.0, 1.0, 1.0)) -> Tensor:
     """Return the deltas from anchors to boxes: ``(Δx/w, Δy/h, log(w'/w), log(h'/h)) / std``, Δ between the centres.
 
@@ -106,6 +120,22 @@ def decode(
     centre = centre + deltas[..., :2] * side
     half = side * deltas[..., 2:].clamp(min=-LARGEST if limit_shrinking else None, max=LARGEST).exp() / 2
     return torch.cat([centre - half, centre + half], -1)
+
+
+def corners(boxes: Tensor) -> Tensor:
+    """Return boxes (…, 4) given by centre and size as x1, y1, x2, y2."""
+    centre, size = boxes.chunk(2, -1)
+    return torch.cat([centre - size / 2, centre + size / 2], -1)
+
+
+def relative(boxes: Tensor, sizes: Tensor) -> Tensor:
+    """Return boxes (…, 4), x1, y1, x2, y2 in pixels, as centre and size relative to images of `sizes` (…, 2).
+
+    >>> relative(torch.tensor([2.0, 4, 6, 6]), torch.tensor([8.0, 10.0]))
+    tensor([0.5000, 0.5000, 0.5000, 0.2000])
+    """
+    first, last = boxes.chunk(2, -1)
+    return torch.cat([(first + last) / 2 / sizes, (last - first) / sizes], -1)
 
 
 def clip(boxes: Tensor, sizes: Tensor) -> Tensor:
@@ -139,9 +169,14 @@ def match(
         positive |= best_of_some
         negative &= ~best_of_some
     if truth.ignored.any():
-        cover = intersection(truth.boxes, boxes).masked_fill_(~truth.ignored.unsqueeze(2), 0.0)
-        negative &= cover.amax(1) <= COVERED * area(boxes)
+        negative &= ~covered(boxes, truth)
     return index, positive, negative
+
+
+def covered(boxes: Tensor, truth: Truth) -> Tensor:
+    """Return which boxes (N, A, 4) lie mostly inside a true box marked `ignore`, (N, A)."""
+    cover = intersection(truth.boxes, boxes).masked_fill_(~truth.ignored.unsqueeze(2), 0.0)
+    return cover.amax(1) > COVERED * area(boxes)
 
 
 def sample(positive: Tensor, negative: Tensor, count: int, share: float) -> tuple[Tensor, Tensor]:

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pliant.models.detector import IMAGENET_MEAN, IMAGENET_STD
 from pliant.models.fpn import FPN
 from pliant.models.mimic import FeatureMimic
 from pliant.models.resnet import ResNet
@@ -16,7 +17,6 @@ from pliant.models.two_stage import HeadSettings, TwoStage
 from pliant.nn import DeformRoIPool
 from pliant.ops import roi_align
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 VERSIONS = {"align": None, "deform": 1, "modulated": 2}  # of DeformRoIPool
 
 

@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import nn
 
+from pliant.models.deformable_detr import DeformableDETR
 from pliant.models.faster_rcnn import FasterRCNN
 from pliant.models.mimic import FeatureMimic
 from pliant.models.resnet import ResNet, load_imagenet
@@ -24,7 +25,7 @@ class ModelRecipe:
     """Which network.
 
     Args:
-        detector: Faster R-CNN or R-FCN.
+        detector: Faster R-CNN, R-FCN or Deformable DETR.
         depth: of the ResNet: 10, 18, 26, 50 or 101.
         width: channels of its first stage; 64 is the usual network.
         stem: "imagenet" is 7×7 with stride 2 and a pooling, "small" suits images of a hundred pixels.
@@ -41,10 +42,11 @@ class ModelRecipe:
         mimic: R-CNN feature mimicking on foreground proposals, background proposals or both (Faster R-CNN).
         mimic_options: further arguments of FeatureMimic, such as {"size": 64}.
         options: further arguments of the detector, such as {"channels": 64, "hidden": 256}.
-        weights: file with ImageNet weights of the backbone.
+        weights: where the backbone starts: a file of ImageNet weights, a checkpoint of another detector, or the name of
+            one that comes with the package; null is at random.
     """
 
-    detector: Literal["faster_rcnn", "rfcn"] = "faster_rcnn"
+    detector: Literal["faster_rcnn", "rfcn", "deformable_detr"] = "faster_rcnn"
     depth: Literal[10, 18, 26, 50, 101] = 18
     width: int = 64
     stem: Literal["imagenet", "small"] = "imagenet"
@@ -89,7 +91,7 @@ def build_detector(recipe: ModelRecipe, classes: int, *, seed: int = 0, pretrain
         recipe: its settings.
         classes: number of classes, without background.
         seed: of the weights.
-        pretrained: load the file `recipe.weights`, if any, into the backbone.
+        pretrained: load `recipe.weights`, if any, into the backbone.
 
     Raises:
         ValueError: settings that do not go together, or that the network does not have.
@@ -97,6 +99,10 @@ def build_detector(recipe: ModelRecipe, classes: int, *, seed: int = 0, pretrain
     """
     if recipe.mimic and recipe.detector != "faster_rcnn":
         raise ValueError(f"model.mimic needs faster_rcnn, got {recipe.detector}")
+    if recipe.roi_pool and recipe.detector == "deformable_detr":
+        raise ValueError(
+            f"model.roi_pool must be null with deformable_detr, which pools nothing; got {recipe.roi_pool}"
+        )
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         backbone = ResNet(
@@ -114,6 +120,8 @@ def build_detector(recipe: ModelRecipe, classes: int, *, seed: int = 0, pretrain
 
 
 def _detector(recipe: ModelRecipe, backbone: ResNet, classes: int) -> nn.Module:
+    if recipe.detector == "deformable_detr":
+        return DeformableDETR(backbone, classes, **recipe.options)
     # Without an entry for roi_pool, each detector pools its plain way.
     pool: dict[str, Any] = {} if recipe.roi_pool is None else {"roi_pool": recipe.roi_pool}
     if recipe.detector == "rfcn":

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from pliant import _check
 from pliant._files import load, weights
+from pliant.models import bundled
 from pliant.nn import DeformConv2d, SlicedConv2d
 
 # Depth → whether its blocks are bottlenecks, and their number in conv2 to conv5.
@@ -273,16 +274,17 @@ class Loaded(NamedTuple):
 
 
 def load_imagenet(model: nn.Module, path: str | Path) -> Loaded:
-    """Load a classifier's weights from a file into a ResNet or the backbone of a detector.
+    """Load the weights of a classifier or of a detector's backbone into a ResNet or the backbone of a detector.
 
-    The last layer (`fc`) of the file is left out. Offset branches that are not in the file do not change; they start at
-    zero. All other names and shapes must be equal.
+    The last layer (`fc`) of a classifier is left out, and everything but the backbone of a detector. Offset branches
+    that are not in the file do not change; they start at zero. All other names and shapes must be equal.
 
     Args:
         model: a :class:`ResNet`, or a network with one as its `backbone`.
         path: a state dict under torchvision's and timm's names: `.safetensors`, which needs the package of that name,
             or a file of `torch.save`, read with ``weights_only=True``. It may lie inside a dictionary, and its names
-            may start with "module.".
+            may start with "module.". A checkpoint of a detector is read too, and so is the name of one that comes with
+            the package (`pliant.models.bundled.NAMES`), unless a file has that name.
 
     Returns:
         A report: how many tensors were loaded, and the names left out and untouched.
@@ -300,6 +302,9 @@ def load_imagenet(model: nn.Module, path: str | Path) -> Loaded:
         )
     path = Path(path)
     state = {name.removeprefix("module."): tensor for name, tensor in _read(path).items()}
+    backbone = "backbone."
+    if any(name.startswith(backbone) for name in state):
+        state = {name.removeprefix(backbone): state[name] for name in state if name.startswith(backbone)}
     wanted = net.state_dict()
     dropped = tuple(name for name in state if name.startswith("fc.") or name.endswith(".num_batches_tracked"))
     kept = {name: tensor for name, tensor in state.items() if name not in dropped}
@@ -325,6 +330,8 @@ def load_imagenet(model: nn.Module, path: str | Path) -> Loaded:
 
 
 def _read(path: Path) -> dict[str, Tensor]:
+    if str(path) in bundled.NAMES and not path.exists():
+        return dict(bundled.read(str(path))["model"])
     if path.suffix == ".safetensors":
         try:
             from safetensors.torch import load_file

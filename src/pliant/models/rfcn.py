@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pliant.models.faster_rcnn import IMAGENET_MEAN, IMAGENET_STD
+from pliant.models.detector import IMAGENET_MEAN, IMAGENET_STD
 from pliant.models.resnet import ResNet
 from pliant.models.rpn import RPN
 from pliant.models.two_stage import HeadSettings, TwoStage

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor, nn
 
 
@@ -61,6 +62,23 @@ class DeformableConvolution(DeformableLayer, Protocol):
     dilation: tuple[int, ...]
     boundary: str
     transposed: bool
+
+
+@runtime_checkable
+class DeformableAggregation(DeformableLayer, Protocol):
+    """A layer that adds masked samples of a window, per group of channels, without a weight: DCNv3 and DCNv4.
+
+    `offsets` has the shape (N, Ho, Wo, G, K, 2), x first; columns of taps come first, and the middle tap may be
+    missing.
+    """
+
+    channels: int
+    groups: int
+    kernel_size: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
+    remove_center: bool
 
 
 @runtime_checkable
@@ -121,6 +139,24 @@ def offset_branch(layer: DeformableLayer) -> nn.Module:
     """Return the child of a layer that predicts its offsets."""
     branch: nn.Module = getattr(layer, layer.branches[0])
     return branch
+
+
+def taps_by_row(values: Tensor, kernel_size: Sequence[int], remove_center: bool) -> Tensor:
+    """Return (…, K, D) of a :class:`DeformableAggregation` as (…, Kh·Kw, D), rows of taps first; a missing tap is 0.
+
+    >>> from torch import arange
+    >>> taps_by_row(arange(1, 9).view(8, 1), (3, 3), True).view(3, 3)
+    tensor([[1, 4, 6],
+            [2, 0, 7],
+            [3, 5, 8]])
+    """
+    (Kh, Kw), tap = kernel_size, -2
+    if remove_center:
+        before = (Kw // 2) * Kh + Kh // 2
+        first, last = values.split([before, values.shape[tap] - before], tap)
+        values = torch.cat([first, torch.zeros_like(values[..., :1, :]), last], tap)
+    rows: Tensor = values.unflatten(tap, (Kw, Kh)).transpose(-3, -2).flatten(-3, -2)
+    return rows
 
 
 def rows_first(layer: DeformableLayer, values: Tensor) -> Tensor:

@@ -13,11 +13,17 @@ from torch import Tensor, nn
 
 from pliant.nn.deformable import BranchHook, DeformableLayer, deformable_layers, offset_branch
 
+# Layers that networks with attention name alike, in any library, and their learning rate relative to the rest.
+NAMED = {"sampling_offsets": 0.1, "reference_points": 0.1}
+
 
 def parameter_groups(
     model: nn.Module, lr: float, offset_lr_mult: float | None = None, **options: Any
 ) -> list[dict[str, Any]]:
     """Group the parameters for an optimizer, so that offset branches learn at ``lr·offset_lr_mult``.
+
+    Layers named `sampling_offsets` or `reference_points`, as in Deformable DETR and its relatives, learn at 0.1 of the
+    rate wherever they are, in networks of other libraries too.
 
     Every parameter that requires a gradient is in exactly one group; frozen ones are left out. Parameters of equal
     learning rate share one group. A parameter that several branches share takes the smallest of their rates.
@@ -26,7 +32,8 @@ def parameter_groups(
         model: any module. Offset branches are the children that a layer with `offset_lr_mult` names in `branches`.
         lr: learning rate of everything that is not an offset branch.
         offset_lr_mult: None takes each layer's own, as in the papers (convolution 1.0 for version 1, 0.1 for version 2;
-            RoI pooling 0.01 for version 1, 1.0 for version 2 and position-sensitive pooling); a number overrides all.
+            RoI pooling 0.01 for version 1, 1.0 for version 2 and position-sensitive pooling; attention's offsets and
+            points of reference 0.1); a number overrides all.
         **options: further settings of every group, such as ``weight_decay=1e-4``; None values are left out.
 
     Returns:
@@ -35,7 +42,7 @@ def parameter_groups(
     Raises:
         ValueError: a negative learning rate or multiplier.
 
-    Source: Dai et al., ICCV 2017, section 3; Zhu et al., CVPR 2019, section 4.1.
+    Source: Dai et al., ICCV 2017, section 3; Zhu et al., CVPR 2019, section 4.1; Zhu et al., ICLR 2021, section 5.
 
     >>> from pliant.nn import DeformConv2d
     >>> model = nn.Sequential(DeformConv2d(3, 8, 3), nn.Conv2d(8, 8, 1))
@@ -53,6 +60,10 @@ def parameter_groups(
         for branch in (getattr(layer, name) for name in cast("DeformableLayer", layer).branches):
             for parameter in () if branch is None else branch.parameters():
                 rates[parameter] = min(rate, rates.get(parameter, rate))
+    for name, layer in model.named_modules():
+        last = name.rpartition(".")[2]
+        for parameter in layer.parameters() if last in NAMED else ():
+            rates.setdefault(parameter, lr * (NAMED[last] if offset_lr_mult is None else offset_lr_mult))
     set_options = {name: value for name, value in options.items() if value is not None}
     by_rate: dict[float, list[nn.Parameter]] = {lr: []}
     for parameter in model.parameters():

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from pliant.nn.modes import evaluation
 from pliant.show.canvas import BACKGROUND, show_picture
+from pliant.show.recording import run
 
 if TYPE_CHECKING:
     import numpy as np
@@ -51,13 +53,15 @@ def attention(
 ) -> dict[str, Attention]:
     """Return where the queries of every layer look, by the names of the modules that call `ms_deform_attn`.
 
-    Any module that calls :func:`pliant.ops.ms_deform_attn` is found, networks of a patched transformers too. Of a
-    module that is called several times the last call is kept, of a batch the first image.
+    The model runs in evaluation mode. Any module that calls :func:`pliant.ops.ms_deform_attn` is found, networks of a
+    patched transformers too. Of a module that is called several times the last call is kept, of a batch the first
+    image.
 
     Args:
         model: any module.
         picture: the image, (C, H, W), as the model takes it.
-        call: how the model is called, ``call(model, picture)`` with (1, C, H, W); None: ``model(picture)``.
+        call: how the model is called, ``call(model, picture)`` with (1, C, H, W); None: ``model(picture)``, or
+            ``model([picture[0]])`` for the detectors of `pliant.models`.
 
     >>> from pliant.nn import MSDeformAttn
     >>> class Looking(nn.Module):
@@ -73,8 +77,8 @@ def attention(
     tensor([5., 6.], dtype=torch.float64)
     """
     watch = _Watch()
-    with torch.no_grad(), _named(model, watch.names), watch:
-        (call or (lambda model, picture: model(picture)))(model, picture.unsqueeze(0))
+    with torch.no_grad(), evaluation(model), _named(model, watch.names), watch:
+        (call or run)(model, picture.unsqueeze(0))
     return watch.found
 
 

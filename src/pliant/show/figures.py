@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pliant.models.detector import Detector
 from pliant.models.two_stage import TwoStage
 from pliant.nn import LocalResponseNorm
 from pliant.show import attention, bins, canvas, fields, history, lrn, places, sampling
@@ -217,15 +218,17 @@ def _sampling(view: View) -> Figure:
 
 
 def _position(view: View, error: float, evaluations: int) -> Figure:
-    node = At(view.layer, view.position, run=view.call)
+    node = At(view.layer, view.position, run=view.call, map=view.recording.node(view.layer))
     return _support(
         view, node, "support", "Spatial support of the position", "the features at the cross", error, evaluations
     )
 
 
 def _box(view: View, error: float, evaluations: int) -> Figure:
-    if not isinstance(view.model, TwoStage):
+    if not isinstance(view.model, Detector):
         raise LookupError("The model is not a detector of pliant.models: no box is explained.")
+    if not isinstance(view.model, TwoStage):
+        raise LookupError("The detector pools no boxes: none is explained.")
     if view.box is None:
         raise LookupError("Nothing is detected and no box is given: no box is explained.")
     title = "Spatial support of the box"

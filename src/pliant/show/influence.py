@@ -18,14 +18,18 @@ from torch.utils._pytree import tree_leaves
 
 from pliant.models.two_stage import TwoStage
 from pliant.nn.deformable import (
+    DeformableAggregation,
     DeformableConvolution,
     DeformableLayer,
     DeformablePool,
     deformable_layers,
     offset_branch,
     rows_first,
+    taps_by_row,
 )
 from pliant.nn.modes import evaluation
+from pliant.show.maps import Map
+from pliant.show.recording import run
 
 if TYPE_CHECKING:
     import numpy as np
@@ -51,6 +55,7 @@ class At:
         output: which of the tensors that the module returns.
         run: how the model is called, ``run(model, picture)``; None: ``model(picture)``, or ``model([picture[0]])`` for
             the detectors of `pliant.models`.
+        map: of that output in a recording, which knows the dimensions of rows and columns; None: the last two.
     """
 
     layer: str
@@ -59,6 +64,7 @@ class At:
     call: int = 0
     output: int = -1
     run: Callable[[nn.Module, Tensor], Any] | None = None
+    map: Map | None = None
 
     def __call__(self, model: nn.Module, picture: Tensor) -> Tensor:
         modules = dict(model.named_modules())
@@ -75,13 +81,15 @@ class At:
 
         handle = modules[self.layer].register_forward_hook(look)
         try:
-            (self.run or _run)(model, picture)
+            (self.run or run)(model, picture)
         except _Found:
             pass
         finally:
             handle.remove()
         if found is None:
             raise LookupError(f"{self.layer!r} was called {calls} times, there is no call {self.call}")
+        if self.map is not None:
+            found = self.map.unfolded(found)
         (row, column), (Ho, Wo) = self.position, found.shape[-2:]
         if found.dim() != 4 or not (0 <= row < Ho and 0 <= column < Wo):
             raise ValueError(f"position {self.position} is not on the output {tuple(found.shape)} of {self.layer!r}")
@@ -145,9 +153,10 @@ class Strength:
     """How strongly a node responds to a move of the samples of one layer.
 
     Args:
-        gradient: of the norm of the node's response, in (y, x). Convolution: (T, Ho, Wo, 2), T offset groups times
-            taps, per pixel of the map that is sampled. RoI pooling: (R, Ph, Pw, 2), or (R, classes, parts, parts, 2) if
-            it is position-sensitive, per pixel of the image. Other layers: as their `offsets`, for one image.
+        gradient: of the norm of the node's response, in (y, x). Convolution, DCNv3 and DCNv4: (T, Ho, Wo, 2), T groups
+            of offsets times taps, per pixel of the map that is sampled. RoI pooling: (R, Ph, Pw, 2), or (R, classes,
+            parts, parts, 2) if it is position-sensitive, per pixel of the image. Other layers: as their `offsets`, for
+            one image.
         strength: norm of the gradient over its last dimension.
     """
 
@@ -191,6 +200,8 @@ def _per_pixel(layer: DeformableLayer, gradient: Tensor, rois: Tensor | None) ->
     moved = gradient[0] / layer.offset_scale
     if isinstance(layer, DeformableConvolution):
         moved = moved.flatten(0, len(layer.kernel_size))
+    elif isinstance(layer, DeformableAggregation):
+        moved = taps_by_row(moved, layer.kernel_size, layer.remove_center).flatten(2, 3).movedim(2, 0)
     return rows_first(layer, moved)
 
 
@@ -355,10 +366,6 @@ def saliency_region(
                 break
     mask = kept[number].numpy()
     return Region(mask, reached, float(mask.mean()), used)
-
-
-def _run(model: nn.Module, picture: Tensor) -> Any:
-    return model([picture[0]]) if isinstance(model, TwoStage) else model(picture)
 
 
 def _batch(picture: Tensor) -> Tensor:

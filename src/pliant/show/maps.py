@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+from torch import Tensor
 
 from pliant.show.paths import Step
 
@@ -15,7 +18,8 @@ class Map:
     Args:
         operator: name of the operator that made it.
         module: name of the innermost module that called the operator.
-        axes: which dimensions of the tensor are rows and columns.
+        axes: which dimensions of the tensor are rows and columns; twice the same one if they are laid out in one
+            dimension, row after row.
         size: height and width.
         inputs: the maps that it was made from.
         step: where it samples its only input; None if positions do not change.
@@ -41,6 +45,25 @@ class Map:
         object.__setattr__(self, "enlarged", larger or (down is not None and down.enlarged))
         own = self.step is not None and self.step.taps > 1
         object.__setattr__(self, "taps", own + (down.taps if down is not None else 0))
+
+    @property
+    def flat(self) -> bool:
+        """Return whether rows and columns are laid out in one dimension."""
+        return self.axes[0] == self.axes[1]
+
+    def held_by(self, shape: Sequence[int], axes: tuple[int, int] | None = None) -> bool:
+        """Return whether a tensor of `shape` has as many rows and columns, along `axes` or those of the map."""
+        row, column = axes or self.axes
+        if max(row, column) >= len(shape):
+            return False
+        return shape[row] == self.size[0] * self.size[1] if row == column else (shape[row], shape[column]) == self.size
+
+    def unfolded(self, tensor: Tensor) -> Tensor:
+        """Return a tensor that holds the map with rows and columns as its last dimensions."""
+        row, column = self.axes
+        if self.flat:
+            tensor, column = tensor.unflatten(row, self.size), row + 1
+        return tensor.movedim((row, column), (-2, -1))
 
 
 def choice(map_: Map, through: str | None = None) -> Map | None:

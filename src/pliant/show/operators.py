@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from pliant.nn.deformable import taps_by_row
 from pliant.show.paths import Step
 
 if TYPE_CHECKING:
@@ -59,6 +61,8 @@ def geometry(name: str, pointwise: bool, values: Values, nodes: Mapping[Tensor, 
         node = nodes[source]
         if node.blocked:
             return _lost(out, "")._replace(used=(node,))
+        if node.flat and known not in _FLAT:
+            return _lost(out, f"it calls {name}, and rows and columns are laid out in one dimension")
         return known(name, values, node, source, out)._replace(used=(node,))
     if name in ("aten::cat", "aten::stack"):
         return _joined(name, values, nodes, out)
@@ -78,7 +82,7 @@ def _pointwise(name: str, values: Values, nodes: Mapping[Tensor, Map], out: Tens
             node, more = nodes[tensor], out.dim() - tensor.dim()
             given.append((node, (node.axes[0] + more, node.axes[1] + more)))
     used = tuple(node for node, _ in given)
-    same = [axes for node, axes in given if tuple(out.shape[a] for a in axes) == node.size]
+    same = [axes for node, axes in given if node.held_by(out.shape, axes)]
     if not same:
         return Geometry(None)
     whole = [axes for axes, (node, _) in zip(same, given, strict=False) if not node.blocked] or same
@@ -183,6 +187,69 @@ def deformed(
         boundary=boundary,
         groups=G,
         kernel=(Kh, Kw),
+    )
+    return Geometry(node.axes, step)
+
+
+def _aggregated(name: str, values: Values, node: Map, source: Tensor, out: Tensor) -> Geometry:
+    G, predicted = values["groups"], values["offset"] if name == "pliant::dcnv3" else values["offset_mask"]
+    K = math.prod(values["kernel_size"]) - values["remove_center"]
+    if name == "pliant::dcnv3":
+        offset, mask = predicted.unflatten(-1, (G, K, 2)), values["mask"].unflatten(-1, (G, K))
+    else:
+        packed = predicted[..., : G * K * 3].unflatten(-1, (G, K * 3))
+        offset, mask = packed[..., : 2 * K].unflatten(-1, (K, 2)), packed[..., 2 * K :]
+    names = ("kernel_size", "stride", "padding", "dilation", "offset_scale", "remove_center")
+    return aggregated(node, out, offset, mask, *(values[name] for name in names))
+
+
+def aggregated(
+    node: Map,
+    out: Tensor,
+    offset: Tensor,
+    mask: Tensor,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    scale: float,
+    remove_center: bool,
+) -> Geometry:
+    """Return the geometry of DCNv3 or DCNv4 from `node` to `out`, with rows of taps first.
+
+    Args:
+        node: the map, whose rows and columns are the second and third dimension.
+        out: (1, Ho, Wo, C).
+        offset: (1, Ho, Wo, G, K, 2), x first, before `scale`.
+        mask: (1, Ho, Wo, G, K); how much a sample counts is its amount, for those of DCNv4 may be negative.
+        kernel: Kh, Kw.
+        stride: distance between adjacent outputs.
+        padding: rows and columns added around the map.
+        dilation: distance between adjacent taps.
+        scale: of offsets and taps, about the centre of the window.
+        remove_center: the middle tap is missing; its step has the mask 0.
+    """
+    if node.axes != (1, 2) or out.shape[0] != 1:
+        return _lost(out, "rows and columns of its input are not the second and third dimension")
+    centre = torch.tensor([d * (k - 1) // 2 for d, k in zip(dilation, kernel, strict=True)], dtype=torch.float64)
+    grid = _grid(kernel, (0, 0), dilation) - centre
+    G, (Ho, Wo) = offset.shape[3], out.shape[1:3]
+
+    def maps(values: Tensor) -> Tensor:
+        """Return (1, Ho, Wo, G, K, D) as (G·Kh·Kw, D, Ho, Wo)."""
+        rows = taps_by_row(values.detach().cpu()[0], kernel, remove_center)
+        return rows.flatten(2, 3).permute(2, 3, 0, 1).clone()
+
+    step = Step(
+        (scale * grid + centre - _two(padding)).repeat(G, 1),
+        _two(stride),
+        node.size,
+        (int(Ho), int(Wo)),
+        weight=1 / G,
+        offset=scale * maps(offset.flip(-1)),
+        mask=maps(mask.abs().unsqueeze(-1))[:, 0],
+        groups=G,
+        kernel=(kernel[0], kernel[1]),
     )
     return Geometry(node.axes, step)
 
@@ -308,8 +375,7 @@ def _shifted(node: Map, start: Tensor, stride: Any, out: Tensor) -> Geometry:
 
 
 def _restrided(name: str, values: Values, node: Map, source: Tensor, out: Tensor) -> Geometry:
-    same = tuple(out.shape[a] for a in node.axes) == node.size
-    return Geometry(node.axes) if same else _lost(out, f"it calls {name}")
+    return Geometry(node.axes) if node.held_by(out.shape) else _lost(out, f"it calls {name}")
 
 
 def _viewed(name: str, values: Values, node: Map, source: Tensor, out: Tensor) -> Geometry:
@@ -317,6 +383,11 @@ def _viewed(name: str, values: Values, node: Map, source: Tensor, out: Tensor) -
         return Geometry((out.dim() - 2, out.dim() - 1))
     if out.shape[: node.axes[1] + 1] == source.shape[: node.axes[1] + 1]:
         return Geometry(node.axes)
+    row, after = node.axes[0], source.shape[node.axes[1] + 1 :]
+    if node.flat and out.shape == (*source.shape[:row], *node.size, *after):
+        return Geometry((row, row + 1))
+    if node.axes[1] == row + 1 and out.shape == (*source.shape[:row], node.size[0] * node.size[1], *after):
+        return Geometry((row, row))
     return _lost(out, "it reshapes a map so that rows and columns are lost")
 
 
@@ -369,7 +440,7 @@ def _normalised(name: str, values: Values, node: Map, source: Tensor, out: Tenso
 def _expanded(name: str, values: Values, node: Map, source: Tensor, out: Tensor) -> Geometry:
     more = out.dim() - source.dim()
     axes = (node.axes[0] + more, node.axes[1] + more)
-    if tuple(out.shape[a] for a in axes) != node.size:
+    if not node.held_by(out.shape, axes):
         return _lost(out, "it repeats one value over many positions")
     return Geometry(axes)
 
@@ -385,6 +456,7 @@ _Rule = Callable[[str, Values, "Map", Tensor, Tensor], Geometry]
 _RULES: dict[_Rule, str] = {
     _convolution: "aten::convolution",
     _deformable: "pliant::deform_conv2d torchvision::deform_conv2d",
+    _aggregated: "pliant::dcnv3 pliant::dcnv4",
     _pool: "aten::max_pool2d_with_indices aten::max_pool2d aten::avg_pool2d",
     _adaptive: "aten::_adaptive_avg_pool2d aten::adaptive_avg_pool2d aten::adaptive_max_pool2d",
     _resized: (
@@ -421,4 +493,6 @@ _RULES: dict[_Rule, str] = {
     ),
     _expanded: "aten::expand",
 }
+# These follow a map whose rows and columns are laid out in one dimension.
+_FLAT = frozenset({_viewed, _permuted, _inserted, _removed, _along, _normalised, _expanded})
 KNOWN: dict[str, _Rule] = {name: rule for rule, names in _RULES.items() for name in names.split()}

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from pliant.models.two_stage import TwoStage
+from pliant.models.detector import Detector
 from pliant.nn.modes import evaluation
 from pliant.show.maps import Map, choice, lowest
 from pliant.show.paths import Step, Trace, follow, spread
@@ -250,17 +250,12 @@ def record(
         raise ValueError(f"trace: picture must have shape (C, H, W) or (1, C, H, W), got {shape}")
     # A new tensor: the caller's may be one that the model holds.
     picture = picture.detach().reshape(1, *shape[-3:])
-    if call is None:
-        call = _listed if isinstance(model, TwoStage) else _batched
     watch = Watch(picture, tuple(still))
     with torch.no_grad(), evaluation(model), watch.named(model), watch:
-        output = call(model, picture)
+        output = (call or run)(model, picture)
     return Recording((shape[-2], shape[-1]), output, watch.maps, watch.deformable, watch.classes)
 
 
-def _batched(model: nn.Module, picture: Tensor) -> Any:
-    return model(picture)
-
-
-def _listed(model: nn.Module, picture: Tensor) -> Any:
-    return model([picture[0]])
+def run(model: nn.Module, picture: Tensor) -> Any:
+    """Call a model with one image (1, C, H, W); detectors of `pliant.models` take a list of images."""
+    return model([picture[0]]) if isinstance(model, Detector) else model(picture)

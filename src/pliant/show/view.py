@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from pliant.models.two_stage import TwoStage
+from pliant.models.detector import Detector
 from pliant.show.recording import Recording, record
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class View:
     @property
     def stopped(self) -> str:
         """Return what stops the paths from the model's own output to the image; "" if nothing does."""
-        return "" if isinstance(self.model, TwoStage) else self.recording.stop()
+        return "" if isinstance(self.model, Detector) else self.recording.stop()
 
     @property
     def paper(self) -> np.ndarray:
@@ -111,7 +111,7 @@ def view(
         raise ValueError(f"the box {said} is not on the image of {W} × {H} pixels (x1,y1,x2,y2 with x1 < x2, y1 < y2)")
     recording = record(model, picture, call)
     detections: dict[str, Tensor] = {}
-    if isinstance(model, TwoStage):
+    if isinstance(model, Detector):
         detections = {key: value.cpu() for key, value in recording.output[0].items()}
         layer = layer or "backbone.layer4"
         if box is None and len(detections["boxes"]):

@@ -68,7 +68,9 @@ class Watch(TorchDispatchMode):
             axes, step, unknown, used = operators.geometry(name, pointwise, values, self.nodes, out)
             if axes is None:
                 continue
-            size, used = (int(out.shape[axes[0]]), int(out.shape[axes[1]])), used or inputs
+            used = used or inputs
+            size = next((one.size for one in used if one.held_by(out.shape, axes)), None)
+            size = size or (int(out.shape[axes[0]]), int(out.shape[axes[1]]))
             # The error of a path names the lowest module that cannot be followed.
             unknown = "" if all(one.blocked for one in used) else unknown
             node = Map(name, self.modules[-1], axes, size, used, step, unknown)
@@ -152,7 +154,7 @@ class Watch(TorchDispatchMode):
             node = given[0]
             across = isinstance(module, nn.Linear) and node.axes[1] == tensors[0].dim() - 1
             for tensor in () if across else tensors:
-                if tensor.dim() > node.axes[1] and tuple(tensor.shape[a] for a in node.axes) == node.size:
+                if node.held_by(tensor.shape):
                     self.nodes[tensor] = Map("still", name, node.axes, node.size, (node,))
         elif isinstance(module, DeformableConvolution) and given and self._missed(module, given[0], output):
             self._deformed(name, module, given[0], inputs, output)

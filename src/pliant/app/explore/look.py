@@ -47,7 +47,7 @@ def look(network: Network, picture: Picture, scale: float = 1.0, angle: float = 
         "steps": [_step(step, title) for (_, step), title in zip(steps, titles, strict=True)],
         "responses": _responses(network, input),
         "answers": None if network.detects else _answers(network, input),
-        "detection": _detection(network, seen) if isinstance(network.model, TwoStage) else None,
+        "detection": _detection(network, seen) if network.detects else None,
     }
 
 
@@ -119,9 +119,15 @@ def _answers(network: Network, input: Tensor) -> list[dict[str, Any]]:
 def _detection(network: Network, seen: Tensor) -> dict[str, Any]:
     """Return detections, the RoIs they come from, and the positions of the RoIs' bins in pixels of the image.
 
-    The RoI of a detection is the one that becomes its box when moved by the deltas of its class.
+    The RoI of a detection is the one that becomes its box when moved by the deltas of its class; where a detector has
+    no RoIs, it is the box itself.
     """
     model: Any = network.model
+    if not isinstance(model, TwoStage):
+        (found,) = model([seen])
+        kept = found["scores"] >= LEAST
+        found = {key: value[kept] for key, value in found.items()}
+        return _listed(network, found, found["boxes"].tolist(), found["boxes"][:0], None, None)
     pictures, sizes = model.batch([seen])
     proposal_maps, maps = model.maps(pictures)
     proposals, present, _ = model.rpn(proposal_maps, sizes, None)
@@ -135,13 +141,24 @@ def _detection(network: Network, seen: Tensor) -> dict[str, Any]:
     away = (moved[:, columns] - found["boxes"]).abs().sum(-1)  # (R, n)
     origins = rois[away.argmin(0) if len(rois) else columns, 1:]
     pooled, shifts, masks = _bins(model, seen, maps, origins, found["labels"])
+    return _listed(network, found, pooled, rois[:, 1:], shifts, masks)
+
+
+def _listed(
+    network: Network,
+    found: dict[str, Tensor],
+    pooled: list[list[float]],
+    proposals: Tensor,
+    shifts: Tensor | None,
+    masks: Tensor | None,
+) -> dict[str, Any]:
     rows = zip(found["boxes"].tolist(), found["labels"].tolist(), found["scores"].tolist(), pooled, strict=True)
     return {
         "objects": [
             {"box": box, "label": network.classes[label], "colour": colour(label), "score": round(score, 4), "roi": roi}
             for box, label, score, roi in rows
         ],
-        "proposals": rois[:, 1:].round(decimals=2).tolist(),
+        "proposals": proposals.round(decimals=2).tolist(),
         "side": 0 if shifts is None else shifts.shape[1],
         "bins": None if shifts is None else packed(shifts),
         "masks": None if masks is None else packed(masks),

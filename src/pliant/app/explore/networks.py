@@ -16,7 +16,7 @@ from pliant.data.drawing import CANVAS
 from pliant.data.fashion_mnist import CLASSES
 from pliant.models import Predictor, build_detector, checkpoint
 from pliant.models import bundled as detectors
-from pliant.models.two_stage import TwoStage
+from pliant.models.detector import Detector
 from pliant.studies.detection import contestants as detection
 from pliant.studies.detection import protocol
 from pliant.studies.geometry import contestants as geometry
@@ -74,7 +74,7 @@ class Network:
     @property
     def detects(self) -> bool:
         """Return whether it is a detector; else it is a classifier."""
-        return isinstance(self.model, TwoStage)
+        return isinstance(self.model, Detector)
 
     def own(self) -> Network:
         """Return a network with its own modules, which share the weights.
@@ -86,7 +86,7 @@ class Network:
 
     def body(self) -> nn.Module:
         """Return the module that turns a prepared image into the last map from which paths are traced."""
-        if isinstance(self.model, TwoStage):
+        if isinstance(self.model, Detector):
             return self.model.backbone
         return self.model.features  # type: ignore[return-value]
 
@@ -96,12 +96,12 @@ class Network:
         Args:
             steps: module name in the body and number of taps, lowest first.
         """
-        body = "backbone" if isinstance(self.model, TwoStage) else "features"
+        body = "backbone" if isinstance(self.model, Detector) else "features"
         return [f"{body}.{module}".rstrip(".") for module, _ in steps]
 
     def stem(self, images: Tensor) -> Tensor:
         """Return the responses of the first layer to images from :meth:`prepare`."""
-        if isinstance(self.model, TwoStage):
+        if isinstance(self.model, Detector):
             backbone = self.model.backbone
             return backbone.bn1(backbone.conv1(images)).relu()  # type: ignore[no-any-return]
         features: Any = self.model.features
@@ -109,7 +109,7 @@ class Network:
 
     def prepare(self, canvas: Tensor) -> Tensor:
         """Return a canvas (3, H, W) in 0 … 1 as input (1, C, H', W') of the first layer, padded below and right."""
-        if isinstance(self.model, TwoStage):
+        if isinstance(self.model, Detector):
             return self.model.batch([canvas])[0]
         return canvas[None, :1]
 

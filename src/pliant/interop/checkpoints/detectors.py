@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pliant.models import ModelRecipe, build_detector, checkpoint
-from pliant.models.faster_rcnn import IMAGENET_MEAN, IMAGENET_STD
+from pliant.models.detector import IMAGENET_MEAN, IMAGENET_STD
 from pliant.models.resnet import DEPTHS
 
 STYLES = ("pytorch", "caffe")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pliant.models import ResNet
-from pliant.models.faster_rcnn import IMAGENET_MEAN, IMAGENET_STD
+from pliant.models.detector import IMAGENET_MEAN, IMAGENET_STD
 from pliant.ops import roi_align
 from pliant.studies.detection.protocol import NETWORK, Images, Kept, shown
 from pliant.train import Recipe, fit, save
