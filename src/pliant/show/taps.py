@@ -224,8 +224,9 @@ def _slices(figure: Sheet, shown: Taps, volume: np.ndarray, output: tuple[int, .
     """Draw the slices that the taps of one output read, each with the taps in it."""
     import numpy as np
 
+    where: tuple[Any, ...] = (slice(None), *output)
     arrays = (shown.regular, shown.moved, _area(shown), shown.counts)
-    still, there, area, read = (array.numpy()[(slice(None), *output)] for array in arrays)
+    still, there, area, read = (array.numpy()[where] for array in arrays)
     there, begun, area = there[read], still[read], area[read]
     # The share of each slice in each tap.
     share = np.clip(1 - abs(np.arange(len(volume))[:, None] - there[:, 0]), 0, 1)
