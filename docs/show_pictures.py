@@ -14,14 +14,15 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from torch import Tensor, nn
 
 from pliant.app.explore import networks
 from pliant.app.explore.pictures import Picture
 from pliant.app.explore.pictures import canvas as canvas_of
 from pliant.data import Composed, FashionMNIST, read_image
 from pliant.data.drawing import Ranges
-from pliant.nn import MSDeformAttn, OffsetHistory
-from pliant.show import attention, canvas, figures, history
+from pliant.nn import DeformConv1d, DeformConv3d, MSDeformAttn, OffsetHistory
+from pliant.show import attention, canvas, figures, history, taps
 from pliant.show.boxes import frames
 from pliant.show.influence import OfBox, locations
 from pliant.show.layout import look_at
@@ -162,9 +163,86 @@ def attending() -> None:
     save("attention", canvas.png(figure))
 
 
+class Waves(nn.Module):
+    """Turn waves by a quarter of their length: three taps, whose offsets come from features of the surroundings."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        wide = [nn.Conv1d(c, 16, 9, padding=4 * d, dilation=d) for c, d in ((1, 1), (16, 2), (16, 4))]
+        self.features = nn.Sequential(*(part for layer in wide for part in (layer, nn.ReLU())))
+        self.deform = DeformConv1d(1, 1, 3, padding=1, guide_channels=16)
+
+    def forward(self, wave: Tensor) -> Tensor:
+        found: Tensor = self.deform(wave, self.features(wave))
+        return found
+
+
+def sequence() -> None:
+    """Draw the taps of a network that learned, in 600 steps, to tell the cosine of waves of changing length."""
+    torch.manual_seed(0)
+
+    def waves(count: int) -> tuple[Tensor, Tensor]:
+        knots = 8 * 5 ** torch.rand(count, 1, 5)  # lengths of 8 to 40
+        length = F.interpolate(knots.log(), 256, mode="linear", align_corners=True).exp()
+        phase = (2 * torch.pi / length).cumsum(2) + 2 * torch.pi * torch.rand(count, 1, 1)
+        return phase.sin() + 0.05 * torch.randn(phase.shape), phase.cos()
+
+    net = Waves()
+    optimizer = torch.optim.Adam(net.parameters(), 3e-3)
+    for _ in range(600):
+        wave, cosine = waves(16)
+        loss = F.mse_loss(net(wave), cosine)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    print(f"waves: mean squared error {loss.item():.4f}")
+    save("show-sequence", taps.figures(net, waves(1)[0][0])[0].data, flat=True)
+
+
+def volume() -> None:
+    """Draw the taps of a network that is told the motion and learned, in 400 steps, to fill in a missing frame."""
+    torch.manual_seed(0)
+    side = 24
+    waves = torch.fft.fftfreq(side) * side
+    smooth = torch.exp(-(waves[:, None] ** 2 + waves**2) / 18)
+
+    def films(count: int) -> tuple[Tensor, Tensor]:
+        """Return films (count, 1, 3, H, W) of textures that move, and their motion (count, 2, 3, H, W) per frame."""
+        motion = 5 * torch.rand(count, 2, 1, 1, 1) - 2.5
+        times = torch.tensor([-1.0, 0.0, 1.0]).view(3, 1, 1)
+        turns = times * (motion[:, :1] * waves[:, None] + motion[:, 1:] * waves) / side
+        film = torch.fft.ifft2(
+            smooth * torch.fft.fft2(torch.randn(count, 1, 1, side, side)) * torch.exp(-2j * torch.pi * turns)
+        )
+        return film.real / film.real.std((2, 3, 4), keepdim=True), motion.expand(-1, -1, 3, side, side)
+
+    def seen(film: Tensor) -> Tensor:
+        return film * torch.tensor([1.0, 0.0, 1.0]).view(3, 1, 1)
+
+    net = DeformConv3d(1, 1, (3, 1, 1), padding=(1, 0, 0), version=1, guide_channels=2)
+    optimizer = torch.optim.Adam(net.parameters(), 1e-2)
+    for _ in range(400):
+        film, motion = films(8)
+        loss = F.mse_loss(net(seen(film), motion)[:, :, 1, 4:-4, 4:-4], film[:, :, 1, 4:-4, 4:-4])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    film, motion = films(8)
+    fastest = motion[:, :, 0, 0, 0].norm(dim=1).argmax()
+    film, motion = film[fastest, None], motion[fastest, None]
+    print(f"films: mean squared error {loss.item():.4f}; moved by {motion[0, :, 0, 0, 0].tolist()} per frame")
+    found = taps.taps(net, film[0], lambda net, film: net(seen(film), motion))[""]
+    figure = canvas.sheet(8.0, 3.0)
+    figure.set_layout_engine("constrained")
+    taps.draw(figure, found, film[0], (1, 12, 12))
+    save("show-volume", canvas.png(figure, 150))
+
+
 if __name__ == "__main__":
     for folder in sys.argv[1:]:
         study(Path(folder))
+    sequence()
+    volume()
     bins()
     attending()
     readme()

@@ -169,6 +169,79 @@ def test_any_module_of_the_user_is_drawn(
         assert err.count("\n") == 1
 
 
+TENSORS = """
+import torch
+from torch import nn
+from pliant.nn import DeformConv1d, DeformConv2d, DeformConv3d
+
+def moved(layer):
+    torch.manual_seed(0)
+    nn.init.normal_(layer.conv_offset.bias)
+    return layer
+
+def sequence():
+    return nn.Sequential(nn.Conv1d(2, 16, 3, 2, padding=1), moved(DeformConv1d(16, 16, 3, padding=1)))
+
+def volume():
+    return moved(DeformConv3d(1, 4, 3, padding=1))
+
+def image():
+    return moved(DeformConv2d(3, 4, 3, padding=1))
+"""
+
+
+def test_sequences_and_volumes_are_drawn_from_files_of_tensors(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tensornets.py").write_text(TENSORS)
+    monkeypatch.chdir(tmp_path)
+    np.save("curve.npy", np.sin(np.arange(80, dtype=np.int16)).reshape(2, 40))
+    torch.save(torch.rand(1, 1, 4, 9, 10, dtype=torch.float64), "film.pt")
+    assert shown("tensornets:sequence", "curve.npy", "--out", "one") == 0
+    assert {path.name for path in Path("one").iterdir()} == {"taps-1.png", "report.html"}
+    page = Path("one/report.html").read_text(encoding="utf-8")
+    assert "2 channels of 40" in page and "Where the taps of 1 go" in page
+    assert "That map has size 20 and is laid over the input end to end." in page
+    assert capsys.readouterr().out == f"  taps-1.png\n1 figures and the page {Path('one/report.html')}\n"
+    # Without axes for batch and channels the same.
+    np.save("plain.npy", np.zeros((4, 9, 10), np.float32))
+    for file in ("film.pt", "plain.npy"):
+        assert shown("tensornets:volume", file, "--point", "3,4,2", "--out", "three") == 0
+        page = Path("three/report.html").read_text(encoding="utf-8")
+        assert (
+            "taps of output (2, 4, 3) (plane, row, column; cross)" in page and "Where the taps of the model go" in page
+        )
+    capsys.readouterr()
+    Path("text.npy").write_text("no array")
+    torch.save({"input": torch.zeros(2, 40)}, "several.pt")
+    np.save("words.npy", np.array(["a", "b"]))
+    for words, says in (
+        (("volume", "curve.npy"), "curve.npy must have shape (C, D, H, W), got (2, 40)"),
+        (("image", "curve.npy"), "tensornets:image has no deformable layer of sequences or volumes"),
+        (("volume", "film.pt", "--box", "1,1,2,2"), "--box is for images; film.pt is a tensor"),
+        (("volume", "film.pt", "--point", "3,4"), "the point 3,4 is not on the input of 10 × 9 × 4 (x, or x, y, z)"),
+        (("volume", "film.pt", "--point", "3,4,4"), "the point 3,4,4 is not on the input of 10 × 9 × 4"),
+        (("volume", "film.pt", "--layer", "stem"), "'stem' is no deformable layer that the model called"),
+        (("sequence", "plain.npy"), "plain.npy must have shape (C, L), got (4, 9, 10)"),
+        (("sequence", "text.npy"), "text.npy holds no tensor"),
+        (("sequence", "several.pt"), "several.pt must hold one tensor of real numbers, got dict"),
+        (("sequence", "words.npy"), "words.npy must hold one tensor of real numbers, got ndarray"),
+        (("sequence", "nowhere.npy"), "nowhere.npy"),
+    ):
+        assert shown(f"tensornets:{words[0]}", *words[1:], "--out", "wrong") == 2, words
+        err = capsys.readouterr().err
+        assert says in err and err.count("\n") == 1
+    np.save("long.npy", np.zeros((3, 40)))
+    assert shown("tensornets:sequence", "long.npy") == 2
+    assert "tensornets:sequence fails on an input (1, 3, 40): Given groups=1" in capsys.readouterr().err
+    assert not Path("wrong").exists()
+
+
+def test_a_point_of_an_image_has_two_numbers(study: Path, photograph: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert shown(study, photograph, "--point", "3,4,5") == 2
+    assert "--point must be 2 numbers X,Y on an image, got 3" in capsys.readouterr().err
+
+
 def test_histograms_of_the_run_are_drawn(detector: Path, photograph: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     run.mkdir()
@@ -291,7 +364,7 @@ def test_a_figure_does_not_overwrite_the_image(
 
 
 def test_numbers_are_checked_where_they_are_read(capsys: pytest.CaptureFixture[str]) -> None:
-    for words in (("--point", "3"), ("--point", "a,b"), ("--box", "1,2,3"), ("--point", "nan,1")):
+    for words in (("--point", "3,4,5,6"), ("--point", "a,b"), ("--box", "1,2,3"), ("--point", "nan,1")):
         with pytest.raises(SystemExit):
             shown("--model", "m", "--image", "i", "--out", "o", *words)
         assert "numbers separated by commas" in capsys.readouterr().err

@@ -1,9 +1,10 @@
-"""``pliant show``: draw where a network looks in an image, as PNGs and one page."""
+"""``pliant show``: draw where a network looks in an image, a sequence or a volume, as PNGs and one page."""
 
 from __future__ import annotations
 
 import argparse
 import importlib
+import pickle
 import re
 import sys
 import warnings
@@ -20,7 +21,7 @@ from pliant._files import apart
 from pliant.app.explore import networks, pictures
 from pliant.data import read_image
 from pliant.models.predictor import resized
-from pliant.show import figures
+from pliant.show import figures, taps
 from pliant.show.view import view
 from pliant.studies.geometry.contestants import Net
 from pliant.studies.report import page
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 MOST, LEAST, EASY = 60, 12, 512  # most and fewest evaluations; side of an image up to which they are not reduced
 OUT = Path("runs/show")
 SHARP = 1200  # side of the photograph under the points in pixels, at most
+INPUT = "an image of any size and kind, or a sequence (C, L) or volume (C, D, H, W) as .npy or .pt"
+TENSORS = (".npy", ".pt", ".pth")  # suffixes of files that hold a tensor
 LONGEST = 1333  # side of an image in pixels, unless --side says otherwise
 OURS = "One of the networks that come with the package."
 _OWN = re.compile(r"[^\W\d][\w.]*:[^\W\d]\w*")  # MODULE:FUNCTION
@@ -41,17 +44,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what ``pliant show`` takes."""
     model = (
         "best.pt or last.pt of a run of pliant train, weights of a study, MODULE:FUNCTION, which returns any module "
-        f"that takes images (1, 3, H, W) in 0 … 1, or a network of the package: {', '.join(networks.SMALL)}"
+        f"that takes images (1, 3, H, W) in 0 … 1, or a network of the package: {', '.join(networks.SMALL)}; for a "
+        "tensor MODULE:FUNCTION alone"
     )
     parser.add_argument("model", metavar="MODEL", nargs="?", help=model)
-    parser.add_argument("image", type=Path, metavar="IMAGE", nargs="?", help="an image of any size and kind")
+    parser.add_argument("image", type=Path, metavar="IMAGE", nargs="?", help=INPUT)
     # The spelling of earlier versions.
     parser.add_argument("--model", dest="old_model", help=argparse.SUPPRESS)
     parser.add_argument("--image", dest="old_image", type=Path, help=argparse.SUPPRESS)
     place = parser.add_mutually_exclusive_group()
     place.add_argument(
-        "--point", type=_numbers(2), metavar="X,Y",
-        help="the place to explain, in pixels of the file (default: the best detection, or the middle)",
+        "--point", type=_numbers(1, 2, 3), metavar="X,Y",
+        help="the place to explain, in pixels of the file (default: the best detection, or the middle); X of a "
+        "sequence and X,Y,Z of a volume (default: where offsets are longest)",
     )  # fmt: skip
     place.add_argument("--box", type=_numbers(4), metavar="X1,Y1,X2,Y2", help="an object, in pixels of the file")
     parser.add_argument(
@@ -76,6 +81,8 @@ def run(args: argparse.Namespace) -> int:
     _take_old_spelling(args)
     _check_settings(args)
     network = _network(args.model)
+    if args.image.suffix in TENSORS:
+        return _tensor(args, network)
     with warnings.catch_warnings():
         # Pillow warns of suspiciously large images; here they are refused.
         warnings.simplefilter("error")
@@ -99,8 +106,7 @@ def run(args: argparse.Namespace) -> int:
     except RuntimeError as error:
         if not _OWN.fullmatch(args.model):
             raise
-        said = str(error).partition("\n")[0]
-        raise ValueError(f"{args.model} fails on an image {tuple(input[None].shape)}: {said}") from error
+        raise _failure(args.model, "an image", input, error) from error
     evaluations = args.evaluations or max(LEAST, min(MOST, MOST * EASY**2 // (seen.shape[1] * seen.shape[2])))
     found, notes = figures.figures(
         look, error=args.error, evaluations=evaluations, tell=lambda name: print(f"  {name}.png", flush=True)
@@ -120,6 +126,64 @@ def run(args: argparse.Namespace) -> int:
     path = write(args.out, f"{network.label} looks at {args.image.name}", found, notes, facts)
     print(f"{len(found)} figures and the page {path}")
     return 0
+
+
+def _tensor(args: argparse.Namespace, network: networks.Network) -> int:
+    """Draw the taps of a network over a sequence or a volume, and say where the page is."""
+    refused = {"--box": args.box, "--side": args.side, "--evaluations": args.evaluations}
+    for name, given in refused.items():
+        if given is not None:
+            raise ValueError(f"{name} is for images; {args.image} is a tensor")
+    ranks = sorted({len(layer.kernel_size) for _, layer in taps.layers(network.model)})
+    if not ranks:
+        raise ValueError(f"{args.model} has no deformable layer of sequences or volumes; images are files of images")
+    tensor = _read(args.image)
+    input = next((found for rank in ranks if (found := _fitted(tensor, rank)) is not None), None)
+    if input is None:
+        forms = " or ".join({1: "(C, L)", 3: "(C, D, H, W)"}[rank] for rank in ranks)
+        raise ValueError(f"{args.image} must have shape {forms}, got {tuple(tensor.shape)}")
+    try:
+        made = taps.figures(network.model, input, layer=args.layer, point=args.point)
+    except RuntimeError as error:
+        raise _failure(args.model, "an input", input, error) from error
+    for figure in made:
+        print(f"  {figure.name}.png", flush=True)
+    apart((args.out / name for name in [*(f"{figure.name}.png" for figure in made), "report.html"]), (args.image,))
+    size = " × ".join(map(str, input.shape[1:]))
+    facts = {"network": f"{args.model}. {network.about}", "input": f"{args.image}, {len(input)} channels of {size}"}
+    path = write(args.out, f"{network.label} looks at {args.image.name}", made, facts=facts)
+    print(f"{len(made)} figures and the page {path}")
+    return 0
+
+
+def _read(path: Path) -> Tensor:
+    """Return the tensor in a file of numpy's or torch's, as float32."""
+    import numpy as np
+
+    try:
+        held = np.load(path, allow_pickle=False) if path.suffix == ".npy" else torch.load(path, weights_only=True)
+    except (ValueError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
+        raise ValueError(f"{path} holds no tensor: {str(error).partition(chr(10))[0]}") from error
+    if isinstance(held, np.ndarray) and held.dtype.kind in "biuf":
+        held = torch.from_numpy(held.astype(np.float32))
+    if not isinstance(held, Tensor) or held.is_complex():
+        raise ValueError(f"{path} must hold one tensor of real numbers, got {type(held).__name__}")
+    return held.float()
+
+
+def _fitted(tensor: Tensor, rank: int) -> Tensor | None:
+    """Return a tensor as (C, …) of `rank` axes: one channel where it has none, without a batch of one; else None."""
+    if tensor.dim() == rank:
+        return tensor[None]
+    if tensor.dim() == rank + 2 and len(tensor) == 1:
+        return tensor[0]
+    return tensor if tensor.dim() == rank + 1 else None
+
+
+def _failure(model: str, what: str, input: Tensor, error: RuntimeError) -> ValueError:
+    """Return an error that says on which input a network of the user fails, and why."""
+    said = str(error).partition("\n")[0]
+    return ValueError(f"{model} fails on {what} {tuple(input[None].shape)}: {said}")
 
 
 def _take_old_spelling(args: argparse.Namespace) -> None:
@@ -151,6 +215,8 @@ def _check_settings(args: argparse.Namespace) -> None:
 
 def _check_place(args: argparse.Namespace, W: int, H: int) -> None:
     """Refuse a point or a box that is not in an image of W × H pixels."""
+    if args.point is not None and len(args.point) != 2:
+        raise ValueError(f"--point must be 2 numbers X,Y on an image, got {len(args.point)}")
     for name, numbers in (("--point", args.point), ("--box", args.box)):
         if numbers is not None and not all(0 <= v <= (W, H)[i % 2] for i, v in enumerate(numbers)):
             said = ",".join(f"{v:g}" for v in numbers)
@@ -262,16 +328,17 @@ def _moved(
     return tuple(min(max(v * factor + shift[i % 2], 0.0), sides[i % 2] - last) for i, v in enumerate(numbers))
 
 
-def _numbers(count: int):  # type: ignore[no-untyped-def]
-    """Return a function that reads this many numbers separated by commas."""
+def _numbers(*counts: int):  # type: ignore[no-untyped-def]
+    """Return a function that reads numbers separated by commas, as many as one of `counts`."""
 
     def read(text: str) -> tuple[float, ...]:
         try:
             found = tuple(float(part) for part in text.split(","))
         except ValueError:
             found = ()
-        if len(found) != count or not all(v == v and abs(v) < 1e9 for v in found):
-            raise argparse.ArgumentTypeError(f"must be {count} numbers separated by commas, got {text!r}")
+        if len(found) not in counts or not all(v == v and abs(v) < 1e9 for v in found):
+            many = " or ".join(map(str, counts))
+            raise argparse.ArgumentTypeError(f"must be {many} numbers separated by commas, got {text!r}")
         return found
 
     return read

@@ -38,12 +38,22 @@ def farthest(step: Step, count: int = PLACES) -> list[tuple[int, int]]:
     regular = replace(step, offset=None, mask=None).positions
     inside = ((regular >= 0) & (regular <= torch.tensor([H - 1, W - 1]))).all(-1).all(0).view(Ho, Wo)
     strength = strength.masked_fill(~inside, -1.0) if inside.any() else strength
-    rows, columns = torch.meshgrid(torch.arange(Ho), torch.arange(Wo), indexing="ij")
-    found: list[tuple[int, int]] = []
+    return [(row, column) for row, column in peaks(strength, count)]
+
+
+def peaks(strength: torch.Tensor, count: int) -> list[tuple[int, ...]]:
+    """Return up to `count` positions of a map of any rank where it is largest and not negative, apart from each other.
+
+    >>> peaks(torch.tensor([0.5, 0.1, 0.2, 0.9, 0.8]), 3)
+    [(3,), (0,)]
+    """
+    size = torch.tensor(strength.shape)
+    places = torch.stack(torch.meshgrid(*map(torch.arange, strength.shape), indexing="ij"), -1)
+    found: list[tuple[int, ...]] = []
     while len(found) < count and float(strength.max()) >= 0:
-        row, column = divmod(int(strength.argmax()), Wo)
-        found.append((row, column))
-        near = (rows - row) ** 2 + (columns - column) ** 2 < APART**2 * (Ho**2 + Wo**2)
+        best = torch.stack(torch.unravel_index(strength.argmax(), strength.shape))
+        found.append(tuple(best.tolist()))
+        near = (places - best).square().sum(-1) < APART**2 * size.square().sum()
         strength = strength.masked_fill(near, -1.0)
     return found
 
