@@ -30,8 +30,6 @@ from pliant.studies import runner
 from pliant.studies.detection.contestants import CONTESTANTS
 from pliant.studies.detection.measures import cell_of, watch
 from pliant.studies.detection.protocol import DATA, Images, Kept, Protocol, Task, shown, size_of
-from pliant.studies.detection.report import write
-from pliant.studies.detection.report.results import Results
 from pliant.studies.detection.single import load
 from pliant.studies.measures import sample_positions
 from pliant.studies.runner import Tell
@@ -40,13 +38,12 @@ from pliant.studies.store import weights
 FOLDER = "support"  # inside that of the study
 NODES = ("c5", "box")
 MEASURES = ("field", "field_pixels", "samples", "region", "region_pixels")
-REGIONS = 50  # images whose saliency regions are searched: a search takes as long as 15 gradients
+IMAGES = 300  # of the test, at most
+REGIONS = 30  # of them, whose saliency regions are searched: a search takes as long as 15 gradients
 ERROR, CELL, EVALUATIONS = 0.1, 8, 40  # of that search
 
 
-def measured(
-    model: Any, test: Kept, regions: int = REGIONS, tell: Tell = lambda part, parts: None
-) -> dict[str, Any]:
+def measured(model: Any, test: Kept, regions: int = REGIONS, tell: Tell = lambda part, parts: None) -> dict[str, Any]:
     """Return ``image`` and ``size`` of every object and, for each node and measure, a list of values ("c5 field").
 
     None stands for what was not measured, and for shares of nothing: a response that does not change with the image.
@@ -62,7 +59,8 @@ def measured(
         deformify(model.backbone, ("layer2", "layer3", "layer4"), version=1)
     found: dict[str, list[Any]] = {"image": [], "size": []}
     found |= {f"{node} {measure}": [] for node in NODES for measure in MEASURES}
-    for index in range(len(test)):
+    count = min(IMAGES, len(test))
+    for index in range(count):
         image, target = test[index]
         picture, truth = shown(image), target["boxes"][~target["ignore"]]
         samples = _samples(model, image)
@@ -78,7 +76,7 @@ def measured(
                 values |= _region(model, picture, node, box) if index < regions else {}
                 for measure in MEASURES:
                     found[f"{name} {measure}"].append(values.get(measure))
-        tell(index + 1, len(test))
+        tell(index + 1, count)
     return found
 
 
@@ -172,7 +170,12 @@ class Support(runner.Study):
     def settings(self, data: Images) -> dict[str, Any]:
         """Return what settings.json holds."""
         search = {"images": REGIONS, "error": ERROR, "cell": CELL, "evaluations": EVALUATIONS}
-        return {"study": self.title, "profile": self.protocol.profile, "regions": search} | self.here()
+        return {
+            "study": self.title,
+            "profile": self.protocol.profile,
+            "images": IMAGES,
+            "regions": search,
+        } | self.here()
 
     def run_one(self, task: Task, data: Images, path: Path, tell: Tell) -> dict[str, Any]:
         """Return the measures of one network."""
@@ -195,6 +198,10 @@ class Lines:
 
 def main(folder: Path, jobs: int = 1) -> None:
     """Measure every network of a study that is not measured yet, and write the study's report anew."""
+    # The report reads what is measured here, and so imports this module.
+    from pliant.studies.detection.report import write
+    from pliant.studies.detection.report.results import Results
+
     results = Results.read(folder)
     contestants = tuple(c for c in results.contestants if c in CONTESTANTS)
     study = Support(

@@ -19,6 +19,7 @@ from pliant.studies.detection import measures, single
 from pliant.studies.detection.contestants import CONTESTANTS, find
 from pliant.studies.detection.hog import HogMachine
 from pliant.studies.detection.protocol import Kept, Protocol, Task, shown, size_of
+from pliant.studies.detection.report import support
 from pliant.studies.detection.report.results import Results
 from pliant.studies.report.figures import Figure, drawn, first, unreadable
 from pliant.studies.store import weights
@@ -36,7 +37,7 @@ def all_figures(results: Results) -> list[Figure]:
     makers: list[Callable[[Results], Figure]] = [
         functools.partial(detections, data=data) for data in results.conditions
     ]
-    return drawn(results, [*makers, moved, sampled], results.notes)
+    return drawn(results, [*makers, moved, sampled, support.outside, supported], results.notes)
 
 
 def detections(results: Results, data: str) -> Figure:
@@ -156,6 +157,19 @@ def sampled(results: Results) -> Figure:
     )
     alternative = "Sampling points of three layers on a small and a large object and on the background"
     return Figure("sampling", canvas.png(figure), caption, alternative)
+
+
+def supported(results: Results) -> Figure:
+    """Draw what the box of a large object depends on, in the networks of the first seed."""
+    if support.read(results) is None:
+        raise LookupError(support.MISSING)
+    data = results.conditions[0]
+    tasks = {name: Task(name, data, results.seeds[0]) for name in support.DRAWN}
+    models = {name: _load(results, task) for name, task in tasks.items() if weights(results.folder, task).is_file()}
+    if not models:
+        raise LookupError(f"The folder holds no weights for {data}, so no spatial support is drawn.")
+    image, box = list(_by_size(_test(results, data)).values())[-1]
+    return support.example(results, models, image, box)
 
 
 def _test(results: Results, data: str) -> Kept:
