@@ -43,7 +43,9 @@ REGIONS = 30  # of them, whose saliency regions are searched: a search takes as 
 ERROR, CELL, EVALUATIONS = 0.1, 8, 40  # of that search
 
 
-def measured(model: Any, test: Kept, regions: int = REGIONS, tell: Tell = lambda part, parts: None) -> dict[str, Any]:
+def measured(
+    model: Any, test: Kept, regions: int | None = None, tell: Tell = lambda part, parts: None
+) -> dict[str, Any]:
     """Return ``image`` and ``size`` of every object and, for each node and measure, a list of values ("c5 field").
 
     None stands for what was not measured, and for shares of nothing: a response that does not change with the image.
@@ -51,10 +53,11 @@ def measured(model: Any, test: Kept, regions: int = REGIONS, tell: Tell = lambda
     Args:
         model: a detector of the study, on the CPU; a network without deformable convolutions gets some, without effect.
         test: images.
-        regions: of how many images saliency regions are searched.
+        regions: of how many images saliency regions are searched; None: `REGIONS`.
         tell: called with (image, images).
     """
     model.eval()
+    regions = REGIONS if regions is None else regions
     if not any(isinstance(layer, DeformConv2d) for layer in model.modules()):
         deformify(model.backbone, ("layer2", "layer3", "layer4"), version=1)
     found: dict[str, list[Any]] = {"image": [], "size": []}
