@@ -142,10 +142,7 @@ def receptive_field(model: nn.Module, picture: Tensor, node: Node) -> np.ndarray
     x = _batch(picture).detach().clone().requires_grad_()
     with _still(model), torch.enable_grad():
         (gradient,) = _gradients(node(model, x), [x])
-    if gradient is None:
-        raise ValueError("receptive_field: the node does not depend on the image")
-    field: np.ndarray = gradient[0].double().norm(dim=0).cpu().numpy()
-    return field
+    return _field("receptive_field", gradient)
 
 
 @dataclass(frozen=True)
@@ -176,17 +173,41 @@ def locations(model: nn.Module, picture: Tensor, node: Node) -> dict[str, Streng
 
     Source: Zhu et al., CVPR 2019, section 2.2.
     """
-    x = _batch(picture).detach()
+    return _passed(model, picture, node)[1]
+
+
+def sensitivities(model: nn.Module, picture: Tensor, node: Node) -> tuple[np.ndarray, dict[str, Strength]]:
+    """Return :func:`receptive_field` and :func:`locations` of a node, computed in one pass; Args and errors as there.
+
+    >>> field, found = sensitivities(nn.Conv2d(1, 1, 3, padding=1), torch.rand(1, 5, 5), At("", (0, 4)))
+    >>> int((field > 0).sum()), found
+    (4, {})
+    """
+    gradient, found = _passed(model, picture, node)
+    return _field("sensitivities", gradient), found
+
+
+def _passed(model: nn.Module, picture: Tensor, node: Node) -> tuple[Tensor | None, dict[str, Strength]]:
+    """Return the gradients with respect to the image and to the sampling positions."""
+    x = _batch(picture).detach().clone().requires_grad_()
     probes: dict[str, tuple[Tensor, DeformableLayer, Tensor | None]] = {}
     with _still(model), _probed(model, probes), torch.enable_grad():
         response = node(model, x)
-        gradients = _gradients(response, [probe for probe, *_ in probes.values()])
+        pixels, *gradients = _gradients(response, [x, *(probe for probe, *_ in probes.values())])
     found = {}
     for (name, (probe, layer, rois)), gradient in zip(probes.items(), gradients, strict=True):
         g = (torch.zeros_like(probe) if gradient is None else gradient).double().cpu()
         g = _per_pixel(layer, g, None if rois is None else rois.double().cpu())
         found[name] = Strength(g.numpy(), g.norm(dim=-1).numpy())
-    return found
+    return pixels, found
+
+
+def _field(op: str, gradient: Tensor | None) -> np.ndarray:
+    """Return the norm over channels of an image's gradient."""
+    if gradient is None:
+        raise ValueError(f"{op}: the node does not depend on the image")
+    field: np.ndarray = gradient[0].double().norm(dim=0).cpu().numpy()
+    return field
 
 
 def _per_pixel(layer: DeformableLayer, gradient: Tensor, rois: Tensor | None) -> Tensor:

@@ -33,12 +33,17 @@ def effective_dilation(layer: DeformConv2d, offset: Tensor) -> Tensor:
     return spacing(tap_positions(layer, offset))
 
 
+def sample_positions(layer: DeformConv2d, offset: Tensor) -> Tensor:
+    """Return where a layer samples its input map: (N, G, Kh, Kw, 2, Ho, Wo), (y, x) in map pixels."""
+    Ho, Wo = offset.shape[2:]
+    rows = torch.arange(Ho) * layer.stride[0] - layer.padding[0]
+    columns = torch.arange(Wo) * layer.stride[1] - layer.padding[1]
+    return tap_positions(layer, offset) + torch.stack(torch.meshgrid(rows, columns, indexing="ij")).to(offset)
+
+
 def outside(layer: DeformConv2d, offset: Tensor, height: int, width: int) -> Tensor:
     """Return which samples are out of bounds of the (height, width) map: (N, G, Kh, Kw, Ho, Wo), bool."""
-    at = tap_positions(layer, offset)
-    Ho, Wo = offset.shape[2:]
-    y = at[..., 0, :, :] + (torch.arange(Ho) * layer.stride[0] - layer.padding[0]).to(offset)[:, None]
-    x = at[..., 1, :, :] + (torch.arange(Wo) * layer.stride[1] - layer.padding[1]).to(offset)
+    y, x = sample_positions(layer, offset).unbind(-3)
     return ~((y > -1) & (y < height) & (x > -1) & (x < width))
 
 

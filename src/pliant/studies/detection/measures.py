@@ -30,7 +30,7 @@ def layer_name(name: str) -> str:
 
 
 def watch(model: Any, image: Tensor) -> Iterator[tuple[str, DeformConv2d, Tensor, Tensor]]:
-    """Return (name, layer, its input, its offsets) of every deformable convolution while an image passes."""
+    """Return (name in the backbone, layer, its input, its offsets) of every deformable convolution of it."""
     seen: list[tuple[str, DeformConv2d, Tensor]] = []
     hooks = [
         layer.register_forward_pre_hook(lambda layer, inputs, name=name: seen.append((name, layer, inputs[0])))
@@ -43,7 +43,7 @@ def watch(model: Any, image: Tensor) -> Iterator[tuple[str, DeformConv2d, Tensor
         for hook in hooks:
             hook.remove()
     for name, layer, map_ in seen:
-        yield layer_name(name), layer, map_, layer.predict(map_)[0]
+        yield name, layer, map_, layer.predict(map_)[0]
 
 
 @torch.no_grad()
@@ -67,7 +67,8 @@ def watched(model: nn.Module, test: Kept) -> dict[str, Any]:
     for index in range(min(IMAGES, len(test))):
         image, target = test[index]
         boxes = target["boxes"][~target["ignore"]]
-        for name, layer, map_, offset in watch(model, image):
+        for path, layer, map_, offset in watch(model, image):
+            name = layer_name(path)
             distance = effective_dilation(layer, offset)[0]
             inside = _inside(boxes, distance.shape, image.shape[-2:])
             here = []
@@ -123,6 +124,12 @@ def bin_shifts(model: Any, image: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor
     sides = (found.boxes[:, 2:] - found.boxes[:, :2])[:, None, None]
     shifts = torch.from_numpy((found.moved - found.regular)[..., ::-1] / sides).float().permute(0, 3, 1, 2)
     return shifts, None if found.mask is None else torch.from_numpy(found.mask).float()[:, None]
+
+
+def cell_of(model: Any, box: Tensor) -> tuple[int, int]:
+    """Return the position (row, column) of the backbone's last map that holds the centre of a box."""
+    x, y = ((box[:2] + box[2:]) / 2 / model.backbone.strides[-1]).long().tolist()
+    return y, x
 
 
 def _inside(boxes: Tensor, size: torch.Size, image: torch.Size) -> Tensor:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pliant import _files
 from pliant.models import build_detector, checkpoint, strip_training_only
 from pliant.studies.detection import measures
 from pliant.studies.detection.contestants import find
@@ -46,6 +47,14 @@ def run_one(task: Task, protocol: Protocol, data: Images, device: str, path: Pat
     run = _network if contestant.learned else _hog
     found: dict[str, Any] = finite(run(task, protocol, data, device, path, tell))
     return task.described(contestant.label, protocol.profile) | found
+
+
+def load(task: Task, protocol: Protocol, classes: int, path: Path) -> nn.Module:
+    """Return the network of a finished run from its weights, in evaluation mode; errors are those of reading it."""
+    model = build_detector(protocol.recipe_of(task, 1).model, classes)
+    strip_training_only(model)  # what mimicking needs is not among the weights
+    model.load_state_dict(_files.load(path))
+    return model.eval()
 
 
 def _network(task: Task, protocol: Protocol, data: Images, device: str, path: Path, tell: Tell) -> dict[str, Any]:

@@ -6,6 +6,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,37 @@ def compare(first: Sequence[float], second: Sequence[float]) -> tuple[float, flo
     if n < 2:
         return differences[0], math.inf
     return fmean(differences), float(stdtrit(n - 1, 0.975)) * stdev(differences) / math.sqrt(n)
+
+
+def crossed(values: np.ndarray) -> Difference:
+    """Return the mean of values (S seeds, I images) and its 95 % interval for other seeds and other images.
+
+    Seeds and images are crossed random effects without repetition: the mean has the variance
+    ``(MS_seeds + MS_images − MS_rest) / (S·I)``, taken as no less than either of the first two alone would give, and
+    the degrees of freedom of Satterthwaite. With one seed or one image there is no interval.
+
+    Source: Cornfield and Tukey, Annals of Mathematical Statistics 27, 1956 (crossed effects); Satterthwaite,
+    Biometrics 2, 1946.
+    """
+    from scipy.special import stdtrit
+
+    S, I = values.shape
+    mean = float(values.mean())
+    if S < 2 or I < 2:
+        return Difference(mean, math.nan, math.nan, S)
+    seeds, images = values.mean(1, keepdims=True) - mean, values.mean(0, keepdims=True) - mean
+    rest = values - mean - seeds - images
+    free = (S - 1, I - 1, (S - 1) * (I - 1))
+    squares = [float((part**2).sum()) * count for part, count in ((seeds, I), (images, S), (rest, 1))]
+    by_seed, by_image, by_rest = (square / n for square, n in zip(squares, free, strict=True))
+    total = by_seed + by_image - by_rest
+    if total >= max(by_seed, by_image):
+        parts = zip((by_seed, by_image, by_rest), free, strict=True)
+        freedom = total**2 / max(sum(part**2 / n for part, n in parts), 1e-300)
+    else:
+        total, freedom = max((by_seed, free[0]), (by_image, free[1]))
+    half = float(stdtrit(max(freedom, 1.0), 0.975)) * math.sqrt(total / (S * I))
+    return Difference(mean, mean - half, mean + half, S)
 
 
 def spread(values: Sequence[float]) -> str:

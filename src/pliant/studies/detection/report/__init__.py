@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from pliant.studies.detection.report import figures, findings, sections
+from pliant.studies.detection.report import figures, findings, sections, support
 from pliant.studies.detection.report.results import Results
 from pliant.studies.report import frame, page
 from pliant.studies.report.figures import Figure, placed
@@ -58,10 +58,16 @@ def _details(results: Results, drawn: Sequence[Figure]) -> list[frame.Section]:
     growth = [page.paragraph(_DILATION), dilation] if dilation else []
     return [
         frame.Section("Against the regular network", [sections.differences(results, d) for d in results.conditions]),
+        frame.Section("Where networks look", _support(results, drawn)),
         frame.Section("Every single class", [page.details("Tables", classes)] if classes else []),
         frame.Section("Does the grid grow with the object?", [*growth, *placed(drawn, "sampling")]),
         frame.Section("How far bins move", [sections.bins(results)]),
     ]
+
+
+def _support(results: Results, drawn: Sequence[Figure]) -> list[str]:
+    said = support.section(results)
+    return [*said[:1], *placed(drawn, "support"), *said[1:], *placed(drawn, "support-example")]
 
 
 def _curves(results: Results) -> str:

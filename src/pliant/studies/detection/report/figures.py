@@ -10,15 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from pliant import _files
-from pliant.models import boxes, build_detector, strip_training_only
+from pliant.models import boxes
 from pliant.show import canvas, sampling
 from pliant.show.bins import window
 from pliant.show.boxes import frame, frames
 from pliant.show.layout import look_at
-from pliant.studies.detection import measures
+from pliant.studies.detection import measures, single
 from pliant.studies.detection.contestants import CONTESTANTS, find
 from pliant.studies.detection.hog import HogMachine
 from pliant.studies.detection.protocol import Kept, Protocol, Task, shown, size_of
+from pliant.studies.detection.report import support
 from pliant.studies.detection.report.results import Results
 from pliant.studies.report.figures import Figure, drawn, first, unreadable
 from pliant.studies.store import weights
@@ -36,7 +37,7 @@ def all_figures(results: Results) -> list[Figure]:
     makers: list[Callable[[Results], Figure]] = [
         functools.partial(detections, data=data) for data in results.conditions
     ]
-    return drawn(results, [*makers, moved, sampled], results.notes)
+    return drawn(results, [*makers, moved, sampled, support.outside, supported], results.notes)
 
 
 def detections(results: Results, data: str) -> Figure:
@@ -140,7 +141,7 @@ def sampled(results: Results) -> Figure:
     figure = canvas.sheet(3.3 * (len(examples) + 1), 3.45 * len(models))
     rows = figure.subplots(len(models), len(examples) + 1, squeeze=False)
     for cells, (model, name, _) in zip(rows, models, strict=True):
-        places = [(f"{size} object", image, _cell_of(model, box)) for size, (image, box) in examples.items()]
+        places = [(f"{size} object", image, measures.cell_of(model, box)) for size, (image, box) in examples.items()]
         last = list(examples.values())[-1][0]
         places.append(("background", last, _background(model, test, last)))
         for cell, (title, image, place) in zip(cells, places, strict=True):
@@ -156,6 +157,19 @@ def sampled(results: Results) -> Figure:
     )
     alternative = "Sampling points of three layers on a small and a large object and on the background"
     return Figure("sampling", canvas.png(figure), caption, alternative)
+
+
+def supported(results: Results) -> Figure:
+    """Draw what the box of a large object depends on, in the networks of the first seed."""
+    if support.read(results) is None:
+        raise LookupError(support.MISSING)
+    data = results.conditions[0]
+    tasks = {name: Task(name, data, results.seeds[0]) for name in support.DRAWN}
+    models = {name: _load(results, task) for name, task in tasks.items() if weights(results.folder, task).is_file()}
+    if not models:
+        raise LookupError(f"The folder holds no weights for {data}, so no spatial support is drawn.")
+    image, box = list(_by_size(_test(results, data)).values())[-1]
+    return support.example(results, models, image, box)
 
 
 def _test(results: Results, data: str) -> Kept:
@@ -185,13 +199,8 @@ def _finder(results: Results, contestant: str, data: str) -> Callable[[Tensor], 
 
 
 def _load(results: Results, task: Task) -> Any:
-    protocol = Protocol.of(results.profile)
-    # What mimicking needs is not among the weights.
-    model = build_detector(protocol.recipe_of(task, 1).model, len(_test(results, task.data).classes))
-    state = _files.load(weights(results.folder, task))
-    strip_training_only(model)
-    model.load_state_dict(state)
-    return model.eval()
+    classes = len(_test(results, task.data).classes)
+    return single.load(task, Protocol.of(results.profile), classes, weights(results.folder, task))
 
 
 def _model(results: Results, wanted: Callable[[Any], bool], what: str) -> tuple[Any, str, str]:
@@ -226,12 +235,6 @@ def _by_size(test: Kept) -> dict[str, tuple[Tensor, Tensor]]:
 def _chain(model: Any) -> list[nn.Module]:
     backbone = model.backbone
     return [backbone.conv1, backbone.bn1, nn.ReLU(), *backbone.stages()]
-
-
-def _cell_of(model: Any, box: Tensor) -> tuple[int, int]:
-    """Return the position (row, column) of the last map that holds the centre of a box."""
-    x, y = ((box[:2] + box[2:]) / 2 / model.backbone.strides[-1]).long().tolist()
-    return y, x
 
 
 def _background(model: Any, test: Kept, image: Tensor) -> tuple[int, int]:

@@ -15,11 +15,13 @@ OURS = {"composed": "composed scenes", "crowns": "tree crowns"}
 class Claim:
     """One claim: that `ours` has a larger AP than `theirs`, or (`sign` 0) that there is next to no difference.
 
+    Also a prediction of what is outside of the box, where `column` is one of `support`.
+
     Args:
         text: the claim.
         ours, theirs: contestants.
         source: where it is made, and how large the difference is there in points of AP on COCO, where that is known.
-        sign: 1 or 0.
+        sign: 1, or −1 for a smaller value, or 0.
         column: what is compared.
     """
 
@@ -86,7 +88,7 @@ def verdict(claim: Claim, gap: Difference) -> str:
     if math.isnan(gap.low):
         return "open"
     if claim.sign:
-        return {1: "shown", 0: "not told from chance", -1: "the opposite is shown"}[gap.verdict]
+        return {1: "shown", 0: "not told from chance", -1: "the opposite is shown"}[claim.sign * gap.verdict]
     return "no difference beyond chance" if not gap.verdict else "a difference is shown"
 
 
