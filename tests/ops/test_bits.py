@@ -11,7 +11,9 @@ from .contract import Problem, above, channels_last, differentiate, each, leaves
 LARGE = [p.grown(3) for p in problems() if not p.without and not p.variant]
 
 kinds = pytest.mark.parametrize(
-    ("dtype", "last"), [(torch.float32, False), (torch.float32, True), (torch.bfloat16, False)], ids=str
+    ("dtype", "last"),
+    [(torch.float32, False), (torch.float32, True), (torch.bfloat16, False), (torch.float64, False)],
+    ids=str,
 )
 
 
