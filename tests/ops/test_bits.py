@@ -14,8 +14,8 @@ from .contract import Problem, above, channels_last, differentiate, each, leaves
 # Larger than the cases themselves, so that threads have something to share.
 LARGE = [p.grown(3) for p in problems() if not p.without and not p.variant]
 
-# Products of pliant add in the same order for any number of threads. torch's, which runs in float64, below AVX2 and when
-# asked, may cut the sums of one product by the number of threads that torch has.
+# Products of pliant add in the same order for any number of threads. torch's, which run in float64, below AVX2 and when
+# asked, may cut a sum by the number of threads that torch has.
 PRODUCTS = os.environ.get("PLIANT_PRODUCTS")
 OURS = PRODUCTS == "wide" or (_native.instruction_level() != "baseline" and PRODUCTS != "torch")
 
