@@ -41,7 +41,7 @@ from .contract import (
 from .strategies import cases
 
 FEW, MANY = 4, 50  # examples of a test, and of one round of many minutes
-SELDOM, OFTEN = 8, 64  # wrong calls of one raw call: in a test, and where there are many minutes
+SELDOM, OFTEN = 8, 256  # wrong calls of one raw call: in a test, and where there are many minutes
 # What a coordinate may be, and what a number in a raw call.
 NOWHERE = (math.nan, math.inf, -math.inf, 3e38, -3e38, 1e19, -1e12, 2.0**31, -(2.0**33), 1e5, 1e-45, -1.0, -0.999999)
 NUMBERS = (-(2**63), -(2**31), -2, -1, 0, 1, 2, 3, 7, 2**16, 2**31 - 1, 2**31, 2**32, 2**62, 2**63 - 1)
