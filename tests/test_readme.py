@@ -93,6 +93,16 @@ def test_the_start_page_leads_everywhere() -> None:
     assert all(page.relative_to(ROOT / "docs").as_posix() in navigation for page in ROOT.glob("docs/**/*.md"))
 
 
+def test_references_show_public_objects() -> None:
+    """`pliant.show.look` names a function and the module that holds it, of which mkdocs would show the module."""
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        assert "members: true" not in text, page  # private ones, too
+        for target, options in re.findall(r"^::: (\S+)\n((?: +.*\n)*)", text, re.MULTILINE):
+            path = ROOT.joinpath("src", *target.split("."))
+            assert "show_root_heading: false" in options or not (path.is_dir() or path.with_suffix(".py").is_file())
+
+
 def test_the_table_of_operators_is_whole() -> None:
     """Every public operator has one record, and its page documents it."""
     assert sorted(o.name for o in OPERATORS) == sorted(ops.__all__)

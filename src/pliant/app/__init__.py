@@ -106,8 +106,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         if _traced:
             raise
-        # A function's error begins with its own name, which may be the command's.
-        print(f"pliant {command}: {str(error).removeprefix(f'{command}: ')}", file=sys.stderr)
+        # A function's error begins with its own name, which may be the command's; the system's with a number.
+        said = str(error).removeprefix(f"{command}: ").removeprefix(f"[Errno {getattr(error, 'errno', None)}] ")
+        print(f"pliant {command}: {said}", file=sys.stderr)
         return 2
 
 

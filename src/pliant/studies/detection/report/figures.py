@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from pliant import _files
 from pliant.models import boxes
+from pliant.nn import deformable_layers
 from pliant.show import canvas, sampling
 from pliant.show.bins import window
 from pliant.show.boxes import frame, frames
@@ -68,7 +69,7 @@ def detections(results: Results, data: str) -> Figure:
     seed = f", seed {results.seeds[0]}" if len(results.seeds) > 1 else ""
     caption = (
         f"Test images ({data}){seed}. Each shows as many detections as it has objects, those of the "
-        f"highest score: green where an object of that class overlaps by {HIT} or more, else red."
+        f"highest score: green where an object of that class overlaps by {HIT} or more, else orange."
     )
     alternative = "True boxes and the detections of several contestants, side by side"
     return Figure(f"detections-{data}", canvas.png(figure), caption, alternative)
@@ -147,7 +148,9 @@ def sampled(results: Results) -> Figure:
         for cell, (title, image, place) in zip(cells, places, strict=True):
             found = sampling.trace(_chain(model), model.batch([shown(image)])[0], place, 3)
             text = f"{title}\n{name if cell is cells[0] else ' '}"  # two lines everywhere, so that the images align
-            sampling.draw(cell, image.permute(1, 2, 0).numpy() / 255, found, title=text, margin=6)
+            color = canvas.TAPS if list(deformable_layers(model.backbone)) else canvas.REGULAR
+            pale = 0.45 + 0.55 * image.permute(1, 2, 0).numpy() / 255  # enough for points on top of it
+            sampling.draw(cell, pale, found, title=text, margin=6, color=color)
     figure.subplots_adjust(0.005, 0.005, 0.995, 1 - 0.45 / figure.get_figheight(), 0.02, 0.16)
     caption = (
         "What one output of the last convolution of c5 (green cross) samples through the last three 3×3 convolutions: "
