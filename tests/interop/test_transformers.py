@@ -1,6 +1,6 @@
 """patch() on an installed transformers: small networks of its families, with random weights, on its code and on ours.
 
-Needs transformers; CI installs none, docs/interop/transformers.md says how to run these tests.
+`make install` brings transformers where there is Python 3.11, which it needs; without it these tests are skipped.
 """
 
 from __future__ import annotations
