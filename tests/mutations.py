@@ -107,7 +107,16 @@ MUTATIONS = (
         "(labels <= self.classes).nonzero()",
         "tests/models",
     ),
-    Mutation(_PY + "models/two_stage.py", "max(2, -(-max(", "max(1, -(-max(", "tests/models"),
+    Mutation(_PY + "models/detector.py", "max(2, -(-max(", "max(1, -(-max(", "tests/models"),
+    Mutation(_PY + "models/set_loss.py", "(counted | positive)", "counted", "tests/models/test_set_loss.py"),
+    Mutation(_PY + "models/set_loss.py", "- weights[2] * overlap", "+ weights[2] * overlap", "tests/models"),
+    Mutation(
+        _PY + "models/deformable_detr.py",
+        ".unflatten(1, (K, G)).transpose(1, 2)",
+        ".unflatten(1, (G, K))",
+        "tests/models/test_deformable_detr.py",
+    ),
+    Mutation(_PY + "nn/deformable.py", "(Kw, Kh)).transpose(-3, -2)", "(Kw, Kh))", "tests/show/test_aggregation.py"),
     # data.
     Mutation(_PY + "data/coco.py", "if w <= 0 or h <= 0:", "if w < 0 or h < 0:", "tests/data/test_coco.py"),
     Mutation(_PY + "data/coco.py", "crowd = crowd or set_", "crowd = set_", "tests/data/test_coco.py"),

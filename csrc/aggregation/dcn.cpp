@@ -45,7 +45,7 @@ Problem problem(const Geometry& g, const Tensor& input, const Tensor& beside, co
   require(within(g.padding, 0), "padding");
   require(within(g.dilation, 1), "dilation");
   const int64_t H = input.size(1), W = input.size(2), C = input.size(3), K = g.samples();
-  require(C >= 1 && C < kMost && H >= 1 && W >= 1 && H <= INT32_MAX / W, "input");
+  require(C >= 1 && C < kMost && H >= 1 && W >= 1 && H <= INT32_MAX / W && could_hold({H, W, C}), "input");
   require(g.groups >= 1 && C % g.groups == 0, "groups");
   require(K >= 1 && K < kMost && K <= beside.size(3) / g.groups, "kernel_size");
   Problem s{input.size(0), H * W, g.groups, C / g.groups, 0, K};
@@ -56,6 +56,7 @@ Problem problem(const Geometry& g, const Tensor& input, const Tensor& beside, co
     size[axis] = (all - window - 1) / g.stride[axis] + 1;
     center[axis] = window / 2;
   }
+  require(could_hold({size[0], size[1], K, g.groups, 3}), name);
   s.Q = size[0] * size[1];
   s.width = size[1], s.step_x = g.stride[1], s.step_y = g.stride[0];
   for (int64_t i = 0; i < g.kernel[1]; ++i)

@@ -16,7 +16,7 @@ void require_all(const Tensor& value, const std::vector<int64_t>& shapes, const 
   const int64_t L = starts.size();
   require(is_floating(type) && value.dim() == 4, "value");
   const int64_t N = value.size(0), S = value.size(1), M = value.size(2), D = value.size(3);
-  require(M >= 1 && D >= 1 && S <= INT32_MAX, "value");
+  require(M >= 1 && D >= 1 && S <= INT32_MAX && could_hold({S, M, D}), "value");
   require(L >= 1, "level_start_index");
   require(int64_t(shapes.size()) == 2 * L, "spatial_shapes");
   for (int64_t l = 0; l < L; ++l) {
@@ -30,7 +30,8 @@ void require_all(const Tensor& value, const std::vector<int64_t>& shapes, const 
   const int64_t Q = locations.size(1);
   if (uniform) {
     const int64_t P = locations.size(4);
-    require(has_shape(locations, {N, Q, M, L, P, 2}), "sampling_locations");
+    require(P <= INT32_MAX && could_hold({Q, M, L, P}) && has_shape(locations, {N, Q, M, L, P, 2}),
+            "sampling_locations");
     require(has_shape(weights, {N, Q, M, L, P}), "attention_weights");
     return;
   }
@@ -40,7 +41,7 @@ void require_all(const Tensor& value, const std::vector<int64_t>& shapes, const 
     K += P;
   }
   require(int64_t(points.size()) == L, "points");
-  require(has_shape(locations, {N, Q, M, K, 2}), "sampling_locations");
+  require(could_hold({Q, M, K}) && has_shape(locations, {N, Q, M, K, 2}), "sampling_locations");
   require(has_shape(weights, {N, Q, M, K}), "attention_weights");
 }
 

@@ -88,7 +88,7 @@ inline Sizes positions_on(const Sizes& map, const Sizes& weight, const ConvGeome
 inline void require_conv(const char* op, ScalarType type, const Sizes& map, const Tensor& offset, const Tensor& weight,
                          const std::optional<Tensor>& mask, const Sizes& positions) {
   const int64_t axes = int64_t(map.size()) - 2, C = map[1], O = weight.size(0), Cg = weight.size(1);
-  require_fit(is_floating(type) && C > 0, op, "input");
+  require_fit(is_floating(type) && C > 0 && could_hold({C, along(map, 0), along(map, 1), along(map, 2)}), op, "input");
   require_fit(weight.scalar_type() == type && O > 0 && Cg > 0 && C % Cg == 0 && O % (C / Cg) == 0, op, "weight");
   // An expanded weight may have sizes whose product overflows.
   int64_t K = 1;
@@ -97,9 +97,11 @@ inline void require_conv(const char* op, ScalarType type, const Sizes& map, cons
     K *= weight.size(d);
     require_fit(K < kMost, op, "weight");
   }
+  require_fit(could_hold({O, Cg, K}), op, "weight");
   require_fit(accompanies(offset, type) && offset.dim() == weight.dim(), op, "offset");
   const int64_t G = std::max<int64_t>(offset.size(1) / (axes * K), 1);
   Sizes moved = positions, masked = positions;
+  require_fit(could_hold({axes * K, G, along(positions, 0), along(positions, 1), along(positions, 2)}), op, "offset");
   moved[1] = axes * G * K, masked[1] = G * K;
   require_fit(C % G == 0 && sizes(offset) == moved, op, "offset");
   require_fit(!mask || (accompanies(*mask, type) && sizes(*mask) == masked), op, "mask");

@@ -95,8 +95,9 @@ inline void require_pool(const Pool& s, const Tensor& input, const Tensor& rois,
   require(has_shape(rois, {s.R, 5}) && (rois.scalar_type() == type || rois.scalar_type() == ScalarType::Float), "rois");
   require(sized(s.Ph) && sized(s.Pw), "output_size");
   require(sized(s.Gh) && sized(s.Gw), "group_size");
-  require(s.C % s.groups() == 0, "input");
-  require(s.rule.counted ? sized(s.part) : s.part == 0, "part_size");
+  require(s.C % s.groups() == 0 && could_hold({s.C, s.H, s.W}), "input");
+  require(could_hold({s.outputs(), s.Ph, s.Pw}), "output_size");
+  require(s.rule.counted ? sized(s.part) && could_hold({s.outputs(), s.part, s.part}) : s.part == 0, "part_size");
   require(s.rule.samples < kMostSamples && (!s.rule.counted || s.rule.samples > 0),
           s.rule.counted ? "sample_per_part" : "sampling_ratio");
   require(sized(s.classes) && s.outputs() % s.classes == 0, "offset");

@@ -5,12 +5,17 @@
 #include <vector>
 
 #include "../abi.h"
+#include "../memory.h"
 #include "placement.h"
 
 namespace pliant {
 
+// The sizes of a map: images may be none.
+inline bool are_sizes(int64_t N, int64_t C, int64_t H, int64_t W) {
+  return N >= 0 && C > 0 && H > 0 && W > 0 && could_hold({C, H, W});
+}
 inline bool is_map(const Tensor& t) {
-  return is_floating(t) && t.dim() == 4 && t.size(1) > 0 && t.size(2) > 0 && t.size(3) > 0;
+  return is_floating(t) && t.dim() == 4 && are_sizes(t.size(0), t.size(1), t.size(2), t.size(3));
 }
 // Rows and columns of bins, whose product fits into 64 bits.
 inline bool are_bins(int64_t Ph, int64_t Pw) {

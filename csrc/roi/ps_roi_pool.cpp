@@ -110,7 +110,7 @@ Tensor ps_roi_pool_backward(const Tensor& grad, const std::vector<int64_t>& inpu
   const auto bins_of = numbers<2>(output_size, kOp, "output_size");
   const int64_t N = map_of[0], C = map_of[1], H = map_of[2], W = map_of[3], Ph = bins_of[0], Pw = bins_of[1];
   require_fit(are_bins(Ph, Pw), kOp, "output_size");
-  require_fit(N >= 0 && C > 0 && C % (Ph * Pw) == 0 && H > 0 && W > 0, kOp, "input_size");
+  require_fit(are_sizes(N, C, H, W) && C % (Ph * Pw) == 0, kOp, "input_size");
   require_fit(are_boxes(rois, grad), kOp, "rois");
   require_fit(is_floating(grad) && has_shape(grad, {rois.size(0), C / (Ph * Pw), Ph, Pw}), kOp, "grad");
   const int64_t R = grad.size(0), O = grad.size(1), count = Ph * Pw;

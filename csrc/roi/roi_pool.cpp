@@ -72,6 +72,7 @@ std::tuple<Tensor, Tensor> roi_pool(const Tensor& input, const Tensor& rois, con
   require_fit(are_boxes(rois, input), kOp, "rois");
   require_fit(are_bins(Ph, Pw), kOp, "output_size");
   const int64_t N = input.size(0), C = input.size(1), H = input.size(2), W = input.size(3), R = rois.size(0);
+  require_fit(could_hold({Ph, Pw, C}), kOp, "output_size");
   const int64_t size = Ph * Pw * C;
   const bool last = channels_last(input);
   Tensor output = empty_map(input, R, C, Ph, Pw, last);
@@ -128,7 +129,7 @@ Tensor roi_pool_backward(const Tensor& grad, const std::vector<int64_t>& input_s
   const auto bins_of = numbers<2>(output_size, kOp, "output_size");
   const int64_t N = map_of[0], C = map_of[1], H = map_of[2], W = map_of[3], Ph = bins_of[0], Pw = bins_of[1];
   require_fit(are_bins(Ph, Pw), kOp, "output_size");
-  require_fit(N >= 0 && C > 0 && H > 0 && W > 0, kOp, "input_size");
+  require_fit(are_sizes(N, C, H, W) && H <= INT32_MAX / W, kOp, "input_size");
   require_fit(are_boxes(rois, grad), kOp, "rois");
   require_fit(is_floating(grad) && has_shape(grad, {rois.size(0), C, Ph, Pw}), kOp, "grad");
   require_fit(taken.scalar_type() == ScalarType::Int && has_shape(taken, {rois.size(0), C, Ph, Pw}), kOp, "taken");
@@ -147,7 +148,7 @@ Tensor roi_pool_backward(const Tensor& grad, const std::vector<int64_t>& input_s
     // A few channels of one image at a time, summed in planes, which stay in cache; in the result itself if that is its
     // layout and type. Every sum is added in the order of the boxes, however many threads there are.
     const bool direct = std::is_same_v<T, A> && !last;
-    const int64_t some = std::clamp<int64_t>((256 << 10) / (std::max<int64_t>(HW, 1) * sizeof(A)), 1, kBlock);
+    const int64_t some = std::clamp<int64_t>((256 << 10) / (HW * sizeof(A)), 1, kBlock);
     const int64_t blocks = pieces(C, some), lanes = lanes_for(N * blocks);
     const Buffer<A> memory(direct ? 0 : lanes * some * HW), rows(lanes * count);
     for_lanes(lanes, N * blocks, [&](int64_t lane, int64_t begin, int64_t end) {

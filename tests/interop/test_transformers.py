@@ -1,6 +1,6 @@
 """patch() on an installed transformers: small networks of its families, with random weights, on its code and on ours.
 
-Needs transformers; CI installs none, docs/interop/transformers.md says how to run these tests.
+`make install` brings transformers where there is Python 3.11, which it needs; without it these tests are skipped.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pliant.nn import MSDeformAttn
+from pliant.nn import MSDeformAttn, parameter_groups
+from pliant.show.attention import attention
 
 transformers = pytest.importorskip("transformers", reason="needs transformers 5.23")
 
@@ -333,3 +334,30 @@ def test_random_shapes_agree_with_their_python(seed: int, form: str) -> None:
     )
     for one, other in zip(derived, theirs, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
+def test_where_queries_of_a_patched_network_look() -> None:
+    torch.manual_seed(0)
+    net, image = two_stages().eval(), torch.randn(3, 64, 96)
+    assert attention(net, image, _looked) == {}
+    ours.patch()
+    found = attention(net, image, _looked)
+    assert list(found) == [
+        *(f"model.encoder.layers.{i}.self_attn.attn" for i in range(1)),
+        *(f"model.decoder.layers.{i}.encoder_attn.attn" for i in range(2)),
+    ]
+    pixels = sum(H * W for H, W in found["model.encoder.layers.0.self_attn.attn"].levels)
+    for one, queries in zip(found.values(), (pixels, 9, 9), strict=True):
+        assert one.locations.shape == (queries, 4, 16, 2) and one.points == (4,) * 4
+        torch.testing.assert_close(one.weights.sum(2), torch.ones(queries, 4, dtype=torch.float64))
+
+
+def _looked(net: nn.Module, image: Tensor) -> Any:
+    return net(pixel_values=image)
+
+
+def test_its_offsets_and_points_of_reference_learn_slower() -> None:
+    net = deformable_detr()
+    rates = {id(p): group["lr"] for group in parameter_groups(net, 1.0) for p in group["params"]}
+    slow = {name.split(".")[-2] for name, p in net.named_parameters() if rates.get(id(p)) == 0.1}
+    assert slow == {"sampling_offsets", "reference_points"}

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pliant.models import ResNet, load_imagenet
+from pliant.models import Predictor, ResNet, load_imagenet
 from pliant.models.resnet import FrozenBatchNorm2d
 from pliant.nn import DeformConv2d, parameter_groups
 from pliant.testing import error
@@ -231,6 +231,31 @@ def test_loads_into_the_backbone_of_a_detector_and_keeps_counters(tmp_path: Path
     detector.backbone.bn1.num_batches_tracked += 5
     report = load_imagenet(detector, path)
     assert "bn1.num_batches_tracked" in report.untouched and detector.backbone.bn1.num_batches_tracked == 5
+
+
+def test_loads_the_backbone_of_another_detector(tmp_path: Path) -> None:
+    source = _small()
+    detector = {f"backbone.{name}": tensor for name, tensor in source.state_dict().items()} | {
+        "fc1.weight": torch.ones(3)
+    }
+    torch.save({"format": 1, "recipe": {}, "model": detector}, tmp_path / "best.pt")
+    net = ResNet(18, width=8, stem="small")
+    load_imagenet(net, tmp_path / "best.pt")
+    assert all(torch.equal(a, b) for a, b in zip(net.parameters(), source.parameters(), strict=True))
+
+
+def test_loads_the_backbone_of_a_bundled_detector(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    net = ResNet(10, width=16, stem="small", deform=(None, "v2", "v2", "v2"))
+    load_imagenet(net, "mdconv-c3-c5-mdpool")
+    theirs = Predictor.load("mdconv-c3-c5-mdpool").model.backbone
+    assert all(torch.equal(a, b) for a, b in zip(net.parameters(), theirs.parameters(), strict=True))
+    # A file of that name comes first, and another network says what does not fit.
+    monkeypatch.chdir(tmp_path)
+    torch.save(ResNet(18, width=8, stem="small").state_dict(), tmp_path / "mdconv-c3-c5-mdpool")
+    load_imagenet(_small(), "mdconv-c3-c5-mdpool")
+    (tmp_path / "mdconv-c3-c5-mdpool").unlink()
+    with pytest.raises(ValueError, match=r"^load_imagenet: mdconv-c3-c5-mdpool does not fit a ResNet-18"):
+        load_imagenet(_small(), "mdconv-c3-c5-mdpool")
 
 
 def test_loads_safetensors(tmp_path: Path) -> None:

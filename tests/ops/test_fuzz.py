@@ -41,7 +41,7 @@ from .contract import (
 from .strategies import cases
 
 FEW, MANY = 4, 50  # examples of a test, and of one round of many minutes
-SELDOM, OFTEN = 8, 64  # wrong calls of one raw call: in a test, and where there are many minutes
+SELDOM, OFTEN = 8, 256  # wrong calls of one raw call: in a test, and where there are many minutes
 # What a coordinate may be, and what a number in a raw call.
 NOWHERE = (math.nan, math.inf, -math.inf, 3e38, -3e38, 1e19, -1e12, 2.0**31, -(2.0**33), 1e5, 1e-45, -1.0, -0.999999)
 NUMBERS = (-(2**63), -(2**31), -2, -1, 0, 1, 2, 3, 7, 2**16, 2**31 - 1, 2**31, 2**32, 2**62, 2**63 - 1)
@@ -51,11 +51,23 @@ ROUNDINGS = 32
 
 @dataclass
 class Fuzz:
-    """How long to go on, where the current raw call is noted, and how many calls there were."""
+    """How long to go on, where the current raw call is noted, and how many calls there were, and were not refused."""
 
     minutes: float
     last: Path
     calls: int = 0
+    fitted: int = 0
+
+    @contextmanager
+    def noting(self) -> Iterator[Callable[[str], None]]:
+        """Yield what notes a call: what the file says outlives the process, and it is opened only once."""
+        with self.last.open("wb", buffering=0) as file:
+
+            def note(call: str) -> None:
+                file.seek(0)
+                file.truncate(file.write(call.encode()))
+
+            yield note
 
     def run(self, check: Callable[[st.DataObject], None]) -> None:
         """Check examples: a few, the same each time, or others until the time is over."""
@@ -81,7 +93,8 @@ def fuzz(request: pytest.FixtureRequest, tmp_path: Path, capsys: pytest.CaptureF
     yield found
     if found.minutes:
         with capsys.disabled():
-            print(f"{request.node.name}: {found.calls} calls; the last one is noted in {found.last}")
+            fitted = f" ({found.fitted} not refused)" if found.fitted else ""
+            print(f"{request.node.name}: {found.calls} calls{fitted}; the last one is noted in {found.last}")
 
 
 def _problem(op: Operator, data: st.DataObject) -> Problem:
@@ -180,7 +193,7 @@ def test_raw_operators_survive_whatever_they_are_given(op: Operator, fuzz: Fuzz)
                 arguments = list(call.arguments)
                 for at in random.sample(range(len(arguments)), random.randint(1, 3)):
                     arguments[at] = _wrong(arguments[at], random)
-                fuzz.last.write_text(f"{call.function} {[_described(a) for a in arguments]}\n")
+                note(f"{call.function} {[_described(a) for a in arguments]}\n")
                 fuzz.calls += 1
                 try:
                     with little_memory():
@@ -188,10 +201,12 @@ def test_raw_operators_survive_whatever_they_are_given(op: Operator, fuzz: Fuzz)
                 except (RuntimeError, TypeError, ValueError, NotImplementedError, OverflowError, MemoryError):
                     continue
                 # It did fit: all that was written can be read.
+                fuzz.fitted += 1
                 for t in result if isinstance(result, tuple) else (result,):
                     assert t.device.type == "meta" or t.double().nan_to_num().sum().isfinite() in (True, False)
 
-    fuzz.run(check)
+    with fuzz.noting() as note:
+        fuzz.run(check)
 
 
 def _described(value: Any) -> Any:

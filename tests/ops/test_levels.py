@@ -16,7 +16,7 @@ HERE = Path(__file__).parent
 RUNS = _native.instruction_level().removeprefix("x86-64-")
 LOWER = LEVELS[: LEVELS.index(RUNS)] if RUNS in LEVELS else ()
 # What has loops of its own for a level.
-TESTS = ("conv/test_products.py", "local_response_norm/test_values.py", "test_reference.py")
+TESTS = ("conv/test_products.py", "local_response_norm/test_values.py", "test_reference.py", "test_bits.py")
 
 pytestmark = [
     pytest.mark.skipif(_native.path is None, reason="there are no kernels"),
@@ -31,7 +31,7 @@ def _run(level: str, *command: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize("level", LOWER)
 def test_kernels_at_a_lower_level(level: str) -> None:
-    only = "not other_products and (products or conv or local_response)"
+    only = "not other_products and not an_image_alone and (products or conv or local_response)"
     ran = _run(level, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", only, *(str(HERE / test) for test in TESTS))
     assert ran.returncode == 0, ran.stdout
 

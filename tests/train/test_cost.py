@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pliant.models import RFCN, FasterRCNN, ResNet
-from pliant.nn import DeformConv2d, DeformPSRoIPool, DeformRoIPool, LocalResponseNorm
+from pliant.models import RFCN, DeformableDETR, FasterRCNN, ResNet
+from pliant.nn import DCNv3, DCNv4, DeformConv2d, DeformPSRoIPool, DeformRoIPool, LocalResponseNorm, MSDeformAttn
 from pliant.train import multiply_adds, parameters
 
 
@@ -57,6 +57,56 @@ def test_detectors_by_hand() -> None:
     expected = body + 64 * 32 * 6 + rpn + 64 * 6 * maps + 7 * maps * 16 * 4
     assert multiply_adds(rfcn, 3, 64, 64) == expected
     assert faster.training and "proposals" not in vars(faster.rpn)
+
+
+def test_attention_by_hand() -> None:
+    layer = MSDeformAttn(8, levels=2, heads=2, points=(3, 1))
+
+    class Asked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(x[:, :5], torch.rand(1, 5, 2, 2), x, [(3, 4), (2, 2)])
+
+    # 16 pixels are projected; 5 queries ask for 2·4·2 coordinates and 2·4 weights; 4 samples of each channel.
+    assert multiply_adds(Asked(), 1, 16, 8) == 16 * 64 + 5 * 8 * (16 + 8) + 5 * 8 * 4 * 5 + 5 * 64
+    among = nn.MultiheadAttention(8, 2, batch_first=True)
+
+    class Each(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = among
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(x, x, x, need_weights=False)[0]
+
+    assert multiply_adds(Each(), 2, 6, 8) == 2 * (4 * 6 * 64 + 2 * 36 * 8)
+
+
+def test_aggregation_by_hand() -> None:
+    branch, projections = 20 * (8 * 9 + 8 + 8 * 2 * 9 * 3), 2 * 20 * 64
+    assert multiply_adds(DCNv3(8, groups=2), 1, 4, 5, 8) == branch + projections + 20 * 8 * 9 * 5
+    fourth, packed = DCNv4(8, groups=2, remove_center=True), 2 * 8 * 3
+    assert multiply_adds(fourth, 1, 25, 8) == 25 * 8 * packed + 2 * 25 * 64 + 25 * 8 * 8 * 5
+
+
+def test_a_transformer_detector_by_hand() -> None:
+    net = DeformableDETR(
+        ResNet(18, width=4, stem="small"), 3, levels=(3,), extra=0, channels=8, heads=2, points=1, encoder_layers=1,
+        decoder_layers=2, hidden=16, queries=5, dropout=0.0,
+    )  # fmt: skip
+    S, Q, C = 16, 5, 8
+    body = multiply_adds(net.backbone, 1, 3, 64, 64) + S * C * 32 + S * C
+    feed = 2 * C * 16 + C
+    attention = 2 * C * C + C * 2 * 2 + C * 2 + C * 5
+    encoder = S * (attention + C + feed)
+    propose = S * (C * C + C + C * 3 + 2 * C * C + C * 4)
+    position = 2 * C * C + C * C
+    layer = Q * C * (4 * C + 2 * Q) + Q * (attention - C * C + 2 * C + feed) + S * C * C
+    decoder = 2 * (Q * position + layer + Q * (C * 3 + 2 * C * C + C * 4))
+    assert multiply_adds(net, 3, 64, 64) == body + encoder + propose + decoder
 
 
 class _Pooled(nn.Module):

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx
 
 from pliant import ops
+from pliant.nn.deformable import taps_by_row
 
 
 def rules(graph: fx.Graph, *, clamp: bool, gather: bool = False) -> dict[Any, Callable[..., Any]]:
@@ -292,9 +293,8 @@ def ms_deform_attn(
 ) -> Tensor:
     """Express multi-scale deformable attention by grid_sample of each level; discrete samples by gathers."""
     if discrete:
-        return gathered_attention(
-            value, spatial_shapes, level_start_index, sampling_locations, attention_weights, points, discrete
-        )
+        samples = sampling_locations, attention_weights
+        return gathered_attention(value, spatial_shapes, level_start_index, *samples, points, discrete)
     N, _, M, D = value.shape
     Q = sampling_locations.shape[1]
     each = list(points) or [sampling_locations.shape[4]] * len(level_start_index)
@@ -310,27 +310,12 @@ def ms_deform_attn(
     return total.reshape(N, M * D, Q).transpose(1, 2).to(value.dtype)
 
 
-def gathered_attention(
-    value: Tensor,
-    spatial_shapes: Sequence[int],
-    level_start_index: Sequence[int],
-    sampling_locations: Tensor,
-    attention_weights: Tensor,
-    points: Sequence[int],
-    discrete: bool,
-) -> Tensor:
+def gathered_attention(value: Tensor, shapes: Sequence[int], starts: Sequence[int], *samples: Any) -> Tensor:
     """Express multi-scale deformable attention by its definition: gathers of single values, four for each sample."""
-    sizes = list(zip(spatial_shapes[::2], spatial_shapes[1::2], strict=True))
-    return ops.ms_deform_attn(
-        value,
-        sizes,
-        level_start_index,
-        sampling_locations,
-        attention_weights,
-        points=points or None,
-        method="discrete" if discrete else "bilinear",
-        implementation="reference",
-    )
+    *looked, points, discrete = samples
+    sizes, method = list(zip(shapes[::2], shapes[1::2], strict=True)), "discrete" if discrete else "bilinear"
+    settings: dict[str, Any] = {"points": points or None, "method": method, "implementation": "reference"}
+    return ops.ms_deform_attn(value, sizes, starts, *looked, **settings)
 
 
 def dcnv3(
@@ -353,45 +338,29 @@ def dcnv3(
     """
     N, Ho, Wo, _ = offset.shape
     Kh, Kw = kernel_size
-    C = input.shape[3]
-    K = Kh * Kw - int(remove_center)
-    moves, masks = offset.reshape(N, Ho, Wo, groups, K, 2), mask.reshape(N, Ho, Wo, groups, K)
-    if remove_center:
-        middle = (Kw // 2) * Kh + Kh // 2
-        moves, masks = (
-            torch.cat([t[..., :middle, :], torch.zeros_like(t[..., :1, :]), t[..., middle:, :]], 4)
-            for t in (moves, masks.unsqueeze(5))
-        )
-        masks = masks.squeeze(5)
-    moves = moves.reshape(N, Ho, Wo, groups, Kw, Kh, 2).permute(0, 3, 5, 4, 6, 1, 2).flip(4) * offset_scale
+    C, K = input.shape[3], Kh * Kw - int(remove_center)
+    moves = offset.reshape(N, Ho, Wo, groups, K, 2).flip(5) * offset_scale
+    moves = taps_by_row(moves, kernel_size, remove_center)
+    masks = taps_by_row(mask.reshape(N, Ho, Wo, groups, K, 1), kernel_size, remove_center)
     if offset_scale != 1:
         rows, columns = (
             (torch.arange(k, device=offset.device, dtype=offset.dtype) * d - d * (k - 1) // 2) * (offset_scale - 1)
             for k, d in zip(kernel_size, dilation, strict=True)
         )
-        base = torch.stack(torch.meshgrid(rows, columns, indexing="ij"), 2)
-        moves = moves + base.view(Kh, Kw, 2, 1, 1)
-    masks = masks.reshape(N, Ho, Wo, groups, Kw, Kh).permute(0, 3, 5, 4, 1, 2)
-    output: Tensor = torch.ops.pliant.deform_conv2d(
+        moves = moves + torch.stack(torch.meshgrid(rows, columns, indexing="ij"), 2).reshape(-1, 2)
+    moves, masks = (t.permute(0, 3, 4, 5, 1, 2).reshape(N, -1, Ho, Wo).to(input.dtype) for t in (moves, masks))
+    map, weight = (
         input.permute(0, 3, 1, 2).contiguous(),
-        moves.reshape(N, groups * Kh * Kw * 2, Ho, Wo).to(input.dtype),
         torch.ones(C, 1, Kh, Kw, device=input.device, dtype=input.dtype),
-        None,
-        stride,
-        padding,
-        dilation,
-        masks.reshape(N, groups * Kh * Kw, Ho, Wo).to(input.dtype),
-        False,
     )
+    output: Tensor = torch.ops.pliant.deform_conv2d(map, moves, weight, None, stride, padding, dilation, masks, False)
     return output.permute(0, 2, 3, 1)
 
 
-def dcnv4(
-    input: Tensor, offset_mask: Tensor, kernel_size: Sequence[int], stride: Sequence[int], padding: Sequence[int],
-    dilation: Sequence[int], groups: int, offset_scale: float, remove_center: bool,
-) -> Tensor:  # fmt: skip
+def dcnv4(input: Tensor, offset_mask: Tensor, kernel_size: Sequence[int], *geometry: Any) -> Tensor:
     """Express DCNv4 by DCNv3, with the packed offsets and masks taken apart."""
+    *_, groups, _, remove_center = geometry
     K = kernel_size[0] * kernel_size[1] - int(remove_center)
     packed = offset_mask[..., : groups * 3 * K].unflatten(-1, (groups, 3 * K))
     offset, mask = packed[..., : 2 * K].flatten(-2), packed[..., 2 * K :].flatten(-2)
-    return dcnv3(input, offset, mask, kernel_size, stride, padding, dilation, groups, offset_scale, remove_center)
+    return dcnv3(input, offset, mask, kernel_size, *geometry)

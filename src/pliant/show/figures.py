@@ -425,9 +425,13 @@ def _attention(view: View) -> Iterator[Figure]:
         figure = canvas.sheet(2.7 * columns, -(-len(one.levels) // columns) * (height(2.7, H / W) + 0.3))
         figure.set_layout_engine("constrained")
         attention.draw(figure, one, query, view.ground, size=view.size)
+        if view.box is not None:
+            for panel in figure.axes[: len(one.levels)]:
+                frame(panel, view.box, YELLOW)
         caption = (
             f"Samples of query {query} of {name or 'the model'}, whose samples lie nearest to the position: a panel "
             "for each level, a colour for each head, the weight as the area. Crosses are pixels of the level."
+            + (" Yellow: the box that is explained." if view.box is not None else "")
         )
         yield Figure(f"attention-{i + 1}", canvas.png(figure), f"Where a query of {name or 'the model'} looks", caption)
 

@@ -1,11 +1,12 @@
-"""Maps in a network, and which of several maps a path follows."""
+"""Maps in a network, which of several maps a path follows, and what an operator did with rows and columns."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from pliant.show.paths import Step
@@ -107,3 +108,53 @@ def _passes(map_: Map, through: str) -> bool:
             return True
         waiting += one.inputs
     return False
+
+
+class Geometry(NamedTuple):
+    """What one operator did with rows and columns.
+
+    Args:
+        axes: in which dimensions of the result they are; None: the result is no map.
+        step: where the input was sampled; None if positions did not change.
+        unknown: why that is not known, or "".
+        used: the maps that the result was made from; (): all maps among the arguments.
+    """
+
+    axes: tuple[int, int] | None
+    step: Step | None = None
+    unknown: str = ""
+    used: tuple[Map, ...] = ()
+
+
+def lost(out: Tensor, why: str) -> Geometry:
+    """Return the geometry of a result that cannot be followed, and `why`."""
+    return Geometry((out.dim() - 2, out.dim() - 1), None, why)
+
+
+def pair(value: Any) -> tuple[Any, Any]:
+    """Return a number twice, or the first and the last of several."""
+    value = [value] if isinstance(value, int | float) else list(value)
+    return (value[0], value[-1])
+
+
+def unfit(node: Map, source: Tensor, out: Tensor) -> str:
+    """Return why an operator on (1, C, H, W) cannot be followed, or ""."""
+    if node.axes != (source.dim() - 2, source.dim() - 1) or out.dim() != source.dim():
+        return "rows and columns of its input are not the last two dimensions"
+    return "" if out.dim() == 3 or out.shape[0] == 1 else f"it works on {out.shape[0]} maps at once"
+
+
+def extent(out: Tensor) -> tuple[int, int]:
+    """Return the last two sizes of a tensor."""
+    return int(out.shape[-2]), int(out.shape[-1])
+
+
+def two(values: Any) -> Tensor:
+    """Return :func:`pair` as a tensor (2,)."""
+    return torch.tensor(pair(values), dtype=torch.float64)
+
+
+def grid_of_taps(kernel: Any, padding: Any, dilation: Any) -> Tensor:
+    """Return (row, column) of the taps of output (0, 0), (Kh·Kw, 2), rows first."""
+    (Kh, Kw), (ph, pw), (dh, dw) = pair(kernel), pair(padding), pair(dilation)
+    return torch.cartesian_prod(torch.arange(Kh) * dh - ph, torch.arange(Kw) * dw - pw).double().reshape(-1, 2)

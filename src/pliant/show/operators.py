@@ -2,36 +2,17 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from pliant.nn.deformable import taps_by_row
+from pliant.show.deforming import aggregation, deformable
+from pliant.show.maps import Geometry, Map, extent, grid_of_taps, lost, two, unfit
 from pliant.show.paths import Step
 
-if TYPE_CHECKING:
-    from pliant.show.maps import Map
-
 Values = dict[str, Any]
-
-
-class Geometry(NamedTuple):
-    """What one operator did with rows and columns.
-
-    Args:
-        axes: in which dimensions of the result they are; None: the result is no map.
-        step: where the input was sampled; None if positions did not change.
-        unknown: why that is not known, or "".
-        used: the maps that the result was made from; (): all maps among the arguments.
-    """
-
-    axes: tuple[int, int] | None
-    step: Step | None = None
-    unknown: str = ""
-    used: tuple[Map, ...] = ()
 
 
 def arguments(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Values:
@@ -60,17 +41,13 @@ def geometry(name: str, pointwise: bool, values: Values, nodes: Mapping[Tensor, 
     if isinstance(source, Tensor) and source in nodes and known is not None:
         node = nodes[source]
         if node.blocked:
-            return _lost(out, "")._replace(used=(node,))
+            return lost(out, "")._replace(used=(node,))
         if node.flat and known not in _FLAT:
-            return _lost(out, f"it calls {name}, and rows and columns are laid out in one dimension")
+            return lost(out, f"it calls {name}, and rows and columns are laid out in one dimension")
         return known(name, values, node, source, out)._replace(used=(node,))
     if name in ("aten::cat", "aten::stack"):
         return _joined(name, values, nodes, out)
-    return _lost(out, f"it calls {name}, and it is not known where {name} reads its input")
-
-
-def _lost(out: Tensor, why: str) -> Geometry:
-    return Geometry((out.dim() - 2, out.dim() - 1), None, why)
+    return lost(out, f"it calls {name}, and it is not known where {name} reads its input")
 
 
 def _pointwise(name: str, values: Values, nodes: Mapping[Tensor, Map], out: Tensor) -> Geometry:
@@ -95,187 +72,45 @@ def _joined(name: str, values: Values, nodes: Mapping[Tensor, Map], out: Tensor)
     node, dim = used[0], values["dim"] % out.dim()
     moved = tuple(a + (name == "aten::stack" and a >= dim) for a in node.axes)
     if dim in moved:
-        return _lost(out, "it concatenates maps along rows or columns")._replace(used=used)
+        return lost(out, "it concatenates maps along rows or columns")._replace(used=used)
     return Geometry((moved[0], moved[1]), used=used)
 
 
-def _pair(value: Any) -> tuple[Any, Any]:
-    value = [value] if isinstance(value, int | float) else list(value)
-    return (value[0], value[-1])
-
-
-def _map(node: Map, source: Tensor, out: Tensor) -> str:
-    """Return why an operator on (1, C, H, W) cannot be followed, or ""."""
-    if node.axes != (source.dim() - 2, source.dim() - 1) or out.dim() != source.dim():
-        return "rows and columns of its input are not the last two dimensions"
-    return "" if out.dim() == 3 or out.shape[0] == 1 else f"it works on {out.shape[0]} maps at once"
-
-
-def _size(out: Tensor) -> tuple[int, int]:
-    return int(out.shape[-2]), int(out.shape[-1])
-
-
-def _two(values: Any) -> Tensor:
-    return torch.tensor(_pair(values), dtype=torch.float64)
-
-
-def _grid(kernel: Any, padding: Any, dilation: Any) -> Tensor:
-    (Kh, Kw), (ph, pw), (dh, dw) = _pair(kernel), _pair(padding), _pair(dilation)
-    return torch.cartesian_prod(torch.arange(Kh) * dh - ph, torch.arange(Kw) * dw - pw).double().reshape(-1, 2)
-
-
 def _convolution(name: str, values: Values, node: Map, source: Tensor, out: Tensor) -> Geometry:
-    kernel, why = values["weight"].shape[2:], _map(node, source, out)
+    kernel, why = values["weight"].shape[2:], unfit(node, source, out)
     if why or len(kernel) != 2:
-        return _lost(out, why or f"it convolves over {len(kernel)} dimensions")
-    regular, stride = _grid(kernel, values["padding"], values["dilation"]), _two(values["stride"])
+        return lost(out, why or f"it convolves over {len(kernel)} dimensions")
+    regular, stride = grid_of_taps(kernel, values["padding"], values["dilation"]), two(values["stride"])
     if values.get("transposed"):
         # Input p adds to output q = p·s − padding + k·d.
-        step = Step(-regular / stride, 1 / stride, node.size, _size(out), boundary="lattice")
+        step = Step(-regular / stride, 1 / stride, node.size, extent(out), boundary="lattice")
     else:
-        step = Step(regular, stride, node.size, _size(out))
-    return Geometry(node.axes, step)
-
-
-def _deformable(name: str, values: Values, node: Map, source: Tensor, out: Tensor) -> Geometry:
-    if name.startswith("torchvision"):
-        pairs = (("stride_h", "stride_w"), ("pad_h", "pad_w"), ("dilation_h", "dilation_w"))
-        stride, padding, dilation = ((values[a], values[b]) for a, b in pairs)
-    else:
-        stride, padding, dilation = values["stride"], values["padding"], values["dilation"]
-    return deformed(
-        node,
-        source,
-        out,
-        values["offset"],
-        values["mask"] if values.get("use_mask", True) else None,
-        kernel=values["weight"].shape[2:],
-        stride=stride,
-        padding=padding,
-        dilation=dilation,
-        boundary="clamp" if values.get("clamp") else "zeros",
-    )
-
-
-def deformed(
-    node: Map,
-    source: Tensor,
-    out: Tensor,
-    offset: Tensor,
-    mask: Tensor | None,
-    *,
-    kernel: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    boundary: str,
-) -> Geometry:
-    """Return the geometry of a deformable convolution of `node`, the map in `source`, to `out`."""
-    if why := _map(node, source, out):
-        return _lost(out, why)
-    (Kh, Kw), (Ho, Wo) = kernel, _size(out)
-    taps = offset.shape[1] // 2
-    G = taps // (Kh * Kw)
-    step = Step(
-        _grid(kernel, padding, dilation).repeat(G, 1),
-        _two(stride),
-        node.size,
-        (Ho, Wo),
-        weight=1 / G,
-        offset=offset.detach().cpu().reshape(taps, 2, Ho, Wo).clone(),
-        mask=None if mask is None else mask.detach().cpu().reshape(taps, Ho, Wo).clone(),
-        boundary=boundary,
-        groups=G,
-        kernel=(Kh, Kw),
-    )
-    return Geometry(node.axes, step)
-
-
-def _aggregated(name: str, values: Values, node: Map, source: Tensor, out: Tensor) -> Geometry:
-    G, predicted = values["groups"], values["offset"] if name == "pliant::dcnv3" else values["offset_mask"]
-    K = math.prod(values["kernel_size"]) - values["remove_center"]
-    if name == "pliant::dcnv3":
-        offset, mask = predicted.unflatten(-1, (G, K, 2)), values["mask"].unflatten(-1, (G, K))
-    else:
-        packed = predicted[..., : G * K * 3].unflatten(-1, (G, K * 3))
-        offset, mask = packed[..., : 2 * K].unflatten(-1, (K, 2)), packed[..., 2 * K :]
-    names = ("kernel_size", "stride", "padding", "dilation", "offset_scale", "remove_center")
-    return aggregated(node, out, offset, mask, *(values[name] for name in names))
-
-
-def aggregated(
-    node: Map,
-    out: Tensor,
-    offset: Tensor,
-    mask: Tensor,
-    kernel: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    scale: float,
-    remove_center: bool,
-) -> Geometry:
-    """Return the geometry of DCNv3 or DCNv4 from `node` to `out`, with rows of taps first.
-
-    Args:
-        node: the map, whose rows and columns are the second and third dimension.
-        out: (1, Ho, Wo, C).
-        offset: (1, Ho, Wo, G, K, 2), x first, before `scale`.
-        mask: (1, Ho, Wo, G, K); how much a sample counts is its amount, for those of DCNv4 may be negative.
-        kernel: Kh, Kw.
-        stride: distance between adjacent outputs.
-        padding: rows and columns added around the map.
-        dilation: distance between adjacent taps.
-        scale: of offsets and taps, about the centre of the window.
-        remove_center: the middle tap is missing; its step has the mask 0.
-    """
-    if node.axes != (1, 2) or out.shape[0] != 1:
-        return _lost(out, "rows and columns of its input are not the second and third dimension")
-    centre = torch.tensor([d * (k - 1) // 2 for d, k in zip(dilation, kernel, strict=True)], dtype=torch.float64)
-    grid = _grid(kernel, (0, 0), dilation) - centre
-    G, (Ho, Wo) = offset.shape[3], out.shape[1:3]
-
-    def maps(values: Tensor) -> Tensor:
-        """Return (1, Ho, Wo, G, K, D) as (G·Kh·Kw, D, Ho, Wo)."""
-        rows = taps_by_row(values.detach().cpu()[0], kernel, remove_center)
-        return rows.flatten(2, 3).permute(2, 3, 0, 1).clone()
-
-    step = Step(
-        (scale * grid + centre - _two(padding)).repeat(G, 1),
-        _two(stride),
-        node.size,
-        (int(Ho), int(Wo)),
-        weight=1 / G,
-        offset=scale * maps(offset.flip(-1)),
-        mask=maps(mask.abs().unsqueeze(-1))[:, 0],
-        groups=G,
-        kernel=(kernel[0], kernel[1]),
-    )
+        step = Step(regular, stride, node.size, extent(out))
     return Geometry(node.axes, step)
 
 
 def _pool(name: str, values: Values, node: Map, source: Tensor, out: Tensor) -> Geometry:
-    if why := _map(node, source, out):
-        return _lost(out, why)
+    if why := unfit(node, source, out):
+        return lost(out, why)
     kernel = values["kernel_size"]
-    regular = _grid(kernel, values["padding"], values.get("dilation", 1))
-    stride = _two(values["stride"] or kernel)
-    return Geometry(node.axes, Step(regular, stride, node.size, _size(out), False, 1 / len(regular)))
+    regular = grid_of_taps(kernel, values["padding"], values.get("dilation", 1))
+    stride = two(values["stride"] or kernel)
+    return Geometry(node.axes, Step(regular, stride, node.size, extent(out), False, 1 / len(regular)))
 
 
 def _adaptive(name: str, values: Values, node: Map, source: Tensor, out: Tensor) -> Geometry:
-    (H, W), (Ho, Wo) = node.size, _size(out)
-    why = _map(node, source, out)
+    (H, W), (Ho, Wo) = node.size, extent(out)
+    why = unfit(node, source, out)
     if why or H % Ho or W % Wo:
-        return _lost(out, why or f"it pools windows of different sizes, {H}×{W} to {Ho}×{Wo}")
-    regular = _grid((H // Ho, W // Wo), 0, 1)
-    return Geometry(node.axes, Step(regular, _two((H // Ho, W // Wo)), node.size, (Ho, Wo), False, 1 / len(regular)))
+        return lost(out, why or f"it pools windows of different sizes, {H}×{W} to {Ho}×{Wo}")
+    regular = grid_of_taps((H // Ho, W // Wo), 0, 1)
+    return Geometry(node.axes, Step(regular, two((H // Ho, W // Wo)), node.size, (Ho, Wo), False, 1 / len(regular)))
 
 
 def _resized(name: str, values: Values, node: Map, source: Tensor, out: Tensor) -> Geometry:
-    if why := _map(node, source, out):
-        return _lost(out, why)
-    above, factors = _size(out), values.get("scale_factors")
+    if why := unfit(node, source, out):
+        return lost(out, why)
+    above, factors = extent(out), values.get("scale_factors")
     if factors is None:
         factors = [values.get("scales_h"), values.get("scales_w")]
     if values.get("align_corners"):
@@ -283,44 +118,44 @@ def _resized(name: str, values: Values, node: Map, source: Tensor, out: Tensor) 
         regular = torch.zeros(1, 2, dtype=torch.float64)
     else:
         ratio = [1 / f if f else n / m for f, n, m in zip(factors, node.size, above, strict=True)]
-        regular = (0.5 * _two(ratio) - 0.5)[None]
+        regular = (0.5 * two(ratio) - 0.5)[None]
     boundary = {"aten::upsample_nearest2d": "floor", "aten::_upsample_nearest_exact2d": "round"}.get(name, "edge")
-    return Geometry(node.axes, Step(regular, _two(ratio), node.size, above, boundary=boundary))
+    return Geometry(node.axes, Step(regular, two(ratio), node.size, above, boundary=boundary))
 
 
 def _shuffled(name: str, values: Values, node: Map, source: Tensor, out: Tensor) -> Geometry:
     """Follow the exchange of channels and positions: r × r channels become one, or one position becomes r × r."""
-    if why := _map(node, source, out):
-        return _lost(out, why)
+    if why := unfit(node, source, out):
+        return lost(out, why)
     if name == "aten::pixel_shuffle":
         ratio = 1 / values["upscale_factor"]
-        regular = (0.5 * _two(ratio) - 0.5)[None]
-        return Geometry(node.axes, Step(regular, _two(ratio), node.size, _size(out), boundary="floor"))
+        regular = (0.5 * two(ratio) - 0.5)[None]
+        return Geometry(node.axes, Step(regular, two(ratio), node.size, extent(out), boundary="floor"))
     r = values["downscale_factor"]
-    return Geometry(node.axes, Step(_grid((r, r), 0, 1), _two(r), node.size, _size(out), False, 1 / r**2))
+    return Geometry(node.axes, Step(grid_of_taps((r, r), 0, 1), two(r), node.size, extent(out), False, 1 / r**2))
 
 
 def _gridded(name: str, values: Values, node: Map, source: Tensor, out: Tensor) -> Geometry:
     """Follow `F.grid_sample`: every position reads where the grid says, x first, from −1 to 1."""
-    why = _map(node, source, out)
+    why = unfit(node, source, out)
     if why or values["grid"] is source:
-        return _lost(out, why)
-    (Ho, Wo), size = _size(out), torch.tensor(node.size, dtype=torch.float64)
+        return lost(out, why)
+    (Ho, Wo), size = extent(out), torch.tensor(node.size, dtype=torch.float64)
     at = values["grid"].detach().cpu().double()[0].flip(-1)  # (Ho, Wo, 2), row first
     at = (at + 1) / 2 * (size - 1) if values["align_corners"] else ((at + 1) * size - 1) / 2
     here = torch.stack(torch.meshgrid(torch.arange(Ho), torch.arange(Wo), indexing="ij"), -1)
     offset = (at - here).permute(2, 0, 1)[None]
     boundary = ("zeros", "edge", "reflect")[values["padding_mode"]]
-    step = Step(torch.zeros(1, 2, dtype=torch.float64), _two(1), node.size, (Ho, Wo), offset=offset, boundary=boundary)
+    step = Step(torch.zeros(1, 2, dtype=torch.float64), two(1), node.size, (Ho, Wo), offset=offset, boundary=boundary)
     return Geometry(node.axes, step)
 
 
 def _unfolded(name: str, values: Values, node: Map, source: Tensor, out: Tensor) -> Geometry:
-    return _lost(out, f"it calls {name}, which lays windows or positions out in one dimension")
+    return lost(out, f"it calls {name}, which lays windows or positions out in one dimension")
 
 
 def _attended(name: str, values: Values, node: Map, source: Tensor, out: Tensor) -> Geometry:
-    return _lost(out, f"it calls {name}: attention reads every position, each to another degree")
+    return lost(out, f"it calls {name}: attention reads every position, each to another degree")
 
 
 def _rolled(name: str, values: Values, node: Map, source: Tensor, out: Tensor) -> Geometry:
@@ -329,8 +164,8 @@ def _rolled(name: str, values: Values, node: Map, source: Tensor, out: Tensor) -
         if dim in node.axes:
             start[0, node.axes.index(dim)] -= shift
     if not dims:
-        return _lost(out, "it rolls over the end of a row")
-    return Geometry(node.axes, Step(start, _two(1), node.size, node.size, boundary="wrap"))
+        return lost(out, "it rolls over the end of a row")
+    return Geometry(node.axes, Step(start, two(1), node.size, node.size, boundary="wrap"))
 
 
 def _flipped(name: str, values: Values, node: Map, source: Tensor, out: Tensor) -> Geometry:
@@ -339,17 +174,17 @@ def _flipped(name: str, values: Values, node: Map, source: Tensor, out: Tensor) 
     start = [[size - 1.0 if s < 0 else 0.0 for size, s in zip(node.size, stride, strict=True)]]
     if stride == [1.0, 1.0]:
         return Geometry(node.axes)
-    return Geometry(node.axes, Step(torch.tensor(start, dtype=torch.float64), _two(stride), node.size, node.size))
+    return Geometry(node.axes, Step(torch.tensor(start, dtype=torch.float64), two(stride), node.size, node.size))
 
 
 def _framed(name: str, values: Values, node: Map, source: Tensor, out: Tensor) -> Geometry:
     """Follow padding with values of the map."""
     left, _, top, _ = values["padding"]
-    if why := _map(node, source, out):
-        return _lost(out, why)
+    if why := unfit(node, source, out):
+        return lost(out, why)
     start = torch.tensor([[-top, -left]], dtype=torch.float64)
     boundary = "reflect" if "reflection" in name else "edge"
-    return Geometry(node.axes, Step(start, _two(1), node.size, _size(out), boundary=boundary))
+    return Geometry(node.axes, Step(start, two(1), node.size, extent(out), boundary=boundary))
 
 
 def _padded(name: str, values: Values, node: Map, source: Tensor, out: Tensor) -> Geometry:
@@ -371,11 +206,11 @@ def _shifted(node: Map, start: Tensor, stride: Any, out: Tensor) -> Geometry:
     size = (int(out.shape[node.axes[0]]), int(out.shape[node.axes[1]]))
     if size == node.size and not start.any():
         return Geometry(node.axes)
-    return Geometry(node.axes, Step(start, _two(stride), node.size, size))
+    return Geometry(node.axes, Step(start, two(stride), node.size, size))
 
 
 def _restrided(name: str, values: Values, node: Map, source: Tensor, out: Tensor) -> Geometry:
-    return Geometry(node.axes) if node.held_by(out.shape) else _lost(out, f"it calls {name}")
+    return Geometry(node.axes) if node.held_by(out.shape) else lost(out, f"it calls {name}")
 
 
 def _viewed(name: str, values: Values, node: Map, source: Tensor, out: Tensor) -> Geometry:
@@ -388,7 +223,7 @@ def _viewed(name: str, values: Values, node: Map, source: Tensor, out: Tensor) -
         return Geometry((row, row + 1))
     if node.axes[1] == row + 1 and out.shape == (*source.shape[:row], node.size[0] * node.size[1], *after):
         return Geometry((row, row))
-    return _lost(out, "it reshapes a map so that rows and columns are lost")
+    return lost(out, "it reshapes a map so that rows and columns are lost")
 
 
 def _permuted(name: str, values: Values, node: Map, source: Tensor, out: Tensor) -> Geometry:
@@ -421,7 +256,7 @@ def _removed(name: str, values: Values, node: Map, source: Tensor, out: Tensor) 
         if not gone & set(node.axes):
             return Geometry(node.axes)
     if gone & set(node.axes):
-        return _lost(out, "it removes rows or columns")
+        return lost(out, "it removes rows or columns")
     row, column = (a - sum(d < a for d in gone) for a in node.axes)
     return Geometry((row, column))
 
@@ -429,7 +264,7 @@ def _removed(name: str, values: Values, node: Map, source: Tensor, out: Tensor) 
 def _along(name: str, values: Values, node: Map, source: Tensor, out: Tensor) -> Geometry:
     """Follow operators along one dimension: softmax, split, index_select."""
     if values["dim"] % source.dim() in node.axes:
-        return _lost(out, f"it calls {name} along rows or columns")
+        return lost(out, f"it calls {name} along rows or columns")
     return Geometry(node.axes)
 
 
@@ -441,7 +276,7 @@ def _expanded(name: str, values: Values, node: Map, source: Tensor, out: Tensor)
     more = out.dim() - source.dim()
     axes = (node.axes[0] + more, node.axes[1] + more)
     if not node.held_by(out.shape, axes):
-        return _lost(out, "it repeats one value over many positions")
+        return lost(out, "it repeats one value over many positions")
     return Geometry(axes)
 
 
@@ -455,8 +290,8 @@ _POINTWISE = frozenset(_UNMARKED.split())
 _Rule = Callable[[str, Values, "Map", Tensor, Tensor], Geometry]
 _RULES: dict[_Rule, str] = {
     _convolution: "aten::convolution",
-    _deformable: "pliant::deform_conv2d torchvision::deform_conv2d",
-    _aggregated: "pliant::dcnv3 pliant::dcnv4",
+    deformable: "pliant::deform_conv2d torchvision::deform_conv2d",
+    aggregation: "pliant::dcnv3 pliant::dcnv4",
     _pool: "aten::max_pool2d_with_indices aten::max_pool2d aten::avg_pool2d",
     _adaptive: "aten::_adaptive_avg_pool2d aten::adaptive_avg_pool2d aten::adaptive_max_pool2d",
     _resized: (

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from pliant.nn.deformable import DeformableConvolution
-from pliant.show import operators
+from pliant.show import deforming, operators
 from pliant.show.maps import Map
 from pliant.show.paths import Step
 
@@ -137,7 +137,7 @@ class Watch(TorchDispatchMode):
         args, kwargs = inputs
         with _disable_current_modes():
             offset, mask = layer.predict(*args, **kwargs)
-        geometry = operators.deformed(
+        geometry = deforming.deformed(
             below, input, output, offset, mask, kernel=layer.kernel_size, stride=layer.stride, padding=layer.padding,
             dilation=layer.dilation, boundary=layer.boundary,
         )  # fmt: skip

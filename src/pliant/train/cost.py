@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from pliant.models.deformable_detr import DeformableDETR
+from pliant.models.detector import Detector
 from pliant.models.faster_rcnn import RoIPooling
 from pliant.models.resnet import FrozenBatchNorm2d
 from pliant.models.rfcn import PartScores
 from pliant.models.two_stage import TwoStage
-from pliant.nn import LocalResponseNorm
-from pliant.nn.deformable import DeformableConvolution, DeformableLayer, DeformablePool
+from pliant.nn import LocalResponseNorm, MSDeformAttn
+from pliant.nn.deformable import DeformableAggregation, DeformableConvolution, DeformableLayer, DeformablePool
 from pliant.nn.modes import evaluation
 
 
@@ -35,6 +37,9 @@ def multiply_adds(model: nn.Module, *shape: int) -> int:
     - linear: ``O·C``;
     - batch normalization: 1 per value;
     - local response normalization: ``size + 2`` per value (square, window, product);
+    - layer and group normalization: 1 per value;
+    - attention among Q queries of width C: ``4·Q·C²`` for its projections and ``2·Q²·C``;
+    - multi-scale deformable attention, DCNv3 and DCNv4: 5 per bilinear sample and channel, besides their projections;
     - RoI pooling: 4 per bilinear sample; with offsets it pools twice; with a mask 1 more per value.
 
     Other pooling and activations multiply nothing and are not counted. What a detector does with boxes is not counted
@@ -67,10 +72,18 @@ def multiply_adds(model: nn.Module, *shape: int) -> int:
             total += output.numel() * K * layer.in_channels // layer.groups + samples * (corners + layer.modulated)
         elif isinstance(layer, nn.Linear):
             total += output.numel() * layer.in_features
-        elif isinstance(layer, nn.BatchNorm2d | FrozenBatchNorm2d):
+        elif isinstance(layer, nn.BatchNorm2d | FrozenBatchNorm2d | nn.LayerNorm | nn.GroupNorm):
             total += output.numel()
         elif isinstance(layer, LocalResponseNorm):
             total += output.numel() * (layer.size + 2)
+        elif isinstance(layer, nn.MultiheadAttention):
+            # Its projections call no module.
+            N, Q, C = output[0].shape
+            total += N * Q * C * (4 * C + 2 * Q)
+        elif isinstance(layer, MSDeformAttn):
+            total += 5 * output.numel() * sum(layer.points)
+        elif isinstance(layer, DeformableAggregation):
+            total += 5 * output.numel() * (math.prod(layer.kernel_size) - layer.remove_center)
         elif isinstance(layer, RoIPooling):
             if layer.deform is None:
                 scale = 1 / output.new_tensor(layer.strides)[layer.levels(inputs[1])]
@@ -84,16 +97,18 @@ def multiply_adds(model: nn.Module, *shape: int) -> int:
         elif isinstance(layer, PartScores):
             if layer.deform is None:
                 total += 4 * 16 * len(output) * layer.conv.out_channels
+        elif isinstance(layer, DeformableDETR):
+            pass  # embeddings are added
         elif isinstance(layer, DeformableLayer) or next(layer.parameters(recurse=False), None) is not None:
             raise TypeError(f"multiply_adds: does not know what a {type(layer).__name__} costs")
 
     hooks = [layer.register_forward_hook(count) for layer in model.modules()]
     try:
         with torch.no_grad(), evaluation(model):
-            if isinstance(model, TwoStage):
+            if isinstance(model, Detector):
                 if len(shape) != 3:
                     raise ValueError(f"multiply_adds: a detector needs the shape (channels, H, W), got {shape}")
-                with _all_proposals(model, shape[2], shape[1]):
+                with _all_proposals(model, shape[2], shape[1]) if isinstance(model, TwoStage) else nullcontext():
                     model([torch.zeros(shape)])
             else:
                 model(torch.zeros(shape))

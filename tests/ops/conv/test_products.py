@@ -71,6 +71,36 @@ def test_products_match_the_reference(shape: tuple, channels_last: bool, dtype: 
         assert error(got, want) < TOLERANCE[dtype], name
 
 
+def test_gradients_whose_terms_cancel_keep_the_tolerance_of_bfloat16() -> None:
+    # Corners that are all about 4 leave their differences to the offset's gradient; filters whose channels add up to 0,
+    # three by three, leave them to the mask's. Both need the columns' gradient in more than bfloat16.
+    random = torch.Generator().manual_seed(0)
+    C, O, P = 48, 32, (9, 11)
+    first, second = torch.randint(-64, 65, (2, O, C // 3), generator=random) / 64
+    given = {
+        "input": 4 + torch.randint(0, 8, (2, C, *P), generator=random) / 32,
+        "offset": torch.randint(1, 4, (2, 2, *P), generator=random) / 4,
+        "weight": torch.stack((first, second, -(first + second)), 2).reshape(O, C, 1, 1),
+        "mask": torch.rand(2, 1, *P, generator=random).bfloat16().double(),
+    }
+    assert all(torch.equal(t.bfloat16().double(), t.double()) for t in given.values())
+    grad = torch.randn(2, O, *P, generator=random).bfloat16()
+
+    def run(implementation: str, dtype: torch.dtype, above: torch.Tensor, **other: torch.Tensor) -> list[torch.Tensor]:
+        leaves = {name: t.to(dtype).requires_grad_() for name, t in {**given, **other}.items()}
+        output = deform_conv2d(**leaves, implementation=implementation)
+        return list(torch.autograd.grad(output, [leaves["offset"], leaves["mask"]], above.to(dtype)))
+
+    wanted = run("reference", torch.float64, grad)
+    for name, found, want in zip(("offset", "mask"), run("native", torch.bfloat16, grad), wanted, strict=True):
+        assert error(found, want) < TOLERANCE[torch.bfloat16], name
+    # The same with the columns' gradient rounded to bfloat16, which the filters of an identity hand on.
+    columns = torch.einsum("oc,nohw->nchw", given["weight"][..., 0, 0].double(), grad.double()).bfloat16()
+    rounded = run("reference", torch.float64, columns, weight=torch.eye(C)[..., None, None])
+    for name, found, want in zip(("offset", "mask"), rounded, wanted, strict=True):
+        assert error(found, want) > 2 * TOLERANCE[torch.bfloat16], name
+
+
 @pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="MKL tells of its products, others do not")
 def test_products_are_ours_where_they_are_faster(capfd: pytest.CaptureFixture[str]) -> None:
     weight = torch.randn(16, 16, 3, 3, requires_grad=True)
