@@ -21,7 +21,7 @@ class Backward {
         out_(out),
         plan_(ProductPlan::of<V>(s)),
         pitch_(column_pitch(s, plan_.taps)),
-        tiles_(s.N, s.P, blocking<V>().rows, 3 << 20, s.K * s.C * sizeof(A), out.alike),
+        tiles_(s.N, s.P, blocking<V>().rows, bytes(s, plan_), s.K * s.C * sizeof(A), out.alike),
         gradient_(grad, s, out.want_columns() || s.depthwise, out.want_weight && !s.depthwise),
         lanes_(lanes_for(tiles_.count)) {
     if (out.want_weight || out.want_dots()) input_.emplace(input, s, plan_.taps);
@@ -75,6 +75,13 @@ class Backward {
     int64_t tile;
     bool ok = true;
   };
+
+  // Bytes of a tile's columns. Every tile reads the packed weight and adds to its gradient, so the columns are three
+  // times as large; beside a small weight, what is left of level-2 cache holds the pixels around the tile.
+  static int64_t bytes(const ConvShape& s, const ProductPlan& plan) {
+    const int64_t weight = s.O * s.K * s.Cg * int64_t(sizeof(A));
+    return plan.packed ? std::clamp<int64_t>(3 * weight, 384 << 10, 3 << 20) : 3 << 20;
+  }
 
   // All of a tile except the scatter, which adds to pixels that other tiles add to as well.
   void compute(Lane& lane) {
