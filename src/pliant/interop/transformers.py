@@ -147,11 +147,12 @@ def _replace(module: ModuleType, name: str) -> None:
         _set(theirs, "forward", ours)
         return
     _set(module, name, ours)
-    for layer in [value for value in vars(module).values() if inspect.isclass(value)]:
-        if layer.__module__ == module.__name__:
-            for attribute in re.findall(rf"self\.(\w+) = {name}\b", inspect.getsource(layer)):
-                setattr(layer, attribute, _Kept(attribute, theirs, ours))
-                _undo.append(functools.partial(delattr, layer, attribute))
+    # Cut by hand: inspect parses the whole module for the source of every class, which takes seconds.
+    _, *classes = re.split(r"^class (\w+)", inspect.getsource(module), flags=re.MULTILINE)
+    for layer, body in zip(classes[::2], classes[1::2], strict=True):
+        for attribute in re.findall(rf"self\.(\w+) = {name}\b", body):
+            setattr(getattr(module, layer), attribute, _Kept(attribute, theirs, ours))
+            _undo.append(functools.partial(delattr, getattr(module, layer), attribute))
 
 
 def _set(owner: Any, name: str, value: Any) -> None:
