@@ -9,7 +9,8 @@ position of c5 at the object's centre and the features of the box head for the o
   c3 to c5, per pixel of the image; a network without offsets is measured with offsets of 0;
 * ``region``, ``region_pixels``: the share of the error-bounded saliency region outside of the box, and its pixels.
 
-Results go to FOLDER/support/; the same command goes on where it stopped, and the study's report shows them.
+Results go to FOLDER/support/; the same command goes on where it stopped. The command that ran the study, given
+once more, adds them to its report.
 
 Source: Zhu et al., CVPR 2019, section 2.2, which shows pictures of all three and no figures.
 """
@@ -200,9 +201,8 @@ class Lines:
 
 
 def main(folder: Path, jobs: int = 1) -> None:
-    """Measure every network of a study that is not measured yet, and write the study's report anew."""
-    # The report reads what is measured here, and so imports this module.
-    from pliant.studies.detection.report import write
+    """Measure every network of a study that is not measured yet."""
+    # Not above: the package of the report reads what is measured here, and so imports this module.
     from pliant.studies.detection.report.results import Results
 
     results = Results.read(folder)
@@ -215,7 +215,7 @@ def main(folder: Path, jobs: int = 1) -> None:
     for note in store.notes:
         print(note)
     runner.run(study, store, data, Lines())
-    print(f"Report: {write(folder)}")
+    print("The command that ran the study adds these figures to its report.")
 
 
 if __name__ == "__main__":
