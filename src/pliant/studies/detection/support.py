@@ -69,6 +69,7 @@ def measured(
         picture, truth = shown(image), target["boxes"][~target["ignore"]]
         samples = _samples(model, image)
         for box in truth:
+            inside = within(box, _centres(picture))
             found["image"].append(index)
             found["size"].append(size_of(box, test.area_ranges))
             nodes: dict[str, Node] = {
@@ -76,8 +77,8 @@ def measured(
                 "box": OfBox(tuple(box.tolist())),
             }
             for name, node in nodes.items():
-                values = _gradients(model, picture, node, box, samples)
-                values |= _region(model, picture, node, box) if index < regions else {}
+                values = _gradients(model, picture, node, inside, box, samples)
+                values |= _region(model, picture, node, inside) if index < regions else {}
                 for measure in MEASURES:
                     found[f"{name} {measure}"].append(values.get(measure))
         tell(index + 1, count)
@@ -85,14 +86,19 @@ def measured(
 
 
 def _gradients(
-    model: nn.Module, picture: Tensor, node: Node, box: Tensor, samples: dict[str, tuple[Tensor, float]]
+    model: nn.Module,
+    picture: Tensor,
+    node: Node,
+    inside: Tensor,
+    box: Tensor,
+    samples: dict[str, tuple[Tensor, float]],
 ) -> dict[str, float]:
-    """Return the measures that gradients give."""
+    """Return the measures that gradients give; `inside` says which pixels (H, W) lie in the box."""
     pixels, strengths = sensitivities(model, picture, node)
     field = torch.from_numpy(pixels)
     found = {}
     if float(field.sum()) > 0:
-        found["field"] = _round(float(field[~within(box, _centres(picture))].sum() / field.sum()))
+        found["field"] = _round(float(field[~inside].sum() / field.sum()))
         found["field_pixels"] = _round(float(field.sum() ** 2 / field.square().sum()))
     total = away = 0.0
     for name, (at, scale) in samples.items():
@@ -104,18 +110,20 @@ def _gradients(
     return found
 
 
-def _region(model: nn.Module, picture: Tensor, node: Node, box: Tensor) -> dict[str, float]:
+def _region(model: nn.Module, picture: Tensor, node: Node, inside: Tensor) -> dict[str, float]:
     """Return the measures of the saliency region."""
     mask = torch.from_numpy(saliency_region(model, picture, node, error=ERROR, cell=CELL, evaluations=EVALUATIONS).mask)
     kept = int(mask.sum())
-    away = {"region": _round(int((mask & ~within(box, _centres(picture))).sum()) / kept)} if kept else {}
+    away = {"region": _round(int((mask & ~inside).sum()) / kept)} if kept else {}
     return away | {"region_pixels": kept}
 
 
 @torch.no_grad()
 def _samples(model: Any, image: Tensor) -> dict[str, tuple[Tensor, float]]:
-    """Return, of every deformable convolution, where it samples the image, (T, Ho, Wo, 2), (y, x) in pixels of the
-    image, and how many of these a pixel of its input map is wide."""
+    """Return where every deformable convolution samples an image, and how wide a pixel of its input map is.
+
+    Positions are (T, Ho, Wo, 2), (y, x), and widths numbers, both in pixels of the image.
+    """
     found = {}
     for name, layer, map_, offset in watch(model, image):
         scale = image.shape[-1] / map_.shape[-1]
@@ -221,4 +229,7 @@ def main(folder: Path, jobs: int = 1) -> None:
 if __name__ == "__main__":
     if len(sys.argv) not in (2, 3):
         sys.exit("usage: python -m pliant.studies.detection.support FOLDER [JOBS], the folder of a finished study")
-    main(Path(sys.argv[1]), *map(int, sys.argv[2:]))
+    try:
+        main(Path(sys.argv[1]), *map(int, sys.argv[2:]))
+    except (ValueError, OSError) as error:
+        sys.exit(str(error))

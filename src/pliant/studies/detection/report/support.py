@@ -83,7 +83,10 @@ def read(results: Results) -> Measured | None:
         found = Measured.read(results.folder / FOLDER)
     except (FileNotFoundError, ValueError):
         return None
-    results.notes.extend(f"Spatial support: {note}" for note in found.notes)
+    # The section and its figures all read: a note is said once.
+    results.notes.extend(
+        f"Spatial support: {note}" for note in found.notes if f"Spatial support: {note}" not in results.notes
+    )
     return found
 
 
@@ -176,7 +179,7 @@ def outside(results: Results) -> Figure:
         f"Above: {OF_NODE['c5']}. Below: {OF_NODE['box']}. Intervals of single networks; differences between "
         "networks are paired and known better, see the table."
     )
-    return Figure("support", canvas.png(figure), caption, "Shares outside of the box of eight networks, with intervals")
+    return Figure("support", canvas.png(figure), caption, "Shares outside of the box of every network, with intervals")
 
 
 def example(results: Results, models: dict[str, Any], image: Tensor, box: Tensor) -> Figure:
