@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -25,6 +26,8 @@ def attention(case: MSDeformAttnCase, setting: Setting) -> Problem:
     more = {}
     if setting.device == "cpu" and setting.peers != "none" and setting.dtype == torch.float32:
         more["grid_sample"] = functools.partial(grid_sample, case)
+        if not setting.backward:
+            more["embedding_bag, places known"] = embedding_bag(case, t)
     if setting.peers == "all" and setting.dtype == torch.float32:
         more |= dict(others.available({"torch-ms-deform-attn": lambda: others.torch_ms_deform_attn(case)}))
     points = case.points if isinstance(case.points, int) else "+".join(map(str, case.points))
@@ -85,6 +88,33 @@ def grid_sample(case: MSDeformAttnCase, value: Tensor, sampling_locations: Tenso
     weights = attention_weights.transpose(1, 2).reshape(N * M, 1, Q, L * P)
     output = (torch.stack(sampled, -2).flatten(-2) * weights).sum(-1).view(N, M * D, Q)
     return output.transpose(1, 2).contiguous()
+
+
+def embedding_bag(case: MSDeformAttnCase, t: dict[str, Tensor]) -> Callable[..., Tensor]:
+    """The same sums of the same rows, by torch's kernel for them, for which somebody else has located the samples.
+
+    It tells what reading takes where queries are few and nothing is read twice.
+    """
+    N, S, M, D = t["value"].shape
+    places, weights = t["sampling_locations"], t["attention_weights"]
+    _, Q, _, L, P, _ = places.shape
+    extents = torch.tensor(case.shapes, dtype=places.dtype)
+    starts = torch.cat((torch.zeros(1, dtype=torch.long), extents.prod(1).long().cumsum(0)[:-1]))
+    x, y = (places * extents.flip(1).view(L, 1, 2) - 0.5).unbind(-1)
+    H, W = (side.view(L, 1) for side in extents.unbind(1))
+    rows, factors = [], []
+    for row, below in ((y.floor(), 1 - (y - y.floor())), (y.floor() + 1, y - y.floor())):
+        for column, beside in ((x.floor(), 1 - (x - x.floor())), (x.floor() + 1, x - x.floor())):
+            inside = (row >= 0) & (row < H) & (column >= 0) & (column < W)
+            pixel = torch.where(inside, row * W + column, 0).long() + starts.view(L, 1)
+            image = torch.arange(N).view(N, 1, 1, 1, 1)
+            rows.append((image * S + pixel) * M + torch.arange(M).view(M, 1, 1))
+            factors.append(torch.where(inside, below * beside * weights, 0))
+    read, factor = torch.stack(rows, -1).reshape(-1), torch.stack(factors, -1).reshape(-1)
+    bags = torch.arange(0, read.numel(), 4 * L * P)
+    return lambda value, **_: F.embedding_bag(
+        read, value.reshape(-1, D), bags, mode="sum", per_sample_weights=factor
+    ).view(N, Q, M * D)
 
 
 def dcn_grid_sample(case: DCNCase, input: Tensor, **given: Tensor) -> Tensor:

@@ -93,49 +93,36 @@ PLIANT_INLINE void put(V* to, Four<A> v) {
     for (int i = 0; i < kPixel; ++i) to[i] = narrow<V>(v[i]);
 }
 
-// Sixteen sums, which are added up at the end: a register of AVX-512, two of AVX2.
+// Sums that run side by side and are added up at the end: a register of AVX-512, two of AVX2. They are arrays, because
+// GCC keeps vectors that are longer than a register in memory.
 inline constexpr int kLanes = 16;
-template <class A>
-struct Vector {
-  typedef A Lanes __attribute__((vector_size(kLanes * sizeof(A))));
-  typedef A Four __attribute__((vector_size(4 * sizeof(A))));
-};
-template <class A>
-using Lanes = typename Vector<A>::Lanes;
 
-template <class A, class M>
-PLIANT_INLINE Lanes<A> lanes(const M* from) {
-  A wide[kLanes];
-#pragma omp simd
-  for (int c = 0; c < kLanes; ++c) wide[c] = widen<A>(from[c]);
-  Lanes<A> found;
-  __builtin_memcpy(&found, wide, sizeof found);
-  return found;
-}
-
-// The sums over each of four vectors: they are transposed while they are added, four at a time.
+// The sums over each of four arrays: halves are added, then eight lanes are transposed while they are added, four at a
+// time.
 template <class A>
-PLIANT_INLINE void add_up(A* out, Lanes<A> a, Lanes<A> b, Lanes<A> c, Lanes<A> d) {
+PLIANT_INLINE void add_up(A* out, const A* a, const A* b, const A* c, const A* d) {
 #ifdef PLIANT_SHUFFLES
-#define PLIANT_EVEN(u, v) __builtin_shufflevector(u, v, 0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12, 28, 13, 29)
-#define PLIANT_ODD(u, v) __builtin_shufflevector(u, v, 2, 18, 3, 19, 6, 22, 7, 23, 10, 26, 11, 27, 14, 30, 15, 31)
-#define PLIANT_LOW(u, v) __builtin_shufflevector(u, v, 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29)
-#define PLIANT_HIGH(u, v) __builtin_shufflevector(u, v, 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31)
-  const Lanes<A> ab = PLIANT_EVEN(a, b) + PLIANT_ODD(a, b), cd = PLIANT_EVEN(c, d) + PLIANT_ODD(c, d);
-  const Lanes<A> sums = PLIANT_LOW(ab, cd) + PLIANT_HIGH(ab, cd);
-#undef PLIANT_EVEN
-#undef PLIANT_ODD
-#undef PLIANT_LOW
-#undef PLIANT_HIGH
-  typename Vector<A>::Four part[4];
-  __builtin_memcpy(part, &sums, sizeof part);
-  part[0] = (part[0] + part[1]) + (part[2] + part[3]);
-  __builtin_memcpy(out, part, sizeof part[0]);
+  typedef A Eight __attribute__((vector_size(8 * sizeof(A))));
+  typedef A Four __attribute__((vector_size(4 * sizeof(A))));
+  auto halves = [](const A* from) __attribute__((always_inline)) {
+    Eight low, high;
+    __builtin_memcpy(&low, from, sizeof low);
+    __builtin_memcpy(&high, from + 8, sizeof high);
+    return low + high;
+  };
+#define PLIANT_EXCHANGE(u, v, i, j, k, l) __builtin_shufflevector(u, v, i, j, k, l, i + 4, j + 4, k + 4, l + 4)
+  const Eight a8 = halves(a), b8 = halves(b), c8 = halves(c), d8 = halves(d);
+  const Eight ab = PLIANT_EXCHANGE(a8, b8, 0, 8, 1, 9) + PLIANT_EXCHANGE(a8, b8, 2, 10, 3, 11);
+  const Eight cd = PLIANT_EXCHANGE(c8, d8, 0, 8, 1, 9) + PLIANT_EXCHANGE(c8, d8, 2, 10, 3, 11);
+  const Eight sums = PLIANT_EXCHANGE(ab, cd, 0, 1, 8, 9) + PLIANT_EXCHANGE(ab, cd, 2, 3, 10, 11);
+#undef PLIANT_EXCHANGE
+  const Four total = __builtin_shufflevector(sums, sums, 0, 1, 2, 3) + __builtin_shufflevector(sums, sums, 4, 5, 6, 7);
+  __builtin_memcpy(out, &total, sizeof total);
 #else
-  const Lanes<A>* const all[] = {&a, &b, &c, &d};
+  const A* const all[] = {a, b, c, d};
   for (int i = 0; i < 4; ++i) {
     out[i] = 0;
-    for (int l = 0; l < kLanes; ++l) out[i] += (*all[i])[l];
+    for (int l = 0; l < kLanes; ++l) out[i] += all[i][l];
   }
 #endif
 }
@@ -148,15 +135,17 @@ template <class A, class M>
 PLIANT_INLINE void dot(A dots[4], const A* g, const M* x0, const M* x1, const M* x2, const M* x3, int64_t D) {
   int64_t c = 0;
   if (D >= kLanes) {
-    Lanes<A> s0{}, s1{}, s2{}, s3{};
-    for (; c + kLanes <= D; c += kLanes) {
-      const Lanes<A> v = lanes<A>(g + c);
-      s0 += v * lanes<A>(x0 + c);
-      s1 += v * lanes<A>(x1 + c);
-      s2 += v * lanes<A>(x2 + c);
-      s3 += v * lanes<A>(x3 + c);
-    }
-    add_up<A>(dots, s0, s1, s2, s3);
+    A s0[kLanes]{}, s1[kLanes]{}, s2[kLanes]{}, s3[kLanes]{};
+    for (; c + kLanes <= D; c += kLanes)
+#pragma omp simd
+      for (int l = 0; l < kLanes; ++l) {
+        const A v = g[c + l];
+        s0[l] += v * widen<A>(x0[c + l]);
+        s1[l] += v * widen<A>(x1[c + l]);
+        s2[l] += v * widen<A>(x2[c + l]);
+        s3[l] += v * widen<A>(x3[c + l]);
+      }
+    add_up(dots, s0, s1, s2, s3);
   } else {
     dots[0] = dots[1] = dots[2] = dots[3] = 0;
   }
