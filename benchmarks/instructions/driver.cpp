@@ -23,10 +23,20 @@ using torch::stable::Tensor;
 // The library's schemas are declared by its Python files, which are not loaded here.
 STABLE_TORCH_LIBRARY_FRAGMENT(pliant, m) {
 #define GEOMETRY "int[] stride, SymInt[] padding, int[] dilation, Tensor? mask, bool clamp"
-  m.def("deform_conv2d(Tensor input, Tensor offset, Tensor weight, Tensor? bias, " GEOMETRY ") -> Tensor");
-  m.def("deform_conv2d_backward(Tensor grad, Tensor input, Tensor offset, Tensor weight, " GEOMETRY
-        ", int wanted) -> (Tensor, Tensor, Tensor, Tensor)");
+#define CONVOLUTION "Tensor input, Tensor offset, Tensor weight, "
+  for (const std::string name : {"deform_conv2d", "deform_conv3d"}) {
+    m.def((name + "(" CONVOLUTION "Tensor? bias, " GEOMETRY ") -> Tensor").c_str());
+    m.def((name + "_backward(Tensor grad, " CONVOLUTION GEOMETRY ", int wanted) -> (Tensor, Tensor, Tensor, Tensor)")
+              .c_str());
+  }
+#undef CONVOLUTION
 #undef GEOMETRY
+#define SAMPLES \
+  "Tensor value, SymInt[] spatial_shapes, SymInt[] level_start_index, Tensor sampling_locations, Tensor " \
+  "attention_weights, int[] points, bool discrete"
+  m.def("ms_deform_attn(" SAMPLES ") -> Tensor");
+  m.def("ms_deform_attn_backward(Tensor grad, " SAMPLES ", int wanted) -> (Tensor, Tensor, Tensor)");
+#undef SAMPLES
 #define WINDOW "int dim, int before, int after, bool spatial, float a, float beta, float k) -> Tensor"
   m.def("local_response_norm(Tensor input, " WINDOW);
   m.def("local_response_norm_backward(Tensor grad, Tensor input, " WINDOW);
@@ -99,17 +109,36 @@ void count(const char* name, const char* op, const Arguments&... arguments) {
   }
 }
 
-void deform_conv2d(const std::string& name, int64_t C, int64_t side, int64_t O, int64_t groups, bool last,
-                   ScalarType type = ScalarType::Float, bool backward = true) {
-  const Tensor x = random({1, C, side, side}, -1, 1, last, type), w = random({O, C / groups, 3, 3}, -1, 1, false, type);
-  const Tensor offset = random({1, 18, side, side}, -3, 3, false, type);
-  const std::optional<Tensor> bias = random({O}, -1, 1, false, type), mask = random({1, 9, side, side}, 0, 1, false, type);
-  const std::vector<int64_t> one{1, 1};
-  count((name + " forward").c_str(), "pliant::deform_conv2d", x, offset, w, bias, one, one, one, mask, false);
-  const Tensor grad = random({1, O, side, side}, -1, 1, last, type);
-  if (backward)
-    count<4>((name + " backward").c_str(), "pliant::deform_conv2d_backward", grad, x, offset, w, one, one, one, mask,
-             false, int64_t(15));
+// A map of `axes` sides of the same length, with kernels of 3 and offsets of up to three pixels.
+void deform_conv(const std::string& name, size_t axes, int64_t C, int64_t side, int64_t O, int64_t groups, bool last,
+                 ScalarType type = ScalarType::Float) {
+  const std::string op = "pliant::deform_conv" + std::to_string(axes) + "d";
+  const int64_t taps = axes == 2 ? 9 : 27;
+  auto map = [&](int64_t channels, double low, double high, bool last) {
+    std::vector<int64_t> shape{1, channels};
+    shape.resize(2 + axes, side);
+    return random(shape, low, high, last, type);
+  };
+  std::vector<int64_t> filters{O, C / groups};
+  filters.resize(2 + axes, 3);
+  const Tensor x = map(C, -1, 1, last), w = random(filters, -1, 1, false, type);
+  const Tensor offset = map(int64_t(axes) * taps, -3, 3, false);
+  const std::optional<Tensor> bias = random({O}, -1, 1, false, type), mask = map(taps, 0, 1, false);
+  const std::vector<int64_t> one(axes, 1);
+  count((name + " forward").c_str(), op.c_str(), x, offset, w, bias, one, one, one, mask, false);
+  const Tensor grad = map(O, -1, 1, last);
+  count<4>((name + " backward").c_str(), (op + "_backward").c_str(), grad, x, offset, w, one, one, one, mask, false,
+           int64_t(15));
+}
+
+// Locations anywhere in the levels: heads are copied where queries are many.
+void ms_deform_attn(const std::string& name, int64_t queries, int64_t heads, int64_t channels) {
+  const std::vector<int64_t> shapes{20, 24, 10, 12}, starts{0, 480}, points;
+  const Tensor value = random({1, 600, heads, channels}, -1, 1), grad = random({1, queries, heads * channels}, -1, 1);
+  const Tensor places = random({1, queries, heads, 2, 4, 2}, 0, 1), weights = random({1, queries, heads, 2, 4}, 0, 1);
+  count((name + " forward").c_str(), "pliant::ms_deform_attn", value, shapes, starts, places, weights, points, false);
+  count<3>((name + " backward").c_str(), "pliant::ms_deform_attn_backward", grad, value, shapes, starts, places,
+           weights, points, false, int64_t(7));
 }
 
 void local_response_norm(const std::string& name, int64_t C, int64_t side, bool last) {
@@ -139,13 +168,16 @@ int main(int arguments, char** argument) {
   }
   for (bool last : {false, true}) {
     const std::string layout = last ? " channels_last" : " nchw";
-    deform_conv2d("deform_conv2d" + layout, 64, 28, 64, 1, last);
+    deform_conv("deform_conv2d" + layout, 2, 64, 28, 64, 1, last);
     local_response_norm("lrn" + layout, 64, 28, last);
     deform_roi_pool("deform_roi_pool" + layout, 64, 32, last);
   }
-  deform_conv2d("deform_conv2d bfloat16 channels_last", 64, 28, 64, 1, true, ScalarType::BFloat16);
-  deform_conv2d("deform_conv2d depthwise channels_last", 64, 28, 64, 64, true);
-  deform_conv2d("deform_conv2d 3 channels nchw", 3, 56, 32, 1, false);
+  deform_conv("deform_conv2d bfloat16 channels_last", 2, 64, 28, 64, 1, true, ScalarType::BFloat16);
+  deform_conv("deform_conv2d depthwise channels_last", 2, 64, 28, 64, 64, true);
+  deform_conv("deform_conv2d 3 channels nchw", 2, 3, 56, 32, 1, false);
+  deform_conv("deform_conv3d ncdhw", 3, 32, 10, 32, 1, false);
+  ms_deform_attn("ms_deform_attn encoder", 600, 4, 32);
+  ms_deform_attn("ms_deform_attn decoder", 30, 8, 16);
   const Tensor where = boxes(1000, false), scores = random({1000}, 0, 1);
   count("nms", "pliant::nms", where, scores, std::optional<Tensor>(), 0.5);
 }

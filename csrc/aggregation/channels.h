@@ -39,15 +39,14 @@ PLIANT_INLINE void fetch_rows(const M* from, int64_t stride, int64_t n, int64_t 
   for (int64_t i = 0; i < count; ++i, from += stride) fetch(from, n);
 }
 
-// Samples between the one that is read and the one that is fetched.
-inline constexpr int64_t kAhead = 16;
+// Samples between the one that is read and the one that is fetched. A processor looks about as far ahead by itself, but
+// stops at a branch that it guessed wrong; more than it can fetch at a time only wait.
+inline constexpr int64_t kAhead = 4;
 
-// Fetch the corners of the samples [first, first + count) + kAhead.
+// Fetch D channels, from c on, of the corners of sample i.
 template <class M>
-PLIANT_INLINE void fetch_next(const Corners<M>& corners, int64_t first, int64_t count, int64_t all, int64_t D) {
-  if (!corners.far) return;
-  for (int64_t i = first + kAhead; i < std::min(first + count + kAhead, all); ++i)
-    for (int j = 0; j < 4; ++j) fetch(corners.at[j][i], D);
+PLIANT_INLINE void fetch_corners(const Corners<M>& corners, int64_t i, int64_t c, int64_t D) {
+  for (int j = 0; j < 4; ++j) fetch(corners.at[j][i] + c, D);
 }
 
 }  // namespace pliant

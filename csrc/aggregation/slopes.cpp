@@ -16,8 +16,8 @@ PLIANT_INLINE void slopes_tile(A* factor, A* x, A* y, const A* grad, int64_t str
     const A* g = grad;
     for (int64_t first = 0, k = 0; first < all; first += kTogether) {
       const int64_t count = std::min(kTogether, all - first);
-      fetch_next(corners, first, count, all, D);
       for (int64_t i = 0; i < count; ++i) {
+        if (corners.far) fetch_corners(corners, std::min(first + i + kAhead, all - 1), 0, D);
         dot(dots + 4 * i, g, corners.at[0][first + i], corners.at[1][first + i], corners.at[2][first + i],
             corners.at[3][first + i], D);
         if (++k == K) k = 0, g += stride;

@@ -10,23 +10,24 @@ PLIANT_INLINE void spread_tile(A* map, int64_t row, const A* grad, int64_t strid
   const Placed<A> at = placed;  // a copy, whose pointers stay in registers
   const uint32_t size = uint32_t(high - low);
   with_constant(channels, [&](auto D) __attribute__((always_inline)) {
-    for (int64_t q = 0; q < queries; ++q) {
-      const A* g = grad + q * stride;
-      const int64_t next = (q + 1) * K, end = far ? std::min(next + kAhead, queries * K) : 0;
-      for (int64_t i = q * K + kAhead; i < end; ++i)
-        for (int j = 0; j < 4; ++j)
-          if (uint32_t(at.pixel[j][i] - low) < size) fetch(map + at.pixel[j][i] * row, D);
-      for (int64_t i = q * K; i < next; ++i)
-        for (int j = 0; j < 4; ++j) {
-          const int32_t pixel = at.pixel[j][i];
-          if (uint32_t(pixel - low) >= size) continue;
-          const A w = at.weight[j][i];
-          A* __restrict const out = map + pixel * row;
-          over_channels(D, [=](auto width, int64_t c0) __attribute__((always_inline)) {
+    const int64_t all = queries * K;
+    const A* g = grad;
+    for (int64_t i = 0, k = 0; i < all; ++i) {
+      for (int j = 0; far && j < 4; ++j) {
+        const int32_t next = at.pixel[j][std::min(i + kAhead, all - 1)];
+        if (uint32_t(next - low) < size) fetch(map + next * row, D);
+      }
+      for (int j = 0; j < 4; ++j) {
+        const int32_t pixel = at.pixel[j][i];
+        if (uint32_t(pixel - low) >= size) continue;
+        const A w = at.weight[j][i];
+        A* __restrict const out = map + pixel * row;
+        over_channels(D, [=](auto width, int64_t c0) __attribute__((always_inline)) {
 #pragma omp simd
-            for (int c = 0; c < width; ++c) out[c0 + c] += w * g[c0 + c];
-          });
-        }
+          for (int c = 0; c < width; ++c) out[c0 + c] += w * g[c0 + c];
+        });
+      }
+      if (++k == K) k = 0, g += stride;
     }
   });
 }
