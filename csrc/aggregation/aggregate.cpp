@@ -4,8 +4,8 @@
 namespace pliant {
 namespace {
 
-// Channels [c0, c0 + Width) of one query, whose samples begin at `first`; the tile has `all`. The sums stay in registers:
-// the empty statement keeps compilers from exchanging the loops.
+// Channels [c0, c0 + Width) of one query, whose samples begin at `first`; the tile has `all`. The sums stay in
+// registers: the empty statement keeps compilers from exchanging the loops.
 template <int Width, class A, class M>
 PLIANT_INLINE void aggregate_block(M* out, const Placed<A>& at, const Corners<M>& corners, int64_t first, int64_t K,
                                    int64_t all, int64_t c0) {
