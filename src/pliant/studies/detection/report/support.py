@@ -164,14 +164,15 @@ def outside(results: Results) -> Figure:
                     100 * cell.mean, place, xerr=[[100 * low], [100 * high]], fmt="o", markersize=5, color=colour,
                     elinewidth=1.6,
                 )  # fmt: skip
-            axes.set_yticks(range(len(names)), [found.label(name) for name in names], fontsize=8)
+            axes.set_yticks(range(len(names)), [found.label(name) for name in names], fontsize=10)
             axes.set_ylim(len(names) - 0.5, -0.5)
             axes.grid(axis="x", color="#E4E4E4")
-            axes.tick_params(labelsize=8, length=0)
+            axes.tick_params(axis="x", labelsize=9)
+            axes.tick_params(length=0)
             axes.spines[["top", "right", "left"]].set_visible(False)
-            axes.set_title(f"{node}: {title}", fontsize=10, color=canvas.INK)
+            axes.set_title(f"{node}: {title}", fontsize=11, color=canvas.INK)
     for axes in panels[-1]:
-        axes.set_xlabel("outside of the box, %", fontsize=9)
+        axes.set_xlabel("outside of the box, %", fontsize=10)
     figure.tight_layout()
     caption = (
         f"How much of what a network depends on lies outside of the object ({OURS.get(data, data)}), mean over "
