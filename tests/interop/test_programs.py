@@ -72,6 +72,7 @@ def test_traced(case: tuple[nn.Module, tuple[Tensor, ...], tuple[Tensor, ...]]) 
 
 
 @pytest.mark.filterwarnings(r"ignore:`isinstance\(treespec:FutureWarning")
+@pytest.mark.filterwarnings("ignore:The given buffer is not writable:UserWarning")  # of torch 2.10, when it loads
 def test_exported(case: tuple[nn.Module, tuple[Tensor, ...], tuple[Tensor, ...]]) -> None:
     net, given, others = case
     shapes = tuple(dict.fromkeys((0, 2, 3) if x.dim() == 4 else (0,), FREE) for x in given)

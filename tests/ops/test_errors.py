@@ -5,6 +5,7 @@ Every family lists its sentences in a file ``wrong.py``.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import re
 from collections.abc import Iterable, Iterator
@@ -20,7 +21,7 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from pliant import _native, ops
 from pliant.ops.table import OPERATORS, Operator
 
-from .contract import DIFFERENTIABLE, IMPLEMENTATIONS, Problem, RawCall, each_operator, recorded
+from .contract import DIFFERENTIABLE, IMPLEMENTATIONS, Problem, RawCall, each_operator, raw_calls, recorded
 
 FAMILIES = [importlib.import_module(f".{name}.wrong", __package__) for name in {op.family: None for op in OPERATORS}]
 RIGHT: dict[str, dict[str, Any]] = {op: values for family in FAMILIES for op, values in family.RIGHT.items()}
@@ -247,6 +248,21 @@ def no_kernels(monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setattr(_native, "reason", "pliant/_C.so is not installed beside the Python files")
     monkeypatch.setattr(_native, "_warned", set())
     return "pliant/_C.so is not installed beside the Python files"
+
+
+@each_operator(OPERATORS)
+def test_no_number_of_a_raw_call_divides_by_zero(op: Operator) -> None:
+    problem = Problem(op, op.cases[0])
+    for call in raw_calls(problem, problem.tensors()):
+        fake = [a.detach().to("meta") if isinstance(a, Tensor) else a for a in call.arguments]
+        for at, value in enumerate(call.arguments):
+            numbers = value if isinstance(value, list | tuple) else [value]
+            if isinstance(value, bool) or not all(isinstance(number, int) for number in numbers):
+                continue
+            none = [0] * len(numbers) if isinstance(value, list | tuple) else 0
+            for given in (call.arguments, fake):
+                with contextlib.suppress(RuntimeError, ValueError):
+                    call.function(*given[:at], none, *given[at + 1 :])
 
 
 @each_operator(OPERATORS)

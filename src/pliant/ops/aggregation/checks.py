@@ -61,6 +61,7 @@ def output_size(
     allowed = (input.dtype, torch.float32) if input.dtype in _check.LOW else (input.dtype,)
     for name, tensor in beside.items():
         _check.dtype(op, name, tensor, allowed)
+    _check.pair(op, "stride", stride, 1)
     N, H, W, C = input.shape
     if groups < 1 or C < 1 or C % groups != 0:
         raise ValueError(f"{op}: the {int(C)} channels of input must be divisible by the {int(groups)} groups")

@@ -75,6 +75,7 @@ def conv(
     _check.rank(op, "input", input, f"N C {MAP[axes]}")
     _check.rank(op, "weight", weight, f"O C/groups {KERNEL[axes]}")
     tensors(op, input, offset, weight, bias, mask)
+    _check.numbers(op, "stride", stride, 1, axes)
     N, C, *size = input.shape
     O, Cg, *kernel = weight.shape
     if any(n < 1 for n in weight.shape):

@@ -110,13 +110,14 @@ def _shape(
     _check.rank(_OP, "input", input, "N C H W")
     _check.rank(_OP, "weight", weight, "C O/groups Kh Kw")
     checks.tensors(_OP, input, offset, weight, bias, mask)
+    _check.numbers(_OP, "stride", stride, 1, 2)
     N, C, H, W = input.shape
     Cw, Og, Kh, Kw = weight.shape
     if any(n < 1 for n in weight.shape):
         raise ValueError(f"{_OP}: weight must not be empty, got {tuple(int(n) for n in weight.shape)}")
     if Cw != C:
         raise ValueError(f"{_OP}: weight must have the {int(C)} channels of input first, got {int(Cw)}")
-    if C % groups != 0:
+    if groups < 1 or C % groups != 0:
         raise ValueError(f"{_OP}: the {int(C)} channels of input must be divisible by groups={groups}")
     for more, s, d in zip(output_padding, stride, dilation, strict=True):
         if more >= max(s, d):

@@ -83,11 +83,15 @@ def deform_psroi_pool(
         return _declare.handed_over(deform_psroi_pool, locals())
     rois = checks.boxes(_OP, "rois", rois, input)
     part = output_size if part_size is None else part_size
-    for name, value in (("output_size", output_size), ("group_size", group_size), ("part_size", part)):
-        checks.whole(_OP, name, value, 1)
+    _check_sizes(output_size, group_size, part)
     checks.whole(_OP, "sample_per_part", sample_per_part, 1, _check.SAMPLES)
     geometry = (output_size, float(spatial_scale), group_size, part, sample_per_part, float(trans_std))
     return _run(implementation, input, rois, offset, *geometry, mask)
+
+
+def _check_sizes(P: int, group: int, part: int) -> None:
+    for name, value in (("output_size", P), ("group_size", group), ("part_size", part)):
+        checks.whole(_OP, name, value, 1)
 
 
 def _shape(
@@ -104,6 +108,7 @@ def _shape(
 ) -> tuple[int, int, int, int]:
     """Raise unless the tensors fit each other; return the shape of the output."""
     checks.check_map(_OP, "rois", input, rois, offset=offset, mask=mask)
+    _check_sizes(P, group, part)
     C = input.shape[1]
     if C % (group * group) != 0:
         raise ValueError(f"{_OP}: group_size² = {group * group} must divide the {int(C)} channels of input")

@@ -96,7 +96,7 @@ def _shape(
 ) -> tuple[int, int, int, int]:
     """Raise unless the tensors fit each other; return the shape of the output."""
     checks.check_map(_OP, "rois", input, rois, offset=offset, mask=mask)
-    Ph, Pw = output_size
+    Ph, Pw = _check.pair(_OP, "output_size", output_size, 1)
     if offset is not None:
         _check.shape(_OP, "offset", offset, "(R, 2, Ph, Pw)", (rois.shape[0], 2, Ph, Pw))
     checks.check_mask(_OP, mask, rois, Ph, Pw)

@@ -70,7 +70,7 @@ def ps_roi_align(
 def _shape(input: Tensor, rois: Tensor, output_size: Sequence[int], *rest: object) -> tuple[int, int, int, int]:
     """Raise unless the tensors fit each other; return the shape of the output."""
     checks.check_map(_OP, "boxes", input, rois)
-    C, (Ph, Pw) = input.shape[1], output_size
+    C, (Ph, Pw) = input.shape[1], _check.pair(_OP, "output_size", output_size, 1)
     if C % (Ph * Pw) != 0:
         raise ValueError(f"{_OP}: the {Ph}×{Pw} = {Ph * Pw} bins must divide the {int(C)} channels of input")
     return rois.shape[0], C // (Ph * Pw), Ph, Pw

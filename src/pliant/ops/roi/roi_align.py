@@ -76,7 +76,7 @@ def roi_align(
 def _shape(input: Tensor, rois: Tensor, output_size: Sequence[int], *rest: object) -> tuple[int, ...]:
     """Raise unless the tensors fit each other; return the shape of the output."""
     checks.check_map(_OP, "boxes", input, rois)
-    return rois.shape[0], input.shape[1], *output_size
+    return rois.shape[0], input.shape[1], *_check.pair(_OP, "output_size", output_size, 1)
 
 
 def _triton() -> ModuleType:

@@ -74,7 +74,7 @@ def _shape(input: Tensor, rois: Tensor, output_size: Sequence[int], *rest: objec
     H, W = input.shape[2:]
     if H * W >= 2**31:
         raise ValueError(f"{_OP}: input must have fewer than 2³¹ pixels, got {int(H)}×{int(W)}")
-    return rois.shape[0], input.shape[1], *output_size
+    return rois.shape[0], input.shape[1], *_check.pair(_OP, "output_size", output_size, 1)
 
 
 def _read_taken(
