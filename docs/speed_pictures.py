@@ -23,8 +23,12 @@ PEERS = {
     "grid_sample": ("grid_sample in PyTorch", canvas.ORANGE),
     "torch nchw": ("PyTorch", canvas.VERMILION),
     "torch loop": ("a loop in PyTorch", canvas.VERMILION),
+    "embedding_bag, places known": ("embedding_bag, places known", canvas.GREEN),
+    "torch-ms-deform-attn": ("torch-ms-deform-attn", canvas.VERMILION),
+    "conv3d": ("conv3d, not deformable", "#B5B5B5"),
+    "conv_transpose2d": ("conv_transpose2d, not deformable", "#B5B5B5"),
 }
-OWN = ("pliant nchw", "pliant channels_last", "pliant")
+OWN = ("pliant nchw", "pliant channels_last", "pliant ncdhw", "pliant channels_last_3d", "pliant")
 MARK = re.compile(r"(<!-- table (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 CHARTED = ("S1", "S2", "S3", "S4", "S5", "S6", "S7", "S8", "T1")
