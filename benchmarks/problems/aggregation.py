@@ -91,9 +91,9 @@ def grid_sample(case: MSDeformAttnCase, value: Tensor, sampling_locations: Tenso
 
 
 def embedding_bag(case: MSDeformAttnCase, t: dict[str, Tensor]) -> Callable[..., Tensor]:
-    """The same sums of the same rows, by torch's kernel for them, for which somebody else has located the samples.
+    """Return torch's kernel for weighted sums of rows, given the rows of all corners and their weights.
 
-    It tells what reading takes where queries are few and nothing is read twice.
+    It does not locate samples, so it tells what reading them takes.
     """
     N, S, M, D = t["value"].shape
     places, weights = t["sampling_locations"], t["attention_weights"]
@@ -102,13 +102,14 @@ def embedding_bag(case: MSDeformAttnCase, t: dict[str, Tensor]) -> Callable[...,
     starts = torch.cat((torch.zeros(1, dtype=torch.long), extents.prod(1).long().cumsum(0)[:-1]))
     x, y = (places * extents.flip(1).view(L, 1, 2) - 0.5).unbind(-1)
     H, W = (side.view(L, 1) for side in extents.unbind(1))
+    top, left = y.floor(), x.floor()
+    image, head = torch.arange(N).view(N, 1, 1, 1, 1), torch.arange(M).view(M, 1, 1)
     rows, factors = [], []
-    for row, below in ((y.floor(), 1 - (y - y.floor())), (y.floor() + 1, y - y.floor())):
-        for column, beside in ((x.floor(), 1 - (x - x.floor())), (x.floor() + 1, x - x.floor())):
+    for row, below in ((top, top + 1 - y), (top + 1, y - top)):
+        for column, beside in ((left, left + 1 - x), (left + 1, x - left)):
             inside = (row >= 0) & (row < H) & (column >= 0) & (column < W)
             pixel = torch.where(inside, row * W + column, 0).long() + starts.view(L, 1)
-            image = torch.arange(N).view(N, 1, 1, 1, 1)
-            rows.append((image * S + pixel) * M + torch.arange(M).view(M, 1, 1))
+            rows.append((image * S + pixel) * M + head)
             factors.append(torch.where(inside, below * beside * weights, 0))
     read, factor = torch.stack(rows, -1).reshape(-1), torch.stack(factors, -1).reshape(-1)
     bags = torch.arange(0, read.numel(), 4 * L * P)

@@ -39,8 +39,7 @@ PLIANT_INLINE void fetch_rows(const M* from, int64_t stride, int64_t n, int64_t 
   for (int64_t i = 0; i < count; ++i, from += stride) fetch(from, n);
 }
 
-// Samples between the one that is read and the one that is fetched. A processor looks about as far ahead by itself, but
-// stops at a branch that it guessed wrong; more than it can fetch at a time only wait.
+// Samples between the one that is read and the one that is fetched; what others cost is in benchmarks/NOTES.md.
 inline constexpr int64_t kAhead = 4;
 
 // Fetch D channels, from c on, of the corners of sample i.

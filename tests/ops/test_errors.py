@@ -242,14 +242,6 @@ def test_raw_operators_check_fake_tensors(op: Operator) -> None:
 # Missing kernels.
 
 
-@pytest.fixture
-def no_kernels(monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setattr(_native, "path", None)
-    monkeypatch.setattr(_native, "reason", "pliant/_C.so is not installed beside the Python files")
-    monkeypatch.setattr(_native, "_warned", set())
-    return "pliant/_C.so is not installed beside the Python files"
-
-
 @each_operator(OPERATORS)
 def test_no_number_of_a_raw_call_divides_by_zero(op: Operator) -> None:
     problem = Problem(op, op.cases[0])
@@ -263,6 +255,14 @@ def test_no_number_of_a_raw_call_divides_by_zero(op: Operator) -> None:
             for given in (call.arguments, fake):
                 with contextlib.suppress(RuntimeError, ValueError):
                     call.function(*given[:at], none, *given[at + 1 :])
+
+
+@pytest.fixture
+def no_kernels(monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setattr(_native, "path", None)
+    monkeypatch.setattr(_native, "reason", "pliant/_C.so is not installed beside the Python files")
+    monkeypatch.setattr(_native, "_warned", set())
+    return "pliant/_C.so is not installed beside the Python files"
 
 
 @each_operator(OPERATORS)

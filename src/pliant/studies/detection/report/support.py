@@ -84,9 +84,8 @@ def read(results: Results) -> Measured | None:
     except (FileNotFoundError, ValueError):
         return None
     # The section and its figures all read: a note is said once.
-    results.notes.extend(
-        f"Spatial support: {note}" for note in found.notes if f"Spatial support: {note}" not in results.notes
-    )
+    said = [f"Spatial support: {note}" for note in found.notes]
+    results.notes.extend(note for note in said if note not in results.notes)
     return found
 
 
